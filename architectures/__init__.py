@@ -1,0 +1,3 @@
+"""Builders of networks."""
+
+from .mlp import mlp as mlp

@@ -1,0 +1,41 @@
+"""Multilayer perceptron."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+import mpgraph as mg
+
+
+def mlp(
+    sizes: Sequence[int],
+    activation: str | mg.Kind | Callable[[Tensor], Tensor] = "tanh",
+    loss: str | mg.Loss | None = "cross_entropy",
+    bias: bool = True,
+) -> mg.Network:
+    """Fully connected layers ``x, h1, ..., y``; the output is linear.
+
+    Args:
+        sizes: numbers of units from input to output, at least two.
+        activation: of the hidden layers.
+        loss: on the output ``y``; ``None`` for a network without a loss.
+        bias: whether units have biases.
+
+    Raises:
+        NetworkError: for fewer than two sizes, or sizes that are not positive integers.
+    """
+    if len(sizes) < 2:
+        raise mg.NetworkError(f"mlp needs at least an input and an output size, got {list(sizes)}")
+    network = mg.Network()
+    below = network.input("x", sizes[0])
+    for depth, size in enumerate(sizes[1:-1], start=1):
+        hidden = network.unit(f"h{depth}", size, activation, bias=bias)
+        network.connect(below, hidden)
+        below = hidden
+    output = network.unit("y", sizes[-1], bias=bias)
+    network.connect(below, output)
+    if loss is not None:
+        network.loss(output, loss)
+    return network

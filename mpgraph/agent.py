@@ -1,0 +1,193 @@
+"""What a learning rule is written for: one agent, its channels of state, and its local view.
+
+An agent class has up to two methods a pass, ``<pass>_update(self, s, <roles>)`` and ``<pass>_message(self, s)``.
+The parameters of an update *are* its inbox, by role: ``pre`` and ``post`` are the neighbours on either side, a
+loss also has ``target``. A default (``post=None``) makes a role optional. The view ``s`` is a value: ``s.set``
+returns a new one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import nn
+
+from .errors import ProtocolError
+from .initializers import Initializer, constant
+
+if TYPE_CHECKING:
+    from .graph import AgentNode
+
+Extent = Literal["slow", "fast", "carry", "common"]
+End = Literal["pre", "post"]
+AGGREGATIONS = ("sum", "mean", "max", "min", "each")
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One piece of an agent's state; made by :func:`slow`, :func:`fast`, :func:`carry` and :func:`common`.
+
+    Attributes:
+        extent: over what it is kept, see the functions.
+        size: ``None`` for one number, ``k`` (or the name of an agent's attribute that holds k) for a vector.
+        init: initialiser, for channels that outlive a step.
+        frozen: a write to it is an error.
+        end: keep only the axes of one end of a connection.
+    """
+
+    extent: Extent
+    size: int | str | None = None
+    init: Initializer = constant(0.0)
+    frozen: bool = False
+    end: End | None = None
+
+    @property
+    def kept(self) -> bool:
+        """Whether the channel is part of the state between steps."""
+        return self.extent != "fast"
+
+
+def _initializer(init: Initializer | float) -> Initializer:
+    return init if callable(init) else constant(float(init))
+
+
+def slow(size: int | str | None = None, *, init: Initializer | float = 0.0, frozen: bool = False) -> Any:
+    """The agent's own and kept, without a batch axis (a weight). Writes are averaged over the batch."""
+    return Channel("slow", size, _initializer(init), frozen)
+
+
+def fast(size: int | str | None = None) -> Any:
+    """One value for each example, gone after the step (an activation). Without a size, any local shape."""
+    return Channel("fast", size)
+
+
+def carry(size: int | str | None = None, *, init: Initializer | float = 0.0, end: End | None = None) -> Any:
+    """One value for each slot of the batch, kept between steps (a memory); ``end`` keeps one end's axes only."""
+    return Channel("carry", size, _initializer(init), end=end)
+
+
+def common(size: int | str | None = None, *, init: Initializer | float = 0.0) -> Any:
+    """One value for the whole node, kept (running statistics). Writes are averaged over agents and batch."""
+    return Channel("common", size, _initializer(init))
+
+
+class Agent(nn.Module):
+    """Base of all agents. Learned parts of a rule are its parameters and sub-modules, shared by whoever uses it.
+
+    Class attributes:
+        aggregate: for a role, how the messages of all neighbours become one: ``sum`` (default), ``mean`` (total sum
+            over total count), ``max``, ``min``, or ``each`` (kept apart by connection, see :class:`Each`).
+    """
+
+    aggregate: dict[str, str] = {}  # noqa: RUF012 - overridden whole, never changed
+
+    @classmethod
+    def channels(cls) -> dict[str, Channel]:
+        """Channels by name, those of base classes first."""
+        found: dict[str, Channel] = {}
+        for base in reversed(cls.__mro__):
+            found.update({k: v for k, v in vars(base).items() if isinstance(v, Channel)})
+        return found
+
+    def update_of(self, name: str) -> Callable[..., View] | None:
+        """The update of a pass, if this agent has one."""
+        return getattr(self, f"{name}_update", None)
+
+    def message_of(self, name: str) -> Callable[[View], Any] | None:
+        """The message of a pass, if this agent has one."""
+        return getattr(self, f"{name}_message", None)
+
+    def roles(self, name: str) -> dict[str, bool]:
+        """Roles that the update of a pass reads; the value says whether the role must be filled."""
+        update = self.update_of(name)
+        if update is None:
+            return {}
+        parameters = list(inspect.signature(update).parameters.values())[1:]
+        return {p.name: p.default is inspect.Parameter.empty for p in parameters}
+
+    def size_of(self, channel: Channel) -> tuple[int, ...]:
+        """Local shape of a channel: ``()`` or ``(k,)``."""
+        size = getattr(self, channel.size) if isinstance(channel.size, str) else channel.size
+        return () if size is None else (int(size),)
+
+    def readout(self, s: View) -> Any:
+        """What the network predicts, if this agent is an output: by default its forward message."""
+        message = self.message_of("forward")
+        if message is None:
+            raise ProtocolError(f"{type(self).__name__} is used as an output but has no forward_message")
+        return message(s)
+
+
+class View(ABC):
+    """The state of one agent for one example, as its rule sees it. Reading ``s.name`` reads channel ``name``.
+
+    The two executors implement it: on lazy values (compiler) and on single numbers (interpreter).
+    """
+
+    node: AgentNode
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self._read(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and name != "node":
+            raise ProtocolError(f"a rule assigned s.{name}: state is a value, write 's = s.set({name}=...)'")
+        object.__setattr__(self, name, value)
+
+    @abstractmethod
+    def _read(self, name: str) -> Any: ...
+
+    @abstractmethod
+    def set(self, **values: Any) -> View:
+        """A view with other values. A slow channel takes the batch average, a common one that of all agents too."""
+
+    @abstractmethod
+    def peers(self, value: Any, how: str = "sum") -> Any:
+        """Aggregate over the agents of the node, for each example: ``sum``, ``mean``, ``max``, ``min``."""
+
+    @abstractmethod
+    def examples(self, value: Any, how: str = "mean") -> Any:
+        """Aggregate over the batch, for each agent."""
+
+    @abstractmethod
+    def all(self, value: Any, how: str = "mean") -> Any:
+        """Aggregate over the agents and the batch."""
+
+    @abstractmethod
+    def normal(self) -> Any:
+        """A standard normal number for each agent and example; drawn outside, so that a step stays pure."""
+
+    @abstractmethod
+    def apply(self, *inputs: Any) -> Any:
+        """The function of this node's kind (an activation)."""
+
+    @abstractmethod
+    def pull(self, e: Any, *inputs: Any, out: Any, instead: str | None = None) -> Any:
+        """Carry ``e`` back through the node's function: its transposed derivative at ``inputs``, times ``e``.
+
+        ``out`` is the function's value there. Where the function has zero derivative everywhere, ``instead`` names
+        the activation whose derivative stands in (a surrogate); without one the result is zero.
+        """
+
+    @abstractmethod
+    def gradient(self, pre: Any, target: Any) -> Any:
+        """Derivative of this node's loss with respect to ``pre``, for each example, not divided by the batch."""
+
+    @abstractmethod
+    def _descend(self, channel: str, signal: Any) -> View: ...
+
+    def descend(self, **signals: Any) -> View:
+        """Hand a channel's increment (a gradient) to the protocol's inner optimiser, which writes the channel.
+
+        The optimiser gets the batch average of the signal.
+        """
+        view: View = self
+        for channel, signal in signals.items():
+            view = view._descend(channel, view.examples(signal, "mean"))
+        return view

@@ -1,0 +1,470 @@
+"""Arrows -> one flat ``torch.fx`` function.
+
+Every agent's methods are run once, on lazy values (:mod:`mpgraph.algebra`) in place of numbers; what they compute
+is written down as torch calls. The result has no loop over layers and no trace of the rule's classes in it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .agent import Channel, View
+from .algebra import BATCH, Axis, Factor, Term, Value, ordered
+from .each import Each
+from .errors import ProtocolError, unknown
+from .graph import AgentGraph, AgentNode, Arrow
+from .kinds import Kind, activation
+from .lowering import Recorder, identifier
+from .losses import Loss
+
+
+@dataclass
+class Compiled:
+    """A generated function ``(state, parameters, noise, *inputs) -> (state, predictions, losses, recorded)``.
+
+    Attributes:
+        module: the generated code; ``module.forward`` is the function.
+        noise: shape, without the batch, of each tensor of standard normal numbers that it takes.
+        notes: what fell back to a materialised form, as (origin, text).
+        flat: units whose derivative is zero everywhere and that a backward message met.
+        still: trained weights whose learning signal is zero whatever the data.
+    """
+
+    module: fx.GraphModule
+    noise: dict[str, tuple[int, ...]]
+    notes: list[tuple[Any, str]]
+    flat: list[str]
+    still: list[str]
+
+
+def compile_passes(
+    graph: AgentGraph,
+    modules: nn.Module,
+    dtype: torch.dtype,
+    *,
+    passes: Sequence[str],
+    learning: bool,
+    record: Mapping[str, Sequence[str]] | None = None,
+) -> Compiled:
+    """Trace ``passes`` into one function.
+
+    Args:
+        graph: nodes, agents and arrows.
+        modules: holds every parameter of the rule, in the order in which they are passed in.
+        dtype: of all numbers.
+        passes: the schedule.
+        learning: whether targets are fed and the new state, the losses and ``record`` are returned; else only the
+            predictions are.
+        record: fast channels to return, by node.
+    """
+    trace = Trace(graph, dtype)
+    with trace.parameters_of(modules):
+        nodes = _nodes(graph, learning)
+        trace.feed(nodes)
+        for index, name in enumerate(passes):
+            for node in graph.order[name]:
+                if node.name in nodes:
+                    trace.run(name, index, node)
+        outputs = trace.results(learning, record or {})
+    module = trace.recorder.finish(outputs)
+    return Compiled(module, trace.noise, trace.recorder.notes, trace.flat, trace.still)
+
+
+def _nodes(graph: AgentGraph, learning: bool) -> set[str]:
+    """Nodes that take part; without learning, those that need no target."""
+    if learning:
+        return set(graph.nodes)
+    left = {name for name, node in graph.nodes.items() if node.kind == "target"}
+    for node in graph.order["forward"]:
+        roles = graph.arrows["forward"][node.name]
+        needs = [arrow for role, required in graph.agents[node.name].roles("forward").items() if required
+                 for arrow in roles[role]]
+        if any(arrow.source.name in left and arrow.role == "target" for arrow in needs):
+            left.add(node.name)
+    return set(graph.nodes) - left
+
+
+@dataclass
+class Trace:
+    """One run of all agents on lazy values."""
+
+    graph: AgentGraph
+    dtype: torch.dtype
+    noise: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    flat: list[str] = field(default_factory=list)
+    still: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.recorder = Recorder(self.dtype)
+        self.inputs = {name: self.recorder.input(name) for name in ("state", "parameters", "noise")}
+        self.kept: dict[str, dict[str, Value]] = {}
+        self.values: dict[str, dict[str, Value]] = {}
+        self._messages: dict[tuple[int, str], Any] = {}
+        self._functions: dict[Any, Callable[..., Any]] = {}
+
+    # -- leaves -------------------------------------------------------------------------------------------
+
+    def item(self, holder: fx.Node, key: Any, hint: str | None = None) -> fx.Node:
+        """``holder[key]``, with a name for people."""
+        node = self.recorder.emit(operator.getitem, holder, key)
+        node.meta.setdefault("hint", hint)
+        return node
+
+    def feed(self, nodes: set[str]) -> None:
+        """Placeholders for inputs and targets, and the kept channels of every node."""
+        for name, node in self.graph.nodes.items():
+            agent, self.values[name], self.kept[name] = self.graph.agents[name], {}, {}
+            if node.kind in ("input", "target") and name in nodes:
+                placeholder = self.recorder.input(name)
+                self.recorder.batched(placeholder)
+                self.values[name]["value"] = self.leaf(placeholder, (BATCH, *node.axes))
+            for channel, declared in agent.channels().items():
+                if declared.kept:
+                    local = tuple(Axis(f"k{n}", n, rank=1) for n in agent.size_of(declared))
+                    holder = self.item(self.inputs["state"], name, name)
+                    leaf = self.item(holder, channel, f"{channel}_{name}")
+                    self.kept[name][channel] = self.leaf(leaf, (*layout(node, declared), *local), local)
+            self.values[name].update(self.kept[name])
+
+    def leaf(self, node: fx.Node, axes: tuple[Axis, ...], local: tuple[Axis, ...] = ()) -> Value:
+        """A tensor that exists, as a value."""
+        return Value(self.recorder, (), local).like(Factor(node, axes))
+
+    @contextmanager
+    def parameters_of(self, modules: nn.Module) -> Iterator[None]:
+        """Agents see lazy values where they have parameters and buffers, so that those are never baked in."""
+        slots = parameter_slots(modules)
+        known: dict[int, Value] = {}
+        before = []
+        for index, (store, name, label) in enumerate(slots):
+            tensor = store[name]
+            if id(tensor) not in known:
+                local = tuple(Axis(f"k{n}", n, rank=1) for n in tensor.shape)
+                leaf = self.item(self.inputs["parameters"], index, label)
+                known[id(tensor)] = self.leaf(leaf, local, local)
+            before.append((store, name, tensor))
+        try:
+            for store, name, tensor in before:
+                store[name] = known[id(tensor)]
+            yield
+        finally:
+            for store, name, tensor in before:
+                store[name] = tensor
+
+    # -- running an update --------------------------------------------------------------------------------
+
+    def run(self, name: str, index: int, node: AgentNode) -> None:
+        """The update of one node: fill its inbox, run its method, keep what it wrote."""
+        agent = self.graph.agents[node.name]
+        update = agent.update_of(name)
+        if update is None:
+            return
+        inbox = {}
+        for role, arrows in self.graph.arrows[name][node.name].items():
+            if arrows:
+                inbox[role] = self.bag(index, arrows)
+        with self.recorder.at((name, node)):
+            result = update(LazyView(self, node, name, self.values[node.name]), **inbox)
+        if not isinstance(result, LazyView):
+            raise ProtocolError(
+                f"{type(agent).__name__}.{name}_update must return a view (s.set(...)), got {type(result).__name__}"
+            )
+        self.values[node.name] = result._values
+
+    def bag(self, index: int, arrows: Sequence[Arrow]) -> Any:
+        """All messages of one role as one."""
+        values = [self.delivered(index, arrow) for arrow in arrows]
+        how = arrows[0].how
+        if how == "each":
+            return Each({a.source.name: _by_key(self.gathered, [a], [v], "sum") for a, v in zip(arrows, values, strict=True)})
+        return _by_key(self.gathered, arrows, values, how)
+
+    def delivered(self, index: int, arrow: Arrow) -> Any:
+        """The message of an arrow's source, on the axes of its target."""
+        source = arrow.source
+        key = (index, source.name)
+        with self.recorder.at((arrow.pass_name, source)):
+            if key not in self._messages:
+                view = LazyView(self, source, arrow.pass_name, self.values[source.name])
+                send = self.graph.agents[source.name].message_of(arrow.pass_name)
+                assert send is not None
+                self._messages[key] = send(view)
+            message = self._messages[key]
+            if isinstance(message, Each):
+                message = message[arrow.target.name]
+            if isinstance(message, dict):
+                return {k: self.recorder.coerce(v).renamed(arrow.names) for k, v in message.items()}
+            if message is None:
+                raise ProtocolError(f"{arrow}: the message is None; return a value or remove the method")
+            return self.recorder.coerce(message).renamed(arrow.names)
+
+    def gathered(self, arrows: Sequence[Arrow], values: Sequence[Value], how: str) -> Value:
+        """Messages aggregated over the axes that the target lacks, and over all arrows of the role."""
+        parts = []
+        for arrow, value in zip(arrows, values, strict=True):
+            with self.recorder.at(arrow):
+                parts.append(value.total(arrow.aggregated, how if how in ("max", "min") else "sum"))
+        total = parts[0]
+        for part in parts[1:]:
+            if how in ("max", "min"):
+                total = self.recorder.pointwise(torch.maximum if how == "max" else torch.minimum, (total, part))
+            else:
+                total = total + part
+        return total / count(arrows) if how == "mean" else total
+
+    def function(self, owner: Kind | Loss, name: str, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+        """A function of a kind under a name that reads well in the generated code; the same object each time."""
+        key = (id(owner), name)
+        if key not in self._functions:
+            made = make()
+
+            def call(*args: Any) -> Any:
+                return made(*args)
+
+            call.__module__ = "mpgraph"
+            call.__name__ = call.__qualname__ = f"{identifier(owner.name)}_{name}"
+            self._functions[key] = call
+        return self._functions[key]
+
+    # -- results ------------------------------------------------------------------------------------------
+
+    def results(self, learning: bool, record: Mapping[str, Sequence[str]]) -> Any:
+        """What the generated function returns."""
+        predictions = {name: self.prediction(name) for name in self.graph.network.outputs}
+        if not learning:
+            return predictions
+        state: dict[str, Any] = {
+            name: {channel: self.written(name, channel) for channel in channels}
+            for name, channels in self.kept.items()
+            if channels
+        }
+        program = self.item(self.inputs["state"], "program", "program")
+        step = self.recorder.emit(operator.add, self.item(program, "step", "step"), 1)
+        state["program"] = {"seed": self.item(program, "seed", "seed"), "step": step}
+        losses = {}
+        for name, drawn in self.graph.network.losses.items():
+            node = self.graph.nodes[name]
+            with self.recorder.at(("loss", node)):
+                target = self.recorder.inputs[f"{drawn.pre}.target"]
+                values = self.leaf(predictions[drawn.pre], (BATCH, *node.axes)), self.leaf(target, (BATCH, *node.axes))
+                each = self.whole(drawn.loss, "apply", values, (BATCH, *node.axes))
+                losses[name] = self.recorder.emit("mean", each, work=(BATCH,))
+                losses[name].meta.setdefault("hint", name)
+        recorded = {name: {c: self.recorded(name, c) for c in channels} for name, channels in record.items()}
+        return state, predictions, losses, recorded
+
+    def whole(self, owner: Kind | Loss, method: str, values: Sequence[Value], axes: Sequence[Axis]) -> fx.Node:
+        """A method of a kind or loss on whole tensors."""
+        func = getattr(owner, method)
+        call = func if owner.inline else self.function(owner, method, lambda: func)
+        return self.recorder.opaque(call, values, axes, owner.inline)
+
+    def prediction(self, name: str) -> fx.Node:
+        """The readout of an output node, ``(batch, *axes, *local)``."""
+        node, agent = self.graph.nodes[name], self.graph.agents[name]
+        with self.recorder.at(("readout", node)):
+            value = self.recorder.coerce(agent.readout(LazyView(self, node, "forward", self.values[name])))
+            return self.recorder.full(value, (BATCH, *node.axes, *value.local))
+
+    def written(self, name: str, channel: str) -> fx.Node:
+        """A kept channel after the step, in the layout of the state."""
+        before, value = self.kept[name][channel], self.values[name][channel]
+        if value is before:
+            return before.settle().node
+        node, declared = self.graph.nodes[name], self.graph.agents[name].channels()[channel]
+        axes = (*layout(node, declared), *value.local)
+        with self.recorder.at(("write", node)):
+            tensor = self.recorder.full(value, axes)
+            if set(axes) - set(value.settle().axes):
+                tensor = self.recorder.emit("contiguous", tensor)
+        return tensor
+
+    def recorded(self, name: str, channel: str) -> fx.Node:
+        """A channel after the step for every agent and example, for probes."""
+        if name not in self.values:
+            raise ProtocolError("record: " + unknown("node", name, self.values))
+        value = LazyView(self, self.graph.nodes[name], "record", self.values[name])._read(channel)
+        return self.recorder.full(value, (BATCH, *self.graph.nodes[name].axes, *value.local))
+
+
+def layout(node: AgentNode, channel: Channel) -> tuple[Axis, ...]:
+    """Axes of a kept channel's tensor, without local ones."""
+    if channel.extent == "common":
+        return ()
+    axes = node.axes if channel.end is None else node.ends.get(channel.end, node.axes)
+    return (BATCH, *axes) if channel.extent == "carry" else axes
+
+
+def parameter_slots(modules: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
+    """Every place that holds a parameter or buffer: (dictionary, key, readable name)."""
+    slots: list[tuple[dict[str, Any], str, str]] = []
+    for prefix, module in modules.named_modules():
+        for store in (module._parameters, module._buffers):
+            slots += [(store, n, f"{prefix}.{n}") for n, t in store.items() if t is not None]
+    return slots
+
+
+def count(arrows: Sequence[Arrow]) -> int:
+    """How many messages reach one agent through these arrows."""
+    total = 0
+    for arrow in arrows:
+        messages = 1
+        for axis in arrow.aggregated:
+            messages *= axis.size or 1
+        total += messages
+    return total
+
+
+def _by_key(gather: Callable[..., Any], arrows: Sequence[Arrow], values: Sequence[Any], how: str) -> Any:
+    """Aggregate messages, key by key where they are dictionaries."""
+    if not any(isinstance(v, dict) for v in values):
+        return gather(arrows, values, how)
+    keys = [set(v) if isinstance(v, dict) else None for v in values]
+    if any(k != keys[0] for k in keys):
+        raise ProtocolError(f"{arrows[0]}: messages of one role must have the same keys, got {keys}")
+    return {k: gather(arrows, [v[k] for v in values], how) for k in values[0]}
+
+
+class LazyView(View):
+    """The view of all agents of a node at once, on lazy values."""
+
+    def __init__(self, trace: Trace, node: AgentNode, pass_name: str, values: Mapping[str, Value]) -> None:
+        self._trace, self.node, self._pass = trace, node, pass_name
+        self._values = dict(values)
+
+    @property
+    def _channels(self) -> dict[str, Channel]:
+        return self._trace.graph.agents[self.node.name].channels()
+
+    def _where(self) -> str:
+        return f"node {self.node.name!r}, pass {self._pass!r}"
+
+    def _read(self, name: str) -> Value:
+        if name not in self._channels:
+            raise ProtocolError(f"{self._where()}: " + unknown("channel", name, self._channels))
+        if name not in self._values:
+            raise ProtocolError(
+                f"{self._where()}: channel {name!r} is read before it is written; it is fast, so an earlier pass of "
+                "the same step must set it"
+            )
+        return self._values[name]
+
+    def set(self, **values: Any) -> LazyView:  # noqa: D102
+        view = LazyView(self._trace, self.node, self._pass, self._values)
+        for name, given in values.items():
+            if name not in self._channels:
+                raise ProtocolError(f"{self._where()}: " + unknown("channel", name, self._channels))
+            channel = self._channels[name]
+            if channel.frozen:
+                raise ProtocolError(f"{self._where()}: channel {name!r} is frozen and cannot be set")
+            if name == "w" and not self.node.trained:
+                continue
+            view._values[name] = self._fitted(name, channel, given)
+        return view
+
+    def _fitted(self, name: str, channel: Channel, given: Any) -> Any:
+        recorder = self._trace.recorder
+        if isinstance(given, Each) and channel.extent == "fast":
+            return given
+        value = recorder.coerce(given)
+        shape = self._trace.graph.agents[self.node.name].size_of(channel)
+        if channel.extent != "fast" or channel.size is not None:
+            if value.shape not in (torch.Size(shape), torch.Size(())):
+                raise ProtocolError(
+                    f"{self._where()}: channel {name!r} has shape {shape} but was set to a value of shape "
+                    f"{tuple(value.shape)}"
+                )
+            if value.shape != torch.Size(shape):
+                local = tuple(Axis(f"k{n}", n, rank=1) for n in shape)
+                value = Value(recorder, value.simple().terms, local)
+        allowed = {BATCH, *self.node.axes} if channel.extent == "fast" else set(layout(self.node, channel))
+        foreign = [axis for axis in value.axes if axis not in {BATCH, *self.node.axes}]
+        if foreign:
+            raise ProtocolError(f"{self._where()}: a value for channel {name!r} depends on foreign axes {foreign}")
+        averaged = [axis for axis in (BATCH, *self.node.axes) if axis not in allowed]
+        value = value.total([axis for axis in averaged if axis in value.axes], "mean").stored()
+        recorder.name(value, f"{'new_' if channel.kept else ''}{name}_{self.node.name}")
+        return value
+
+    def peers(self, value: Any, how: str = "sum") -> Value:  # noqa: D102
+        return self._trace.recorder.coerce(value).total(self.node.axes, how)
+
+    def examples(self, value: Any, how: str = "mean") -> Value:  # noqa: D102
+        return self._trace.recorder.coerce(value).total((BATCH,), how)
+
+    def all(self, value: Any, how: str = "mean") -> Value:  # noqa: D102
+        return self._trace.recorder.coerce(value).total((BATCH, *self.node.axes), how)
+
+    def normal(self) -> Value:  # noqa: D102
+        trace = self._trace
+        name = f"{self.node.name}.{self._pass}.{len(trace.noise)}"
+        trace.noise[name] = self.node.shape
+        node = trace.item(trace.inputs["noise"], name, f"noise_{len(trace.noise)}")
+        return trace.leaf(node, (BATCH, *self.node.axes))
+
+    def _function(self) -> Kind:
+        if not isinstance(self.node.function, Kind):
+            raise ProtocolError(f"{self._where()}: a {self.node.kind} has no function to apply")
+        return self.node.function
+
+    def _whole(self, owner: Any, name: str, make: Callable[[], Callable[..., Any]], values: Sequence[Any]) -> Value:
+        """A kind's function on tensors of the node, written inline or called."""
+        recorder = self._trace.recorder
+        values = recorder.aligned(*values)
+        local = values[0].local
+        if owner.over == "node":
+            axes: tuple[Axis, ...] = (BATCH, *self.node.axes)
+        else:
+            axes = ordered(a for v in values for a in v.axes)
+        call = make() if owner.inline else self._trace.function(owner, name, make)
+        if owner.over == "node" and local:  # channel by channel
+            inner = call
+            call = self._trace.function(owner, f"{name}_by_channel", lambda: torch.func.vmap(inner, -1, -1))
+        node = recorder.opaque(call, values, (*axes, *local), owner.inline)
+        return Value(recorder, (), local).like(Factor(node, (*axes, *local)))
+
+    def apply(self, *inputs: Any) -> Value:  # noqa: D102
+        kind = self._function()
+        return self._whole(kind, "apply", lambda: kind.apply, inputs)
+
+    def pull(self, e: Any, *inputs: Any, out: Any, instead: str | None = None) -> Value:  # noqa: D102
+        kind = self._function()
+        e = self._trace.recorder.coerce(e)
+        if e.is_zero:
+            return e
+        if kind.is_flat():
+            if instead is None:
+                self._trace.flat.append(self.node.name)
+                return e * 0.0
+            other = activation(instead)
+            return self._whole(other, "surrogate", lambda: lambda e, z: other.pull(e, z, other.apply(z)), (e, *inputs))
+        return self._whole(kind, "pull", lambda: kind.pull, (e, *inputs, out))
+
+    def gradient(self, pre: Any, target: Any) -> Value:  # noqa: D102
+        loss = self.node.function
+        if not isinstance(loss, Loss):
+            raise ProtocolError(f"{self._where()}: a {self.node.kind} has no loss to differentiate")
+        axes = (BATCH, *self.node.axes)
+        values = [self._trace.recorder.coerce(v) for v in (pre, target)]
+        return self._trace.leaf(self._trace.whole(loss, "gradient", values, axes), axes)
+
+    def _descend(self, channel: str, signal: Any) -> View:
+        if channel not in self._channels:
+            raise ProtocolError(f"{self._where()}: " + unknown("channel", channel, self._channels))
+        if channel == "w" and not self.node.trained:
+            return self
+        if signal.is_zero:
+            self._trace.still.append(self.node.name)
+            return self
+        optimizer = self._trace.graph.protocol.optimizer
+        return optimizer.update(self, channel, signal)
+
+
+__all__ = ["Compiled", "LazyView", "Term", "compile_passes", "count", "layout", "parameter_slots"]

@@ -1,0 +1,77 @@
+"""The engine's own agents, for kinds of node about which a protocol says nothing.
+
+A unit applies its function forward and carries backward messages through the function's transposed derivative.
+For an error message that is the chain rule; which message is carried, and what weights make of it, is the rule's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .agent import Agent, View, fast
+
+
+class Input(Agent):
+    """Holds what was fed: an input of the network, or a target."""
+
+    value = fast()
+
+    def forward_message(self, s: View) -> Any:
+        """The value itself."""
+        return s.value
+
+
+class Constant(Agent):
+    """The number one, from which biases are weights."""
+
+    def forward_message(self, s: View) -> Any:
+        """One."""
+        return 1.0
+
+
+class UnitAgent(Agent):
+    """Applies its function; carries backward messages through it.
+
+    Args:
+        surrogate: activation whose derivative stands in for units that have none (``"tanh"``), or ``None``.
+    """
+
+    z, y, e = fast(), fast(), fast()
+
+    def __init__(self, surrogate: str | None = None) -> None:
+        super().__init__()
+        self.surrogate = surrogate
+
+    def forward_update(self, s: View, pre: Any) -> View:
+        """y = f(z), with z the sum of the messages."""
+        return s.set(z=pre, y=s.apply(pre))
+
+    def forward_message(self, s: View) -> Any:
+        """The activity."""
+        return s.y
+
+    def backward_update(self, s: View, post: Any) -> View:
+        """e = f'(z) * the sum of the messages."""
+        return s.set(e=s.pull(post, s.z, out=s.y, instead=self.surrogate))
+
+    def backward_message(self, s: View) -> Any:
+        """The error."""
+        return s.e
+
+
+class LossAgent(Agent):
+    """Compares the prediction with the target and sends the derivative back."""
+
+    z, t, e = fast(), fast(), fast()
+
+    def forward_update(self, s: View, pre: Any, target: Any) -> View:
+        """Keep both."""
+        return s.set(z=pre, t=target)
+
+    def backward_update(self, s: View) -> View:
+        """e = dL/dz of each example."""
+        return s.set(e=s.gradient(s.z, s.t))
+
+    def backward_message(self, s: View) -> Any:
+        """The error."""
+        return s.e

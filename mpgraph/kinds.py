@@ -1,0 +1,196 @@
+"""What a node computes: activations of units and functions of a user's own.
+
+A kind defines ``apply`` on the forward values; ``pull`` carries a backward message through it, in closed form where
+one is known and by ``torch.func.vjp`` else. No rule needs a line about any kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .errors import NetworkError, unknown
+from .registry import lookup
+
+aten = torch.ops.aten
+
+
+class Kind:
+    """Base of what nodes compute. Subclass it, define ``apply``, and pass an instance as ``activation``.
+
+    Class attributes:
+        over: ``"agent"`` if ``apply`` acts on every number alone; ``"node"`` if it needs the whole population, and
+            then it gets tensors ``(batch, *axes of the node)``.
+        inline: whether ``apply`` and ``pull`` are plain torch calls that may be written into the generated code;
+            else the code calls them.
+    """
+
+    over: Literal["agent", "node"] = "agent"
+    inline: bool = False
+
+    @property
+    def name(self) -> str:
+        """What people read in listings and errors."""
+        return type(self).__name__.lower()
+
+    def apply(self, z: Tensor) -> Tensor:
+        """The value of the node for the sum ``z`` of its messages."""
+        raise NotImplementedError(f"{type(self).__name__} must define apply(self, z)")
+
+    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:
+        """Transposed derivative of ``apply`` at ``z``, times ``e``; ``y = apply(z)``."""
+        _, back = torch.func.vjp(self.apply, z)
+        return back(e)[0]
+
+    def is_flat(self) -> bool:
+        """Whether the derivative is zero everywhere (a step), found by probing it."""
+        z = torch.linspace(-4.0, 4.0, 257, dtype=torch.float64).add(1e-3)
+        if self.over == "node":
+            return False
+        try:
+            return not bool(self.pull(torch.ones_like(z), z, self.apply(z)).any())
+        except RuntimeError:  # the user's function leaves torch: no derivative can reach its input
+            return True
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+class Identity(Kind):
+    """y = z."""
+
+    inline = True
+
+    def apply(self, z: Tensor) -> Tensor:  # noqa: D102
+        return z
+
+    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+        return e
+
+
+class Tanh(Kind):
+    """y = tanh(z)."""
+
+    inline = True
+
+    def apply(self, z: Tensor) -> Tensor:  # noqa: D102
+        return torch.tanh(z)
+
+    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+        return aten.tanh_backward(e, y)  # e * (1 - y * y) in one call
+
+
+class Sigmoid(Kind):
+    """y = 1 / (1 + exp(-z))."""
+
+    inline = True
+
+    def apply(self, z: Tensor) -> Tensor:  # noqa: D102
+        return torch.sigmoid(z)
+
+    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+        return aten.sigmoid_backward(e, y)  # e * y * (1 - y)
+
+
+class ReLU(Kind):
+    """y = max(z, 0), with derivative 0 at 0."""
+
+    inline = True
+
+    def apply(self, z: Tensor) -> Tensor:  # noqa: D102
+        return torch.relu(z)
+
+    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+        return aten.threshold_backward(e, y, 0)  # e where y > 0
+
+
+class Softplus(Kind):
+    """y = log(1 + exp(beta z)) / beta; linear above ``beta z = 20``, as in torch."""
+
+    inline = True
+
+    def __init__(self, beta: float = 1.0) -> None:
+        if not beta > 0:
+            raise NetworkError(f"softplus: beta must be positive, got {beta}")
+        self.beta = float(beta)
+
+    def apply(self, z: Tensor) -> Tensor:  # noqa: D102
+        return functional.softplus(z, self.beta)
+
+    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+        return aten.softplus_backward(e, z, self.beta, 20.0)
+
+    def __repr__(self) -> str:
+        return f"softplus(beta={self.beta:g})"
+
+
+class Step(Kind):
+    """y = 1 where z > 0, else 0. Its derivative is zero everywhere."""
+
+    inline = True
+
+    def apply(self, z: Tensor) -> Tensor:  # noqa: D102
+        return torch.gt(z, 0).type_as(z)
+
+    def is_flat(self) -> bool:  # noqa: D102
+        return True
+
+    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+        return torch.zeros_like(e)
+
+
+class Function(Kind):
+    """Any function of one tensor, differentiable or not.
+
+    Args:
+        function: maps a tensor to one of the same shape.
+        over: ``"agent"`` if it acts on every number alone, ``"node"`` if it needs the whole population.
+        name: for listings; the function's own name by default.
+    """
+
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], over: Literal["agent", "node"] = "agent", name: str | None = None
+    ) -> None:
+        if over not in ("agent", "node"):
+            raise NetworkError(f"a function acts over 'agent' or 'node', not {over!r}")
+        self.function, self.over = function, over
+        self._name = name or getattr(function, "__name__", type(function).__name__).replace("<lambda>", "function")
+
+    @property
+    def name(self) -> str:  # noqa: D102
+        return self._name
+
+    def apply(self, z: Tensor) -> Tensor:  # noqa: D102
+        return self.function(z)
+
+
+ACTIVATIONS: dict[str, Callable[[], Kind]] = {
+    "identity": Identity,
+    "tanh": Tanh,
+    "sigmoid": Sigmoid,
+    "relu": ReLU,
+    "softplus": Softplus,
+    "step": Step,
+}
+
+
+def activation(given: str | Kind | Callable[[Tensor], Tensor]) -> Kind:
+    """A kind from its name, from a function, or as it is.
+
+    Raises:
+        NetworkError: for a name that is neither built in nor registered under ``mpgraph.kinds``.
+    """
+    if isinstance(given, Kind):
+        return given
+    if isinstance(given, str):
+        found: Any = ACTIVATIONS.get(given) or lookup("mpgraph.kinds", given)
+        if found is None:
+            raise NetworkError(unknown("activation", given, ACTIVATIONS))
+        return found()
+    if callable(given):
+        return Function(given)
+    raise NetworkError(f"an activation is a name, a function or an mg.Kind, got {given!r}")

@@ -1,0 +1,129 @@
+"""Losses: what the output should have been. A loss is a node with two roles, ``pre`` (logits) and ``target``.
+
+All are sums over the features of an example; the mean over the batch is taken by the program alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .errors import NetworkError, unknown
+from .registry import lookup
+
+
+class Loss:
+    """Base of losses. Subclass it and define ``apply``; the gradient follows by ``torch.func.vjp`` unless given.
+
+    Class attributes:
+        inline: whether the methods are plain torch calls that may be written into the generated code.
+    """
+
+    inline: bool = False
+
+    @property
+    def name(self) -> str:
+        """What people read in listings and errors."""
+        return type(self).__name__.lower()
+
+    def apply(self, z: Tensor, t: Tensor) -> Tensor:
+        """Loss of each example ``(batch,)`` for predictions and targets ``(batch, *axes)``."""
+        raise NotImplementedError(f"{type(self).__name__} must define apply(self, z, t)")
+
+    def gradient(self, z: Tensor, t: Tensor) -> Tensor:
+        """Derivative of each example's loss with respect to ``z``, of the shape of ``z``."""
+        loss, back = torch.func.vjp(lambda z: self.apply(z, t), z)
+        return back(torch.ones_like(loss))[0]
+
+    def problem(self, t: Tensor) -> str | None:
+        """What is wrong with the values of targets ``(batch, *axes)``, if anything."""
+        return None
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+class CrossEntropy(Loss):
+    """Softmax cross-entropy, ``-sum_i t_i log softmax(z)_i``; its gradient is for targets that sum to one."""
+
+    inline = True
+
+    @property
+    def name(self) -> str:  # noqa: D102
+        return "cross_entropy"
+
+    def apply(self, z: Tensor, t: Tensor) -> Tensor:  # noqa: D102
+        return torch.sum(torch.log_softmax(z, -1) * t, -1).neg()
+
+    def gradient(self, z: Tensor, t: Tensor) -> Tensor:  # noqa: D102
+        return torch.softmax(z, -1) - t
+
+    def problem(self, t: Tensor) -> str | None:  # noqa: D102
+        off = float((t.sum(-1) - 1.0).abs().max())
+        return None if off < 1e-3 else f"targets must sum to one over the classes; one is off by {off:.3g}"
+
+
+class SigmoidCrossEntropy(Loss):
+    """Sum over features of the cross-entropy between ``t`` and ``sigmoid(z)``."""
+
+    inline = True
+
+    @property
+    def name(self) -> str:  # noqa: D102
+        return "sigmoid_cross_entropy"
+
+    def apply(self, z: Tensor, t: Tensor) -> Tensor:  # noqa: D102
+        return functional.binary_cross_entropy_with_logits(z, t, reduction="none").flatten(1).sum(1)
+
+    def gradient(self, z: Tensor, t: Tensor) -> Tensor:  # noqa: D102
+        return torch.sigmoid(z) - t
+
+
+class L2(Loss):
+    """Half the sum of squared differences."""
+
+    inline = True
+
+    def apply(self, z: Tensor, t: Tensor) -> Tensor:  # noqa: D102
+        return torch.square(z - t).flatten(1).sum(1) * 0.5
+
+    def gradient(self, z: Tensor, t: Tensor) -> Tensor:  # noqa: D102
+        return z - t
+
+
+class L1(Loss):
+    """Sum of absolute differences; derivative 0 where they vanish."""
+
+    inline = True
+
+    def apply(self, z: Tensor, t: Tensor) -> Tensor:  # noqa: D102
+        return torch.abs(z - t).flatten(1).sum(1)
+
+    def gradient(self, z: Tensor, t: Tensor) -> Tensor:  # noqa: D102
+        return torch.sign(z - t)
+
+
+LOSSES: dict[str, Callable[[], Loss]] = {
+    "cross_entropy": CrossEntropy,
+    "sigmoid_cross_entropy": SigmoidCrossEntropy,
+    "l2": L2,
+    "l1": L1,
+}
+
+
+def loss(given: str | Loss) -> Loss:
+    """A loss from its name, or as it is.
+
+    Raises:
+        NetworkError: for a name that is neither built in nor registered under ``mpgraph.losses``.
+    """
+    if isinstance(given, Loss):
+        return given
+    found: Any = LOSSES.get(str(given)) or lookup("mpgraph.losses", str(given))
+    if found is None:
+        raise NetworkError(unknown("loss", given, LOSSES))
+    return found()

@@ -1,0 +1,470 @@
+"""A compiled network and rule: a pure function ``(state, batch) -> (state, outputs)``."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from . import files
+from .compiler import Compiled, compile_passes, layout, parameter_slots
+from .errors import FlatUnitWarning, InputError, ProtocolError, StateError, unknown
+from .explain import rows, table
+from .graph import AgentGraph, AgentNode
+from .network import Network
+from .protocol import Protocol
+
+State = dict[str, dict[str, Tensor]]
+Batch = Tensor | Mapping[str, Tensor]
+Checks = Literal["none", "labels", "all"]
+
+
+class Output(NamedTuple):
+    """What a step returns beside the state; predictions and losses are those before the update.
+
+    Attributes:
+        prediction: ``(batch, *output)``; by output name if there are several.
+        losses: mean over the batch, by loss name.
+        recorded: channels asked for with ``record``, by node and channel.
+    """
+
+    prediction: Any
+    losses: dict[str, Tensor]
+    recorded: dict[str, dict[str, Tensor]]
+
+    @property
+    def loss(self) -> Tensor | None:
+        """Sum of all losses; ``None`` for a network without one."""
+        losses = list(self.losses.values())
+        return sum(losses[1:], losses[0]) if losses else None
+
+
+class Program(nn.Module):
+    """A network with a rule, compiled. Holds the rule's parameters alone; weights live in the state, a value.
+
+    Made by :func:`compile`. ``program(state, x, y)`` is ``program.step(state, x, y)``.
+
+    Attributes:
+        graph: the multigraph of nodes and arrows.
+        device, dtype: where and as what states are made.
+        checks: which *values* are inspected in eager calls; see :func:`compile`.
+    """
+
+    def __init__(
+        self, graph: AgentGraph, device: torch.device, dtype: torch.dtype, checks: Checks, *, warn: bool = True
+    ) -> None:
+        super().__init__()
+        self.graph, self.device, self.dtype, self.checks = graph, device, dtype, checks
+        self.protocol = graph.protocol
+        owned = set(self.protocol.modules())
+        self.agents = nn.ModuleList([a for a in dict.fromkeys(graph.agents.values()) if a not in owned])
+        self.to(device=device, dtype=dtype)
+        network = graph.network
+        self._inputs, self._outputs = network.inputs, network.outputs
+        self._targets = tuple(dict.fromkeys(node.pre for node in network.losses.values()))
+        self._fed = {**{n: n for n in self._inputs}, **{f"{n}.target": n for n in self._targets}}
+        self._shapes = {name: graph.nodes[name].shape for name in (*self._inputs, *self._targets)}
+        self._channels = [
+            (name, channel, declared, agent.size_of(declared))
+            for name, agent in graph.agents.items()
+            for channel, declared in agent.channels().items()
+            if declared.kept
+        ]
+        self._slots = parameter_slots(self)
+        self._one_hot = {
+            name: torch.eye(shape[-1], device=device, dtype=dtype)
+            for name, shape in self._shapes.items()
+            if name in self._targets and len(shape) == 1
+        }
+        self._compiled: dict[Any, Compiled] = {}
+        compiled = self._function()
+        if warn:
+            self._warn(compiled)
+
+    # -- compilation --------------------------------------------------------------------------------------
+
+    def _function(self, record: Mapping[str, Sequence[str]] | None = None, learning: bool = True) -> Compiled:
+        """The generated function for these outputs, compiled on first use."""
+        key = (learning, tuple((n, tuple(c)) for n, c in (record or {}).items()))
+        if key not in self._compiled:
+            passes = self.protocol.passes if learning else ("forward",)
+            self._compiled[key] = compile_passes(
+                self.graph, self, self.dtype, passes=passes, learning=learning, record=record
+            )
+        return self._compiled[key]
+
+    def _warn(self, compiled: Compiled) -> None:
+        if compiled.flat and compiled.still:
+            units = ", ".join(f"{n!r} ({self.graph.nodes[n].function})" for n in dict.fromkeys(compiled.flat))
+            still = ", ".join(dict.fromkeys(compiled.still))
+            warnings.warn(
+                f"{type(self.protocol).__name__}: {units} has zero derivative everywhere, so these receive no learning "
+                f"signal and stay as they are: {still}. Use a rule that needs no derivative, or choose a surrogate: "
+                f"{type(self.protocol).__name__}(surrogate='tanh')",
+                FlatUnitWarning,
+                stacklevel=4,
+            )
+
+    @property
+    def code(self) -> str:
+        """The generated torch code of one step."""
+        return readable(self._function().module.code)
+
+    @property
+    def predict_code(self) -> str:
+        """The generated torch code of a prediction."""
+        return readable(self._function(learning=False).module.code)
+
+    def explain(self, batch_size: int = 32) -> str:
+        """A table: for each arrow and update, what it became, with shapes, FLOPs and bytes at ``batch_size``."""
+        compiled = self._function()
+        size = dict(device=self.device, dtype=self.dtype)
+        fed = [torch.zeros((batch_size, *self.graph.nodes[name].shape), **size) for name in self._fed]
+        noise = {name: torch.zeros((batch_size, *shape), **size) for name, shape in compiled.noise.items()}
+        state = self.init(batch_size=batch_size)
+        return table(rows(self.graph, compiled, (state, self._parameters_now(), noise, *fed), batch_size), batch_size)
+
+    # -- states -------------------------------------------------------------------------------------------
+
+    def init(self, seed: int = 0, batch_size: int | None = None) -> State:
+        """A fresh state ``state[node][channel]``.
+
+        Numbers are drawn on the CPU, each tensor from a generator of its own made from the seed and its name: one
+        seed is one network on every device, and rules share the weights of a seed whatever else they draw.
+
+        Args:
+            seed: any integer.
+            batch_size: needed where the rule keeps a memory for each slot of the batch (carry channels).
+
+        Raises:
+            StateError: if ``batch_size`` is needed and missing.
+        """
+        state: State = {}
+        for name, channel, declared, local in self._channels:
+            node = self.graph.nodes[name]
+            if declared.extent == "carry" and batch_size is None:
+                raise StateError(
+                    f"channel {channel!r} of node {name!r} keeps one value for each example: call "
+                    "program.init(seed, batch_size=...)"
+                )
+            axes = layout(node, declared)
+            shape = (*(batch_size if axis.size is None else axis.size for axis in axes), *local)
+            generator = torch.Generator().manual_seed(_seed(seed, name, channel))
+            given = self._given(node, shape) if channel == "w" else None
+            tensor = declared.init(shape, node, generator, self.dtype) if given is None else given
+            state.setdefault(name, {})[channel] = tensor.to(device=self.device, dtype=self.dtype)
+        counters = {"seed": torch.tensor(seed), "step": torch.tensor(0)}
+        state["program"] = {k: v.to(self.device) for k, v in counters.items()}
+        return state
+
+    def _given(self, node: AgentNode, shape: tuple[int, ...]) -> Tensor | None:
+        """The weight that the network prescribes: a connection's value; zero for biases."""
+        if node.value is not None:
+            if node.value.ndim and tuple(node.value.shape) != shape:
+                raise StateError(f"node {node.name!r}: given weight {tuple(node.value.shape)} for a channel {shape}")
+            return node.value.to(self.dtype).expand(shape).clone()
+        return torch.zeros(shape, dtype=self.dtype) if node.kind == "bias" else None
+
+    def noise(self, state: State, batch_size: int) -> dict[str, Tensor]:
+        """The standard normal numbers of the next step, from the state's seed and step; empty for most rules."""
+        needed = self._function().noise
+        if not needed:
+            return {}
+        seed, step = int(state["program"]["seed"]), int(state["program"]["step"])
+        drawn = {}
+        for name, shape in needed.items():
+            generator = torch.Generator().manual_seed(_seed(seed, name, str(step)))
+            numbers = torch.randn((batch_size, *shape), generator=generator, dtype=torch.float64)
+            drawn[name] = numbers.to(device=self.device, dtype=self.dtype)
+        return drawn
+
+    def save(self, state: State, path: Any) -> None:
+        """Write a state as safetensors with named tensors, atomically."""
+        files.save(state, path)
+
+    def load(self, path: Any) -> State:
+        """Read a state that :meth:`save` wrote, onto this program's device.
+
+        Raises:
+            FileError: for a missing or damaged file, or the state of another network.
+        """
+        wanted = {(name, channel): self._shape_of(name, declared, local) for name, channel, declared, local in self._channels}
+        return files.load(path, wanted, self.device)
+
+    # -- running ------------------------------------------------------------------------------------------
+
+    def forward(self, state: State, x: Batch | None = None, y: Batch | None = None, **options: Any) -> tuple[State, Output]:
+        """The same as :meth:`step`."""
+        return self.step(state, x, y, **options)
+
+    def step(
+        self,
+        state: State,
+        x: Batch | None = None,
+        y: Batch | None = None,
+        *,
+        record: Mapping[str, Sequence[str]] | None = None,
+        noise: Mapping[str, Tensor] | None = None,
+    ) -> tuple[State, Output]:
+        """One learning step. Pure: nothing that is passed in changes.
+
+        Args:
+            state: from :meth:`init` or an earlier step.
+            x: ``(batch, *input)``; a dictionary by input name if there are several.
+            y: class labels ``(batch,)`` (integers), or targets ``(batch, *output)``; a dictionary by output name if
+                there are several; nothing for a network without a loss.
+            record: channels to return for every agent and example: ``{"h1": ["e"]}``.
+            noise: standard normal numbers, see :meth:`noise`; drawn from the state if not given.
+
+        Raises:
+            InputError: for a batch that does not fit.
+            StateError: for a state of another program.
+        """
+        compiled = self._function(record) if record else self._compiled[_STEP]
+        tensors, size = self._feed(x, y)
+        if compiled.noise and noise is None:
+            if _inside_transform(state["program"]["seed"]):
+                raise InputError("under torch.func transforms pass noise= yourself: noise=program.noise(state, batch_size)")
+            noise = self.noise(state, size)
+        self._check_state(state, size)
+        parameters = self._parameters_now()
+        state, predictions, losses, recorded = compiled.module.forward(state, parameters, noise or {}, *tensors)
+        prediction = predictions if len(predictions) > 1 else predictions[self._outputs[0]]
+        return state, Output(prediction, losses, recorded)
+
+    def predict(self, state: State, x: Batch) -> Any:
+        """Predictions ``(batch, *output)`` by the forward pass alone; the state stays as it is.
+
+        Any batch size works. Several outputs are returned as a dictionary.
+
+        Raises:
+            InputError: for a batch that does not fit.
+            StateError: for a state of another program.
+        """
+        compiled = self._function(learning=False)
+        tensors, size = self._feed(x, None, learning=False)
+        self._check_state(state, None)
+        noise = {
+            name: torch.zeros((size, *shape), device=self.device, dtype=self.dtype) for name, shape in compiled.noise.items()
+        }
+        parameters = self._parameters_now()
+        predictions = compiled.module.forward(state, parameters, noise, *tensors)
+        return predictions if len(predictions) > 1 else predictions[self._outputs[0]]
+
+    def run(self, state: State, batches: Iterable[Any], *, progress: bool = False) -> tuple[State, list[float]]:
+        """Steps over batches ``(x, y)`` (or ``x`` alone); returns the state and the loss of each step."""
+        losses = []
+        for batch in tqdm(batches, disable=not progress, leave=False):
+            x, y = batch if isinstance(batch, (tuple, list)) else (batch, None)
+            state, out = self.step(state, x, y)
+            if out.loss is not None:
+                losses.append(out.loss)
+        return state, torch.stack(losses).tolist() if losses else []
+
+    def _parameters_now(self) -> list[Tensor]:
+        """Parameters and buffers as the modules hold them at this moment (``functional_call`` replaces them)."""
+        return [store[name] for store, name, _ in self._slots]
+
+    # -- checks -------------------------------------------------------------------------------------------
+
+    def _feed(self, x: Any, y: Any, learning: bool = True) -> tuple[list[Tensor], int]:
+        """Inputs and one-hot targets in the order of the generated function, and the batch size."""
+        batches = _by_name("x", x, self._inputs, "input")
+        tensors = []
+        size = -1
+        for name in self._inputs:
+            tensor = self._input(name, batches[name])
+            if size not in (-1, len(tensor)):
+                raise InputError(f"input {name!r} has {len(tensor)} examples, another has {size}")
+            size = len(tensor)
+            tensors.append(tensor)
+        if learning and self._targets:
+            batches = _by_name("y", y, self._targets, "output")
+            tensors += [self._target(name, batches[name], size) for name in self._targets]
+        elif learning and y is not None:
+            raise InputError("y was given, but the network has no loss that could use it")
+        return tensors, size
+
+    def _input(self, name: str, tensor: Any) -> Tensor:
+        shape = self._shapes[name]
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"input {name!r}: expected a tensor, got {type(tensor).__name__}; use torch.as_tensor(x)")
+        if tensor.shape[1:] != shape or tensor.ndim == 0:
+            flat = ": use x.flatten(1)" if tensor.ndim > 1 and tensor.shape[1:].numel() == torch.Size(shape).numel() else ""
+            raise InputError(
+                f"input {name!r}: expected shape (batch, {', '.join(map(str, shape))}), got {tuple(tensor.shape)}{flat}"
+            )
+        if tensor.dtype != self.dtype:
+            raise InputError(
+                f"input {name!r}: the program was compiled for {self.dtype}, got {tensor.dtype}; use x.to({self.dtype}) "
+                f"or mg.compile(..., dtype={tensor.dtype})"
+            )
+        if tensor.shape[0] == 0:
+            raise InputError(f"input {name!r}: the batch is empty")
+        self._check_device(name, tensor)
+        if self.checks == "all" and not _inside_transform(tensor) and not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"input {name!r}: holds NaN or infinity (example {_first_bad(tensor)})")
+        return tensor
+
+    def _target(self, name: str, tensor: Any, size: int) -> Tensor:
+        shape = self._shapes[name]
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"target of {name!r}: expected a tensor, got {type(tensor).__name__}; use torch.as_tensor(y)")
+        if tensor.ndim == 0 or len(tensor) != size:
+            raise InputError(f"target of {name!r}: expected {size} examples like x, got shape {tuple(tensor.shape)}")
+        self._check_device(f"{name}.target", tensor)
+        if tensor.ndim == 1 and not tensor.is_floating_point() and tensor.dtype != torch.bool:
+            return self._labels(name, tensor)
+        if tensor.shape[1:] != shape:
+            raise InputError(
+                f"target of {name!r}: expected class labels (batch,) as integers or targets "
+                f"(batch, {', '.join(map(str, shape))}), got {tensor.dtype} of shape {tuple(tensor.shape)}"
+            )
+        if tensor.dtype != self.dtype:
+            raise InputError(f"target of {name!r}: expected {self.dtype}, got {tensor.dtype}; use y.to({self.dtype})")
+        if self.checks != "none" and not _inside_transform(tensor):
+            for drawn in self.graph.network.losses.values():
+                problem = drawn.loss.problem(tensor) if drawn.pre == name else None
+                if problem:
+                    raise InputError(f"target of {name!r}, loss {drawn.name!r}: {problem}")
+        return tensor
+
+    def _labels(self, name: str, labels: Tensor) -> Tensor:
+        table = self._one_hot.get(name)
+        if table is None:
+            raise InputError(f"target of {name!r}: class labels need an output with one axis, it has {self._shapes[name]}")
+        if self.checks != "none" and not _inside_transform(labels):
+            low, high = torch.aminmax(labels)
+            if int(low) < 0 or int(high) >= len(table):
+                raise InputError(
+                    f"target of {name!r}: labels must lie in 0..{len(table) - 1}, got {int(low)}..{int(high)}; the output "
+                    f"has {len(table)} units"
+                )
+        return table.index_select(0, labels)
+
+    def _check_device(self, name: str, tensor: Tensor) -> None:
+        if tensor.device.type != self.device.type:
+            raise InputError(f"{name!r} is on {tensor.device}, the program on {self.device}; use .to({str(self.device)!r})")
+
+    def _shape_of(self, name: str, declared: Any, local: tuple[int, ...]) -> tuple[int | None, ...]:
+        return (*(axis.size for axis in layout(self.graph.nodes[name], declared)), *local)
+
+    def _check_state(self, state: State, size: int | None) -> None:
+        """Every kept channel is there, with its shape (and the batch's, for carries)."""
+        for name, channel, wanted in self._wanted():
+            try:
+                tensor = state[name][channel]
+            except (KeyError, TypeError):
+                raise StateError(
+                    f"the state has no {channel!r} at node {name!r}; was it made by this program's init?"
+                ) from None
+            if tensor.shape != wanted and not _fits(tensor, wanted, size):
+                raise StateError(
+                    f"state[{name!r}][{channel!r}] has shape {tuple(tensor.shape)}, this program needs "
+                    f"{tuple('batch' if n is None else n for n in wanted)}"
+                    + (f" with batch {size}: its memory was made for another batch size" if size and None in wanted else "")
+                )
+
+    def _wanted(self) -> list[tuple[str, str, tuple[int | None, ...]]]:
+        found = self.__dict__.get("_wanted_shapes")
+        if found is None:
+            found = [(n, c, self._shape_of(n, d, k)) for n, c, d, k in self._channels]
+            self.__dict__["_wanted_shapes"] = found
+        return found
+
+    def extra_repr(self) -> str:
+        """The network's size, the rule and where it runs."""
+        shapes = [self._shape_of(n, d, k) for n, _, d, k in self._channels]
+        numbers = sum(torch.Size(n or 1 for n in shape).numel() for shape in shapes)
+        arrows = len(self.graph.all_arrows())
+        return f"{len(self.graph.nodes)} nodes, {arrows} arrows, {numbers} numbers of state, {self.dtype}, {self.device}"
+
+
+_STEP = (True, ())
+
+
+def compile(  # noqa: A001 - mg.compile, as torch.compile
+    network: Network,
+    protocol: Protocol,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    checks: Checks = "labels",
+) -> Program:
+    """Compile a network with a learning rule into a program.
+
+    Args:
+        network: what was drawn.
+        protocol: the rule; its parameters are moved to the device and dtype, as ``nn.Module.to`` does.
+        device: where states are made and steps run; torch's default device if not given.
+        dtype: of all numbers; torch's default if not given.
+        checks: which *values* each eager call inspects, beside shapes and dtypes: ``"labels"`` the range of class
+            labels (and that soft targets fit the loss), ``"all"`` also that inputs are finite, ``"none"`` nothing.
+            On an accelerator such a check waits for it. Under ``torch.func`` and ``torch.compile`` values are
+            never inspected.
+
+    Raises:
+        NetworkError: for a cycle, a unit without connections, an output that no input reaches.
+        ProtocolError: for a rule that does not fit the network.
+
+    Warns:
+        FlatUnitWarning: where a unit without derivative cuts off learning.
+    """
+    if not isinstance(network, Network):
+        raise ProtocolError(f"mg.compile(network, protocol): the first argument is {type(network).__name__}")
+    if isinstance(protocol, type) or not isinstance(protocol, Protocol):
+        hint = f"; write {protocol.__name__}()" if isinstance(protocol, type) else ""
+        raise ProtocolError(f"mg.compile(network, protocol): the second argument is {protocol!r}{hint}")
+    if checks not in ("none", "labels", "all"):
+        raise InputError(unknown("checks", checks, ("none", "labels", "all")))
+    device = torch.device(device) if device is not None else torch.get_default_device()
+    graph = AgentGraph(protocol.rewrite(network), protocol)
+    return Program(graph, device, dtype or torch.get_default_dtype(), checks)
+
+
+def readable(code: str) -> str:
+    """Generated code without the statements that free memory."""
+    return re.sub(r";  (?:\w+ = )+None", "", code).strip() + "\n"
+
+
+def _by_name(what: str, given: Any, names: Sequence[str], kind: str) -> Mapping[str, Any]:
+    """A batch as a dictionary, whether one tensor or several were given."""
+    if isinstance(given, Mapping):
+        for name in given:
+            if name not in names:
+                raise InputError(f"{what}: " + unknown(kind, name, names))
+        missing = [name for name in names if name not in given]
+        if missing:
+            raise InputError(f"{what} lacks {kind} {', '.join(map(repr, missing))}")
+        return given
+    if given is None:
+        raise InputError(f"{what} is missing: the network has {kind} {', '.join(map(repr, names))}")
+    if len(names) > 1:
+        raise InputError(f"{what}: several {kind}s ({', '.join(names)}): pass a dictionary by name")
+    return {names[0]: given}
+
+
+def _fits(tensor: Tensor, wanted: tuple[int | None, ...], size: int | None) -> bool:
+    if len(tensor.shape) != len(wanted):
+        return False
+    return all(w == n or (w is None and size in (None, n)) for w, n in zip(wanted, tensor.shape, strict=True))
+
+
+def _inside_transform(tensor: Tensor) -> bool:
+    """Whether a value must not be inspected: under torch.compile or a torch.func transform."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _first_bad(tensor: Tensor) -> int:
+    return int((~torch.isfinite(tensor)).flatten(1).any(1).nonzero()[0])
+
+
+def _seed(*parts: object) -> int:
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

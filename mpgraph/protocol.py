@@ -1,0 +1,106 @@
+"""A learning rule: which agent serves each kind of node, and in which order the passes run."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from .agent import Agent
+from .defaults import Constant, Input, LossAgent, UnitAgent
+from .errors import ProtocolError, unknown
+from .graph import AgentNode
+from .network import Network
+from .optimizer import SGD, Optimizer
+from .registry import lookup, registered
+
+
+class Protocol(nn.Module):
+    """Base of learning rules. Its parameters are the meta-parameters; a fixed rule has none.
+
+    Args:
+        optimizer: writes the channels that agents hand to ``s.descend``; plain gradient descent at 0.1 by default.
+        agents: an agent for each kind of node (``weight``, ``bias``, ``unit``, ``loss``, ``input``, ``target``,
+            ``constant``, or the class name of a user's own :class:`mpgraph.Kind` in lower case). Biases default to
+            the weight's agent, kinds of unit to ``unit``, everything else to the engine's own agents.
+
+    Class attributes:
+        passes: the schedule; names may repeat.
+        bias: ``"beside"`` makes a bias a weight from the number one; ``"between"`` an agent between the sum and
+            the unit.
+        source: where the rule was published, as BibTeX; see :func:`cite`.
+    """
+
+    passes: ClassVar[tuple[str, ...]] = ("forward", "backward", "learn")
+    bias: ClassVar[Literal["beside", "between"]] = "beside"
+    source: ClassVar[str] = ""
+
+    def __init__(self, *, optimizer: Optimizer | None = None, **agents: Agent) -> None:
+        super().__init__()
+        self.optimizer = optimizer or SGD()
+        for kind, agent in agents.items():
+            if not isinstance(agent, Agent):
+                raise ProtocolError(f"{type(self).__name__}: the agent for {kind!r} must be an mg.Agent, got {agent!r}")
+        own = {"input": Input(), "target": Input(), "constant": Constant(), "unit": UnitAgent(), "loss": LossAgent()}
+        self.agents = nn.ModuleDict({**own, **agents})
+
+    def agent(self, node: AgentNode) -> Agent:
+        """The agent of a node; override to choose by name, or to give each node one of its own.
+
+        Raises:
+            ProtocolError: if the protocol has no agent for this kind.
+        """
+        fallback = {"bias": "weight"}.get(node.kind, "unit" if node.is_unit else node.kind)
+        for kind in (node.kind, fallback):
+            if kind in self.agents:
+                agent = self.agents[kind]
+                assert isinstance(agent, Agent)
+                return agent
+        raise ProtocolError(
+            f"{type(self).__name__} has no agent for node {node.name!r} of kind {node.kind!r}; it knows "
+            f"{', '.join(self.agents)}"
+        )
+
+    def rewrite(self, network: Network) -> Network:
+        """The network as this rule needs it (added feedback connections); by default unchanged."""
+        return network
+
+    @property
+    def name(self) -> str:
+        """What results are filed under: the class and its arguments."""
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+    def extra_repr(self) -> str:
+        """Arguments, for ``repr``."""
+        return self.optimizer.extra_repr()
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def learnable(value: Any) -> nn.Parameter:
+    """A number or tensor as a meta-parameter: ``Backprop(lr=mg.learnable(0.1))``."""
+    return nn.Parameter(torch.as_tensor(value, dtype=torch.get_default_dtype()))
+
+
+def cite(protocol: Protocol | type[Protocol]) -> str:
+    """Where a rule was published, as BibTeX."""
+    return protocol.source.strip()
+
+
+def protocol(name: str, **arguments: Any) -> Protocol:
+    """A registered rule by its name, for example ``protocol("feedback_alignment", lr=0.05)``.
+
+    Raises:
+        ProtocolError: for an unknown name.
+    """
+    found = lookup("mpgraph.protocols", name)
+    if found is None:
+        raise ProtocolError(unknown("protocol", name, protocols()))
+    return found(**arguments)
+
+
+def protocols() -> list[str]:
+    """Names of the registered rules."""
+    return list(registered("mpgraph.protocols"))

@@ -1,0 +1,4 @@
+"""Learning rules. Each file reads like its paper."""
+
+from .backprop import Backprop as Backprop
+from .feedback_alignment import FeedbackAlignment as FeedbackAlignment
