@@ -51,6 +51,7 @@ def compile_passes(
     *,
     passes: Sequence[str],
     learning: bool,
+    online: bool = False,
     record: Mapping[str, Sequence[str]] | None = None,
 ) -> Compiled:
     """Trace ``passes`` into one function.
@@ -62,9 +63,10 @@ def compile_passes(
         passes: the schedule.
         learning: whether targets are fed and the new state, the losses and ``record`` are returned; else only the
             predictions are.
+        online: whether every batch will hold one example, so that sums over the batch are none.
         record: fast channels to return, by node.
     """
-    trace = Trace(graph, dtype)
+    trace = Trace(graph, dtype, online)
     with trace.parameters_of(modules):
         nodes = _nodes(graph, learning)
         trace.feed(nodes)
@@ -97,12 +99,13 @@ class Trace:
 
     graph: AgentGraph
     dtype: torch.dtype
+    online: bool = False
     noise: dict[str, tuple[int, ...]] = field(default_factory=dict)
     flat: list[str] = field(default_factory=list)
     still: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.recorder = Recorder(self.dtype)
+        self.recorder = Recorder(self.dtype, self.online)
         self.inputs = {name: self.recorder.input(name) for name in ("state", "parameters", "noise")}
         self.kept: dict[str, dict[str, Value]] = {}
         self.values: dict[str, dict[str, Value]] = {}
@@ -255,8 +258,9 @@ class Trace:
                 target = self.recorder.inputs[f"{drawn.pre}.target"]
                 values = self.leaf(predictions[drawn.pre], (BATCH, *node.axes)), self.leaf(target, (BATCH, *node.axes))
                 each = self.whole(drawn.loss, "apply", values, (BATCH, *node.axes))
-                losses[name] = self.recorder.emit("mean", each, work=(BATCH,))
-                losses[name].meta.setdefault("hint", name)
+                mean = self.leaf(each, (BATCH,)).total((BATCH,), "mean").stored()
+                self.recorder.name(mean, name)
+                losses[name] = mean.settle().node
         recorded = {name: {c: self.recorded(name, c) for c in channels} for name, channels in record.items()}
         return state, predictions, losses, recorded
 

@@ -81,7 +81,7 @@ class Tanh(Kind):
         return torch.tanh(z)
 
     def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
-        return aten.tanh_backward(e, y)  # e * (1 - y * y) in one call
+        return aten.tanh_backward.default(e, y)  # e * (1 - y * y) in one call
 
 
 class Sigmoid(Kind):
@@ -93,7 +93,7 @@ class Sigmoid(Kind):
         return torch.sigmoid(z)
 
     def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
-        return aten.sigmoid_backward(e, y)  # e * y * (1 - y)
+        return aten.sigmoid_backward.default(e, y)  # e * y * (1 - y)
 
 
 class ReLU(Kind):
@@ -105,7 +105,7 @@ class ReLU(Kind):
         return torch.relu(z)
 
     def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
-        return aten.threshold_backward(e, y, 0)  # e where y > 0
+        return aten.threshold_backward.default(e, y, 0)  # e where y > 0
 
 
 class Softplus(Kind):
@@ -122,7 +122,7 @@ class Softplus(Kind):
         return functional.softplus(z, self.beta)
 
     def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
-        return aten.softplus_backward(e, z, self.beta, 20.0)
+        return aten.softplus_backward.default(e, z, self.beta, 20.0)
 
     def __repr__(self) -> str:
         return f"softplus(beta={self.beta:g})"

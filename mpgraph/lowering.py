@@ -28,13 +28,15 @@ class Recorder:
     """Writes torch calls; see the module docstring.
 
     Attributes:
+        online: whether every batch holds one example: a product summed over the batch is then an outer product,
+            which torch computes twice as fast without a matrix product.
         origin: the arrow or update that is being traced; each call remembers it for ``explain()``.
         inputs: placeholder nodes by name, in the order in which the finished function takes them.
         constants: tensors that a rule mentions and that are nobody's parameters.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+    def __init__(self, dtype: torch.dtype, online: bool = False) -> None:
+        self.dtype, self.online = dtype, online
         self.graph = fx.Graph()
         self.origin: Any = None
         self.inputs: dict[str, fx.Node] = {}
@@ -82,7 +84,7 @@ class Recorder:
 
     def number(self, coefficient: float, power: int) -> Number:
         """``coefficient * B**power``."""
-        if power == 0:
+        if power == 0 or self.online:
             return coefficient
         size = self.batch_size()
         for _ in range(abs(power) - 1):
@@ -275,6 +277,8 @@ class Recorder:
         if not axes:
             return factor
         rest = tuple(a for a in factor.axes if a not in axes)
+        if self.online and len(axes) == 1 and _is_batch(axes[0]):
+            return Factor(self.emit("select", factor.node, factor.axes.index(axes[0]), 0), rest)
         dims = tuple(factor.axes.index(a) for a in axes)
         node = self.emit("sum", factor.node, *([dims[0] if len(dims) == 1 else dims] if rest else []), work=factor.axes)
         return Factor(node, rest)
@@ -324,6 +328,9 @@ class Recorder:
         right = self.arrange(two, (axis, column))
         if len(rows) != 1:
             return self._add(into, Factor(self.emit(torch.matmul, left, right, **work), axes), scale)
+        if self.online and _is_batch(axis) and into is not None and into.axes == axes:
+            beta = {} if scale == 1.0 else {"value": scale}
+            return Factor(self.emit(torch.addcmul, into.node, left, right, **beta, **work), axes)
         if into is not None and into.axes in (axes, axes[1:]):
             beta = {} if scale == 1.0 else {"alpha": scale}
             return Factor(self.emit(torch.addmm, into.node, left, right, **beta, **work), axes)
@@ -451,6 +458,10 @@ def _right(axes: tuple[Axis, ...], length: int) -> list[Axis | None]:
 
 def _is_condition(value: Any) -> bool:
     return isinstance(value, Value) and any(f.node.meta.get("bool") for t in value.terms for f in t.factors)
+
+
+def _is_batch(axis: Axis) -> bool:
+    return axis.size is None
 
 
 def _elements(axes: Iterable[Axis]) -> int:

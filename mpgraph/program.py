@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from . import files
+from . import checks, files
+from .agent import Channel
+from .checks import inside_transform
 from .compiler import Compiled, compile_passes, layout, parameter_slots
 from .errors import FlatUnitWarning, InputError, ProtocolError, StateError, unknown
 from .explain import rows, table
@@ -76,6 +78,7 @@ class Program(nn.Module):
             for channel, declared in agent.channels().items()
             if declared.kept
         ]
+        self._wanted = [(n, c, self._shape_of(n, d, k)) for n, c, d, k in self._channels]
         self._slots = parameter_slots(self)
         self._one_hot = {
             name: torch.eye(shape[-1], device=device, dtype=dtype)
@@ -89,13 +92,15 @@ class Program(nn.Module):
 
     # -- compilation --------------------------------------------------------------------------------------
 
-    def _function(self, record: Mapping[str, Sequence[str]] | None = None, learning: bool = True) -> Compiled:
-        """The generated function for these outputs, compiled on first use."""
-        key = (learning, tuple((n, tuple(c)) for n, c in (record or {}).items()))
+    def _function(
+        self, record: Mapping[str, Sequence[str]] | None = None, *, learning: bool = True, online: bool = False
+    ) -> Compiled:
+        """The generated function for these outputs, compiled on first use; ``online`` for batches of one."""
+        key = (learning, online, tuple((n, tuple(c)) for n, c in record.items()) if record else ())
         if key not in self._compiled:
             passes = self.protocol.passes if learning else ("forward",)
             self._compiled[key] = compile_passes(
-                self.graph, self, self.dtype, passes=passes, learning=learning, record=record
+                self.graph, self, self.dtype, passes=passes, learning=learning, online=online, record=record
             )
         return self._compiled[key]
 
@@ -123,7 +128,7 @@ class Program(nn.Module):
 
     def explain(self, batch_size: int = 32) -> str:
         """A table: for each arrow and update, what it became, with shapes, FLOPs and bytes at ``batch_size``."""
-        compiled = self._function()
+        compiled = self._function(online=batch_size == 1)
         size = dict(device=self.device, dtype=self.dtype)
         fed = [torch.zeros((batch_size, *self.graph.nodes[name].shape), **size) for name in self._fed]
         noise = {name: torch.zeros((batch_size, *shape), **size) for name, shape in compiled.noise.items()}
@@ -194,8 +199,7 @@ class Program(nn.Module):
         Raises:
             FileError: for a missing or damaged file, or the state of another network.
         """
-        wanted = {(name, channel): self._shape_of(name, declared, local) for name, channel, declared, local in self._channels}
-        return files.load(path, wanted, self.device)
+        return files.load(path, {(n, c): shape for n, c, shape in self._wanted}, self.device)
 
     # -- running ------------------------------------------------------------------------------------------
 
@@ -226,10 +230,10 @@ class Program(nn.Module):
             InputError: for a batch that does not fit.
             StateError: for a state of another program.
         """
-        compiled = self._function(record) if record else self._compiled[_STEP]
         tensors, size = self._feed(x, y)
+        compiled = self._function(record, online=size == 1)
         if compiled.noise and noise is None:
-            if _inside_transform(state["program"]["seed"]):
+            if inside_transform():
                 raise InputError("under torch.func transforms pass noise= yourself: noise=program.noise(state, batch_size)")
             noise = self.noise(state, size)
         self._check_state(state, size)
@@ -271,122 +275,71 @@ class Program(nn.Module):
         """Parameters and buffers as the modules hold them at this moment (``functional_call`` replaces them)."""
         return [store[name] for store, name, _ in self._slots]
 
-    # -- checks -------------------------------------------------------------------------------------------
+    # -- checks: one look at good batches; what is wrong with others is found out in checks.py -------------
 
     def _feed(self, x: Any, y: Any, learning: bool = True) -> tuple[list[Tensor], int]:
         """Inputs and one-hot targets in the order of the generated function, and the batch size."""
-        batches = _by_name("x", x, self._inputs, "input")
+        given = (x,) if isinstance(x, Tensor) else x
+        if len(self._inputs) != 1 or given is x:
+            given = checks.by_name("x", x, self._inputs, "input")
         tensors = []
-        size = -1
-        for name in self._inputs:
-            tensor = self._input(name, batches[name])
-            if size not in (-1, len(tensor)):
-                raise InputError(f"input {name!r} has {len(tensor)} examples, another has {size}")
-            size = len(tensor)
+        for name, tensor in zip(self._inputs, given, strict=True):
+            shape = tensor.shape if isinstance(tensor, Tensor) else ()
+            if shape[1:] != self._shapes[name] or tensor.dtype != self.dtype or tensor.device != self.device or not shape[0]:
+                checks.input(name, tensor, self._shapes[name], self.dtype, self.device)
+            if self.checks == "all" and not inside_transform():
+                checks.finite(name, tensor)
             tensors.append(tensor)
-        if learning and self._targets:
-            batches = _by_name("y", y, self._targets, "output")
-            tensors += [self._target(name, batches[name], size) for name in self._targets]
-        elif learning and y is not None:
+        size = tensors[0].shape[0]
+        for name, tensor in zip(self._inputs[1:], tensors[1:], strict=True):
+            if tensor.shape[0] != size:
+                raise InputError(f"input {name!r} has {tensor.shape[0]} examples, {self._inputs[0]!r} has {size}")
+        if not learning:
+            return tensors, size
+        if self._targets:
+            given = (y,) if isinstance(y, Tensor) and len(self._targets) == 1 else None
+            for name, tensor in zip(
+                self._targets, given or checks.by_name("y", y, self._targets, "output"), strict=True
+            ):
+                tensors.append(self._target(name, tensor, size))
+        elif y is not None:
             raise InputError("y was given, but the network has no loss that could use it")
         return tensors, size
 
-    def _input(self, name: str, tensor: Any) -> Tensor:
-        shape = self._shapes[name]
-        if not isinstance(tensor, Tensor):
-            raise InputError(f"input {name!r}: expected a tensor, got {type(tensor).__name__}; use torch.as_tensor(x)")
-        if tensor.shape[1:] != shape or tensor.ndim == 0:
-            flat = ": use x.flatten(1)" if tensor.ndim > 1 and tensor.shape[1:].numel() == torch.Size(shape).numel() else ""
-            raise InputError(
-                f"input {name!r}: expected shape (batch, {', '.join(map(str, shape))}), got {tuple(tensor.shape)}{flat}"
-            )
-        if tensor.dtype != self.dtype:
-            raise InputError(
-                f"input {name!r}: the program was compiled for {self.dtype}, got {tensor.dtype}; use x.to({self.dtype}) "
-                f"or mg.compile(..., dtype={tensor.dtype})"
-            )
-        if tensor.shape[0] == 0:
-            raise InputError(f"input {name!r}: the batch is empty")
-        self._check_device(name, tensor)
-        if self.checks == "all" and not _inside_transform(tensor) and not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"input {name!r}: holds NaN or infinity (example {_first_bad(tensor)})")
-        return tensor
-
     def _target(self, name: str, tensor: Any, size: int) -> Tensor:
-        shape = self._shapes[name]
-        if not isinstance(tensor, Tensor):
-            raise InputError(f"target of {name!r}: expected a tensor, got {type(tensor).__name__}; use torch.as_tensor(y)")
-        if tensor.ndim == 0 or len(tensor) != size:
-            raise InputError(f"target of {name!r}: expected {size} examples like x, got shape {tuple(tensor.shape)}")
-        self._check_device(f"{name}.target", tensor)
-        if tensor.ndim == 1 and not tensor.is_floating_point() and tensor.dtype != torch.bool:
-            return self._labels(name, tensor)
-        if tensor.shape[1:] != shape:
-            raise InputError(
-                f"target of {name!r}: expected class labels (batch,) as integers or targets "
-                f"(batch, {', '.join(map(str, shape))}), got {tensor.dtype} of shape {tuple(tensor.shape)}"
-            )
-        if tensor.dtype != self.dtype:
-            raise InputError(f"target of {name!r}: expected {self.dtype}, got {tensor.dtype}; use y.to({self.dtype})")
-        if self.checks != "none" and not _inside_transform(tensor):
-            for drawn in self.graph.network.losses.values():
-                problem = drawn.loss.problem(tensor) if drawn.pre == name else None
-                if problem:
-                    raise InputError(f"target of {name!r}, loss {drawn.name!r}: {problem}")
+        """Targets as numbers of the program's dtype; class labels become one-hot vectors."""
+        if isinstance(tensor, Tensor) and tensor.shape == (size,) and tensor.dtype in checks.LABELS and name in self._one_hot:
+            one_hot = self._one_hot[name]
+            if inside_transform() or (self.checks == "none" and self.device.type != "cpu"):
+                return one_hot.index_select(0, tensor.long())
+            return checks.labels(name, tensor, one_hot)
+        losses = [] if self.checks == "none" or inside_transform() else self.graph.network.losses.values()
+        checks.target(name, tensor, size, self._shapes[name], self.dtype, self.device)
+        for drawn in losses:
+            problem = drawn.loss.problem(tensor) if drawn.pre == name else None
+            if problem:
+                raise InputError(f"target of {name!r}, loss {drawn.name!r}: {problem}")
         return tensor
 
-    def _labels(self, name: str, labels: Tensor) -> Tensor:
-        table = self._one_hot.get(name)
-        if table is None:
-            raise InputError(f"target of {name!r}: class labels need an output with one axis, it has {self._shapes[name]}")
-        if self.checks != "none" and not _inside_transform(labels):
-            low, high = torch.aminmax(labels)
-            if int(low) < 0 or int(high) >= len(table):
-                raise InputError(
-                    f"target of {name!r}: labels must lie in 0..{len(table) - 1}, got {int(low)}..{int(high)}; the output "
-                    f"has {len(table)} units"
-                )
-        return table.index_select(0, labels)
-
-    def _check_device(self, name: str, tensor: Tensor) -> None:
-        if tensor.device.type != self.device.type:
-            raise InputError(f"{name!r} is on {tensor.device}, the program on {self.device}; use .to({str(self.device)!r})")
-
-    def _shape_of(self, name: str, declared: Any, local: tuple[int, ...]) -> tuple[int | None, ...]:
+    def _shape_of(self, name: str, declared: Channel, local: tuple[int, ...]) -> tuple[int | None, ...]:
         return (*(axis.size for axis in layout(self.graph.nodes[name], declared)), *local)
 
     def _check_state(self, state: State, size: int | None) -> None:
         """Every kept channel is there, with its shape (and the batch's, for carries)."""
-        for name, channel, wanted in self._wanted():
-            try:
-                tensor = state[name][channel]
-            except (KeyError, TypeError):
-                raise StateError(
-                    f"the state has no {channel!r} at node {name!r}; was it made by this program's init?"
-                ) from None
-            if tensor.shape != wanted and not _fits(tensor, wanted, size):
-                raise StateError(
-                    f"state[{name!r}][{channel!r}] has shape {tuple(tensor.shape)}, this program needs "
-                    f"{tuple('batch' if n is None else n for n in wanted)}"
-                    + (f" with batch {size}: its memory was made for another batch size" if size and None in wanted else "")
-                )
-
-    def _wanted(self) -> list[tuple[str, str, tuple[int | None, ...]]]:
-        found = self.__dict__.get("_wanted_shapes")
-        if found is None:
-            found = [(n, c, self._shape_of(n, d, k)) for n, c, d, k in self._channels]
-            self.__dict__["_wanted_shapes"] = found
-        return found
+        try:
+            for name, channel, wanted in self._wanted:
+                if state[name][channel].shape != wanted:
+                    checks.channel(name, channel, state[name][channel], wanted, size)
+        except (KeyError, TypeError, AttributeError):
+            raise StateError(
+                f"the state has no tensor {channel!r} at node {name!r}; was it made by this program's init?"
+            ) from None
 
     def extra_repr(self) -> str:
         """The network's size, the rule and where it runs."""
-        shapes = [self._shape_of(n, d, k) for n, _, d, k in self._channels]
-        numbers = sum(torch.Size(n or 1 for n in shape).numel() for shape in shapes)
+        numbers = sum(torch.Size(n or 1 for n in shape).numel() for _, _, shape in self._wanted)
         arrows = len(self.graph.all_arrows())
         return f"{len(self.graph.nodes)} nodes, {arrows} arrows, {numbers} numbers of state, {self.dtype}, {self.device}"
-
-
-_STEP = (True, ())
 
 
 def compile(  # noqa: A001 - mg.compile, as torch.compile
@@ -431,38 +384,6 @@ def compile(  # noqa: A001 - mg.compile, as torch.compile
 def readable(code: str) -> str:
     """Generated code without the statements that free memory."""
     return re.sub(r";  (?:\w+ = )+None", "", code).strip() + "\n"
-
-
-def _by_name(what: str, given: Any, names: Sequence[str], kind: str) -> Mapping[str, Any]:
-    """A batch as a dictionary, whether one tensor or several were given."""
-    if isinstance(given, Mapping):
-        for name in given:
-            if name not in names:
-                raise InputError(f"{what}: " + unknown(kind, name, names))
-        missing = [name for name in names if name not in given]
-        if missing:
-            raise InputError(f"{what} lacks {kind} {', '.join(map(repr, missing))}")
-        return given
-    if given is None:
-        raise InputError(f"{what} is missing: the network has {kind} {', '.join(map(repr, names))}")
-    if len(names) > 1:
-        raise InputError(f"{what}: several {kind}s ({', '.join(names)}): pass a dictionary by name")
-    return {names[0]: given}
-
-
-def _fits(tensor: Tensor, wanted: tuple[int | None, ...], size: int | None) -> bool:
-    if len(tensor.shape) != len(wanted):
-        return False
-    return all(w == n or (w is None and size in (None, n)) for w, n in zip(wanted, tensor.shape, strict=True))
-
-
-def _inside_transform(tensor: Tensor) -> bool:
-    """Whether a value must not be inspected: under torch.compile or a torch.func transform."""
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def _first_bad(tensor: Tensor) -> int:
-    return int((~torch.isfinite(tensor)).flatten(1).any(1).nonzero()[0])
 
 
 def _seed(*parts: object) -> int:
