@@ -276,6 +276,9 @@ class Value:
     def __pow__(self, other: Operand) -> Value:
         return _dispatch("pow", torch.pow, (self, other), {})
 
+    def __rpow__(self, other: Operand) -> Value:
+        return _dispatch("pow", torch.pow, (other, self), {})
+
     def __getitem__(self, index: Any) -> Value:
         return _dispatch("getitem", None, (self, index), {})
 

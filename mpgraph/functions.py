@@ -20,7 +20,7 @@ from .lowering import Recorder
 POINTWISE = frozenset(
     "abs absolute acos arctan asin atan atan2 celu ceil clamp clamp_max clamp_min clip cos cosh elu erf erfc exp exp2"
     " expm1 fabs floor fmod frac gelu hardshrink hardsigmoid hardtanh heaviside leaky_relu lerp log log10 log1p log2"
-    " log_sigmoid logaddexp logit logsigmoid max_ maximum minimum mish nan_to_num reciprocal relu relu6 remainder round rsqrt"
+    " log_sigmoid logaddexp logit logsigmoid maximum minimum mish nan_to_num reciprocal relu relu6 remainder round rsqrt"
     " selu sigmoid sign silu sin sinc sinh softplus softshrink softsign sqrt tan tanh tanhshrink threshold trunc"
     " where xlogy".split()
 )
@@ -138,7 +138,7 @@ def _linear(recorder: Recorder, value: Any, weight: Any, bias: Any = None) -> Va
     return result if bias is None else result + bias
 
 
-@handles("t", "T")
+@handles("t")
 def _t(recorder: Recorder, value: Value) -> Value:
     return _transposed(value)
 
@@ -147,11 +147,6 @@ def _transposed(value: Value) -> Value:
     result = Value(value.recorder, value.simple().terms, tuple(reversed(value.local)))
     result._settled = value._settled
     return result
-
-
-@handles("sum", "mean", "amax", "amin")
-def _reduce(recorder: Recorder, value: Value, dim: Any = None, **kwargs: Any) -> Value:
-    raise ProtocolError("reduce local dimensions by indexing or @; over agents use s.peers, over examples s.examples")
 
 
 def _reducer(how: str) -> Callable[..., Value]:
@@ -215,7 +210,8 @@ def _fresh(recorder: Recorder, node: Any, axes: tuple[Axis, ...], shape: Any) ->
 
 def _mapped(recorder: Recorder, name: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Value:
     """Any function of local tensors: vmapped over every named axis."""
-    if any(isinstance(v, Value) for v in kwargs.values()) or any(isinstance(v, (list, tuple)) for v in args):
+    nested = [v for a in (*args, *kwargs.values()) if isinstance(a, (list, tuple)) for v in a]
+    if any(isinstance(v, Value) for v in (*kwargs.values(), *nested)):
         raise ProtocolError(f"torch function {name!r} in a rule: pass the agent's values by position, one by one")
     values = [recorder.coerce(a) for a in args if isinstance(a, Value)]
     axes = ordered(a for v in values for a in v.axes)

@@ -262,13 +262,17 @@ class Program(nn.Module):
         return predictions if len(predictions) > 1 else predictions[self._outputs[0]]
 
     def run(self, state: State, batches: Iterable[Any], *, progress: bool = False) -> tuple[State, list[float]]:
-        """Steps over batches ``(x, y)`` (or ``x`` alone); returns the state and the loss of each step."""
+        """Steps over batches ``(x, y)`` (or ``x`` alone); returns the state and the loss of each step.
+
+        Keeps no autograd graph: to differentiate through learning call :meth:`step` yourself.
+        """
         losses = []
-        for batch in tqdm(batches, disable=not progress, leave=False):
-            x, y = batch if isinstance(batch, (tuple, list)) else (batch, None)
-            state, out = self.step(state, x, y)
-            if out.loss is not None:
-                losses.append(out.loss)
+        with torch.no_grad():
+            for batch in tqdm(batches, disable=not progress, leave=False):
+                x, y = batch if isinstance(batch, (tuple, list)) else (batch, None)
+                state, out = self.step(state, x, y)
+                if out.loss is not None:
+                    losses.append(out.loss)
         return state, torch.stack(losses).tolist() if losses else []
 
     def _parameters_now(self) -> list[Tensor]:

@@ -1,0 +1,200 @@
+"""The command line: ``mpgraph compare``, ``mpgraph protocols``, ``mpgraph explain``.
+
+Exit status: 0 if all went well, 1 if a run diverged, 2 for a wrong argument or file, 130 after an interrupt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import __version__, experiment
+from .errors import InputError, MPGraphError, unknown
+from .network import Network
+from .program import compile
+from .protocol import Protocol, protocols
+from .registry import lookup
+
+# What a newcomer gets for a task without further options: hidden units and epochs.
+TASKS = {
+    "digits": ([32], 20),
+    "mnist": ([128], 2),
+    "fashion_mnist": ([128], 2),
+    "emnist47": ([256, 256], 12),
+    "omniglot": ([256], 10),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # type: ignore[assignment]
+    try:
+        return options.run(options)
+    except MPGraphError as error:
+        print(f"mpgraph: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mpgraph: interrupted; finished runs are in results.json, --resume continues", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mpgraph", description="Learning rules as messages, compiled to torch.")
+    parser.add_argument("--version", action="version", version=f"mpgraph {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    task = argparse.ArgumentParser(add_help=False)
+    task.add_argument("--task", choices=TASKS, default="digits", help="data set (default: digits, which ships along)")
+    task.add_argument("--hidden", type=_sizes, metavar="N,N", help="hidden units of each layer (default: by task)")
+    task.add_argument("--activation", default="tanh", help="of hidden units (default: tanh)")
+    task.add_argument("--loss", default="cross_entropy", help="on the output (default: cross_entropy)")
+    task.add_argument("--lr", type=float, default=0.1, help="learning rate (default: 0.1)")
+    task.add_argument("--surrogate", help="activation whose derivative stands in for units that have none")
+    task.add_argument("--device", help="where to run, for example cuda (default: torch's)")
+
+    compare = commands.add_parser("compare", parents=[task], help="train rules side by side on real data")
+    compare.add_argument("--protocols", type=_names, default=["backprop", "feedback_alignment"], metavar="A,B")
+    compare.add_argument("--seeds", type=_positive, default=3, metavar="N", help="runs of each rule (default: 3)")
+    compare.add_argument("--epochs", type=_positive, help="passes over the training set (default: by task)")
+    compare.add_argument("--batch", type=_positive, default=32, help="examples in a step (default: 32)")
+    compare.add_argument("--data", metavar="DIR", help="folder of the data files (default: MPGRAPH_DATA)")
+    compare.add_argument("--raw", action="store_true", help="pixels in 0..1 in place of standardised ones")
+    compare.add_argument("--limit", type=_positive, metavar="N", help="train on the first N examples only")
+    compare.add_argument("--out", type=Path, metavar="DIR", help="write results.json and curves.png there")
+    compare.add_argument("--resume", action="store_true", help="keep the finished runs of DIR/results.json")
+    compare.add_argument("--json", action="store_true", help="print the summary as JSON")
+    compare.add_argument("--quiet", action="store_true", help="no progress bar")
+    compare.set_defaults(run=_compare)
+
+    listing = commands.add_parser("protocols", help="list the registered rules")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    listing.set_defaults(run=_protocols)
+
+    explain = commands.add_parser("explain", parents=[task], help="show what a rule compiles to")
+    explain.add_argument("--protocol", default="backprop", help="name of the rule")
+    explain.add_argument("--batch", type=_positive, default=32, help="examples in a step (default: 32)")
+    explain.add_argument("--code", action="store_true", help="print the generated torch code")
+    explain.set_defaults(run=_explain)
+    return parser
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from . import data
+
+    network = _network(options)
+    rules = {name: _maker(name, options) for name in [experiment.READOUT_ONLY, *options.protocols]}
+    epochs = options.epochs or TASKS[options.task][1]
+    settings = {
+        "task": options.task, "network": experiment.shape_of(network), "loss": options.loss, "epochs": epochs,
+        "batch": options.batch, "lr": options.lr, "surrogate": options.surrogate, "standardised": not options.raw,
+        "limit": options.limit,
+    }  # fmt: skip
+    done: list[experiment.Run] = []
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        if options.resume and (options.out / "results.json").exists():
+            done = experiment.read(options.out / "results.json", settings)
+    elif options.resume:
+        raise InputError("--resume needs --out DIR, the folder of the earlier results.json")
+
+    def load(seed: int) -> data.Dataset:
+        found = data.load(options.task, options.data, seed=seed, standardise=not options.raw)
+        return found.head(options.limit) if options.limit else found
+
+    runs = experiment.compare(
+        network,
+        rules,
+        load,
+        seeds=range(options.seeds),
+        epochs=epochs,
+        batch=options.batch,
+        device=options.device,
+        done=done,
+        on_run=(lambda runs: experiment.write(options.out / "results.json", runs, settings)) if options.out else None,
+        progress=not options.quiet,
+    )
+    rows = experiment.summary(runs)
+    title = f"{options.task}, {settings['network']}, batch {options.batch}, lr {options.lr:g}, {options.seeds} seeds"
+    if options.json:
+        print(json.dumps({"settings": settings, "summary": rows}, indent=1))
+    else:
+        _print_table(title, rows)
+    if options.out:
+        from .plots import curves
+
+        experiment.write(options.out / "results.json", runs, settings)
+        curves(runs, options.out / "curves.png", title)
+        if not options.json:
+            print(f"\nwrote {options.out / 'results.json'} and {options.out / 'curves.png'}")
+    return 1 if any(run.diverged for run in runs) else 0
+
+
+def _print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    print(title)
+    width = max(len(row["protocol"]) for row in rows)
+    print(f"{'protocol':{width}}  test accuracy %   above readout  seconds")
+    for row in rows:
+        gain = "" if row["above_readout"] is None else f"{100 * row['above_readout']:+.1f}"
+        note = f"  {row['diverged']} of {row['seeds']} diverged" if row["diverged"] else ""
+        score = f"{100 * row['test_accuracy']:.2f} +- {100 * row['deviation']:.2f}"
+        print(f"{row['protocol']:{width}}  {score:15}  {gain:>13}  {row['seconds']:7.2f}{note}")
+
+
+def _protocols(options: argparse.Namespace) -> int:
+    rows = []
+    for name in protocols():
+        cls = lookup("mpgraph.protocols", name)
+        rows.append({"name": name, "class": cls.__name__, "about": (inspect.getdoc(cls) or "").partition("\n")[0]})
+    if options.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        width = max(len(row["name"]) for row in rows)
+        print("\n".join(f"{row['name']:{width}}  {row['about']}" for row in rows))
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    program = compile(_network(options), _maker(options.protocol, options)(), device=options.device)
+    print(program.code if options.code else program.explain(options.batch))
+    return 0
+
+
+def _network(options: argparse.Namespace) -> Network:
+    mlp = lookup("mpgraph.architectures", "mlp")
+    pixels, classes = {"digits": (64, 10), "emnist47": (784, 47), "omniglot": (784, 964)}.get(options.task, (784, 10))
+    return mlp([pixels, *(options.hidden or TASKS[options.task][0]), classes], options.activation, options.loss)
+
+
+def _maker(name: str, options: argparse.Namespace) -> Callable[[], Protocol]:
+    """A function that makes the rule with those of the options that it takes."""
+    cls = lookup("mpgraph.protocols", "backprop" if name == experiment.READOUT_ONLY else name)
+    if cls is None:
+        raise InputError(unknown("protocol", name, protocols()))
+    known = inspect.signature(cls).parameters
+    given = {k: v for k, v in {"lr": options.lr, "surrogate": options.surrogate}.items() if k in known and v is not None}
+    return lambda: cls(**given)
+
+
+def _sizes(text: str) -> list[int]:
+    return [_positive(part) for part in text.split(",")]
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
