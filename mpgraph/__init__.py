@@ -32,7 +32,7 @@ from .program import compile as compile
 from .protocol import Protocol as Protocol
 from .protocol import cite as cite
 from .protocol import learnable as learnable
-from .protocol import protocol as protocol
-from .protocol import protocols as protocols
+from .protocol import list_protocols as list_protocols
+from .protocol import make_protocol as make_protocol
 
 __version__ = "0.1.0"

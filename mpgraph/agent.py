@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from .errors import ProtocolError
-from .initializers import Initializer, constant
+from .initializers import Initializer, constant, zeros
 
 if TYPE_CHECKING:
     from .graph import AgentNode
@@ -41,7 +41,7 @@ class Channel:
 
     extent: Extent
     size: int | str | None = None
-    init: Initializer = constant(0.0)
+    init: Initializer = zeros
     frozen: bool = False
     end: End | None = None
 
@@ -164,12 +164,12 @@ class View(ABC):
         """A standard normal number for each agent and example; drawn outside, so that a step stays pure."""
 
     @abstractmethod
-    def apply(self, *inputs: Any) -> Any:
+    def apply(self, z: Any) -> Any:
         """The function of this node's kind (an activation)."""
 
     @abstractmethod
-    def pull(self, e: Any, *inputs: Any, out: Any, instead: str | None = None) -> Any:
-        """Carry ``e`` back through the node's function: its transposed derivative at ``inputs``, times ``e``.
+    def pull(self, e: Any, z: Any, *, out: Any, instead: str | None = None) -> Any:
+        """Carry ``e`` back through the node's function: its transposed derivative at ``z``, times ``e``.
 
         ``out`` is the function's value there. Where the function has zero derivative everywhere, ``instead`` names
         the activation whose derivative stands in (a surrogate); without one the result is zero.

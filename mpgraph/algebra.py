@@ -9,7 +9,7 @@ and every factor is a tensor that already exists in the code being written:
 
 with ``B`` the batch size. A product of factors on different axes is *not* multiplied out; when an axis they share
 is summed it becomes *bound*, and such a term is a contraction (a matrix product, an outer product summed over the
-batch). Only :meth:`Value.settle` writes code, through the :class:`~mpgraph.lowering.Recorder`.
+batch). Only :meth:`Value.settle` writes code, through the :class:`~mpgraph.recorder.Recorder`.
 
 Decisions that matter for speed: a sum is settled before it is multiplied when one of its terms already spans all
 its axes (``e * (1 - y*y)`` must not distribute); otherwise products distribute over sums; settled values are
@@ -28,7 +28,7 @@ from torch import fx
 from .errors import ProtocolError
 
 if TYPE_CHECKING:
-    from .lowering import Recorder
+    from .recorder import Recorder
 
 _order = itertools.count()
 
@@ -95,7 +95,7 @@ class Term(NamedTuple):
         """The axes of the largest tensor that exists anyway: a factor's, or those of a contraction's result."""
         if self.bound:
             return self.axes
-        return set(max((factor.axes for factor in self.factors), key=len, default=()))
+        return max((set(factor.axes) for factor in self.factors), key=len, default=set())
 
     def renamed(self, names: Mapping[Axis, Axis]) -> Term:
         """The same product on other axes."""
@@ -149,7 +149,7 @@ class Value:
     @property
     def shape(self) -> torch.Size:
         """Local shape, as the rule sees it."""
-        return torch.Size(axis.size for axis in self.local)
+        return torch.Size(axis.size or 0 for axis in self.local)
 
     @property
     def ndim(self) -> int:
@@ -199,10 +199,10 @@ class Value:
 
     def __mul__(self, other: Operand) -> Value:
         if isinstance(other, (int, float)):
-            terms = (t._replace(coefficient=t.coefficient * float(other)) for t in self.simple().terms)
-            return Value(self.recorder, terms, self.local)
+            scaled = (t._replace(coefficient=t.coefficient * float(other)) for t in self.simple().terms)
+            return Value(self.recorder, scaled, self.local)
         one, two = self.recorder.aligned(self, other)
-        terms = []
+        terms: list[Term] = []
         for s, t in itertools.product(one._multipliable().terms, two._multipliable().terms):
             terms.append(Term(s.coefficient * t.coefficient, s.power + t.power, s.factors + t.factors))
         return Value(self.recorder, terms, one.local)
@@ -314,13 +314,13 @@ class Value:
             "serves all agents and examples, so write torch.where(condition, a, b) instead of 'if'"
         )
 
-    __float__ = __int__ = __index__ = __bool__  # type: ignore[assignment]
+    __float__ = __int__ = __index__ = __bool__
 
     def __setitem__(self, index: Any, item: Any) -> None:
         raise ProtocolError("values of a rule are immutable: build a new one with torch.cat or torch.where")
 
     def __getattr__(self, name: str) -> Callable[..., Value]:
-        method = getattr(torch.Tensor, name, None)
+        method = getattr(torch, name, None) or getattr(torch.Tensor, name, None)
         if name.startswith("_") or not callable(method):
             raise AttributeError(f"a rule's value has no attribute {name!r}")
         if name.endswith("_"):
@@ -329,7 +329,11 @@ class Value:
 
     @classmethod
     def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         return _dispatch(func.__name__, func, args, kwargs or {})
 
@@ -337,7 +341,9 @@ class Value:
         def show(term: Term) -> str:
             size = {0: ""}.get(term.power, f" B^{term.power}")
             bound = f" sum{list(term.bound)}" if term.bound else ""
-            return f"{term.coefficient:g}{size}{bound} " + " ".join(f"{f.node.name}{list(f.axes)}" for f in term.factors)
+            return f"{term.coefficient:g}{size}{bound} " + " ".join(
+                f"{f.node.name}{list(f.axes)}" for f in term.factors
+            )
 
         return "Value(" + (" + ".join(map(show, self.terms)) or "0") + f", local={tuple(self.shape)})"
 

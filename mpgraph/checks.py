@@ -35,7 +35,7 @@ def by_name(what: str, given: Any, names: Sequence[str], kind: str) -> tuple[Any
     return (given,)
 
 
-def input(name: str, tensor: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:  # noqa: A001
+def input(name: str, tensor: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
     """Refuse an input batch that does not fit, in words."""
     if not isinstance(tensor, Tensor):
         raise InputError(f"input {name!r}: expected a tensor, got {type(tensor).__name__}; use torch.as_tensor(x)")
@@ -61,9 +61,7 @@ def finite(name: str, tensor: Tensor) -> None:
         raise InputError(f"input {name!r} holds NaN or infinity, first in example {int(bad.nonzero()[0])}")
 
 
-def target(
-    name: str, tensor: Any, size: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> None:
+def target(name: str, tensor: Any, size: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
     """Refuse targets that are neither class labels nor of the output's shape."""
     what = f"target of {name!r}"
     if not isinstance(tensor, Tensor):
@@ -91,7 +89,7 @@ def labels(name: str, tensor: Tensor, one_hot: Tensor) -> Tensor:
             low, high = int(tensor.min()), int(tensor.max())
     else:
         low, high = (int(n) for n in torch.aminmax(tensor))
-        if 0 <= low and high < len(one_hot):
+        if low >= 0 and high < len(one_hot):
             return one_hot.index_select(0, index)
     n = len(one_hot)
     raise InputError(f"target of {name!r}: labels must lie in 0..{n - 1}, got {low}..{high}; the output has {n} units")

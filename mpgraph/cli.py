@@ -12,29 +12,38 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import __version__, experiment
 from .errors import InputError, MPGraphError, unknown
 from .network import Network
 from .program import compile
-from .protocol import Protocol, protocols
+from .protocol import Protocol, list_protocols
 from .registry import lookup
 
-# What a newcomer gets for a task without further options: hidden units and epochs.
+
+class Task(NamedTuple):
+    """A data set's sizes, and what a newcomer gets for it without further options."""
+
+    pixels: int
+    classes: int
+    hidden: list[int]
+    epochs: int
+
+
 TASKS = {
-    "digits": ([32], 20),
-    "mnist": ([128], 2),
-    "fashion_mnist": ([128], 2),
-    "emnist47": ([256, 256], 12),
-    "omniglot": ([256], 10),
+    "digits": Task(64, 10, [32], 20),
+    "mnist": Task(784, 10, [128], 2),
+    "fashion_mnist": Task(784, 10, [128], 2),
+    "emnist47": Task(784, 47, [256, 256], 12),
+    "omniglot": Task(784, 964, [256], 10),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(arguments)
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # type: ignore[assignment]
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         return options.run(options)
     except MPGraphError as error:
@@ -90,7 +99,7 @@ def _compare(options: argparse.Namespace) -> int:
 
     network = _network(options)
     rules = {name: _maker(name, options) for name in [experiment.READOUT_ONLY, *options.protocols]}
-    epochs = options.epochs or TASKS[options.task][1]
+    epochs = options.epochs or TASKS[options.task].epochs
     settings = {
         "task": options.task, "network": experiment.shape_of(network), "loss": options.loss, "epochs": epochs,
         "batch": options.batch, "lr": options.lr, "surrogate": options.surrogate, "standardised": not options.raw,
@@ -149,7 +158,7 @@ def _print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
 
 def _protocols(options: argparse.Namespace) -> int:
     rows = []
-    for name in protocols():
+    for name in list_protocols():
         cls = lookup("mpgraph.protocols", name)
         rows.append({"name": name, "class": cls.__name__, "about": (inspect.getdoc(cls) or "").partition("\n")[0]})
     if options.json:
@@ -168,17 +177,19 @@ def _explain(options: argparse.Namespace) -> int:
 
 def _network(options: argparse.Namespace) -> Network:
     mlp = lookup("mpgraph.architectures", "mlp")
-    pixels, classes = {"digits": (64, 10), "emnist47": (784, 47), "omniglot": (784, 964)}.get(options.task, (784, 10))
-    return mlp([pixels, *(options.hidden or TASKS[options.task][0]), classes], options.activation, options.loss)
+    task = TASKS[options.task]
+    return mlp([task.pixels, *(options.hidden or task.hidden), task.classes], options.activation, options.loss)
 
 
 def _maker(name: str, options: argparse.Namespace) -> Callable[[], Protocol]:
     """A function that makes the rule with those of the options that it takes."""
     cls = lookup("mpgraph.protocols", "backprop" if name == experiment.READOUT_ONLY else name)
     if cls is None:
-        raise InputError(unknown("protocol", name, protocols()))
+        raise InputError(unknown("protocol", name, list_protocols()))
     known = inspect.signature(cls).parameters
-    given = {k: v for k, v in {"lr": options.lr, "surrogate": options.surrogate}.items() if k in known and v is not None}
+    given = {
+        k: v for k, v in {"lr": options.lr, "surrogate": options.surrogate}.items() if k in known and v is not None
+    }
     return lambda: cls(**given)
 
 

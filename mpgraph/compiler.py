@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .agent import Channel, View
-from .algebra import BATCH, Axis, Factor, Term, Value, ordered
+from .algebra import BATCH, Axis, Factor, Value
 from .each import Each
 from .errors import ProtocolError, unknown
-from .graph import AgentGraph, AgentNode, Arrow
-from .kinds import Kind, activation
-from .lowering import Recorder, identifier
+from .graph import AgentGraph, AgentNode, Arrow, layout
+from .kinds import Kind
+from .lazyview import LazyView
 from .losses import Loss
+from .recorder import Recorder, identifier
 
 
 @dataclass
@@ -86,8 +86,12 @@ def _nodes(graph: AgentGraph, learning: bool) -> set[str]:
     left = {name for name, node in graph.nodes.items() if node.kind == "target"}
     for node in graph.order["forward"]:
         roles = graph.arrows["forward"][node.name]
-        needs = [arrow for role, required in graph.agents[node.name].roles("forward").items() if required
-                 for arrow in roles[role]]
+        needs = [
+            arrow
+            for role, required in graph.agents[node.name].roles("forward").items()
+            if required
+            for arrow in roles[role]
+        ]
         if any(arrow.source.name in left and arrow.role == "target" for arrow in needs):
             left.add(node.name)
     return set(graph.nodes) - left
@@ -186,7 +190,9 @@ class Trace:
         values = [self.delivered(index, arrow) for arrow in arrows]
         how = arrows[0].how
         if how == "each":
-            return Each({a.source.name: _by_key(self.gathered, [a], [v], "sum") for a, v in zip(arrows, values, strict=True)})
+            return Each(
+                {a.source.name: _by_key(self.gathered, [a], [v], "sum") for a, v in zip(arrows, values, strict=True)}
+            )
         return _by_key(self.gathered, arrows, values, how)
 
     def delivered(self, index: int, arrow: Arrow) -> Any:
@@ -215,11 +221,12 @@ class Trace:
             with self.recorder.at(arrow):
                 parts.append(value.total(arrow.aggregated, how if how in ("max", "min") else "sum"))
         total = parts[0]
-        for part in parts[1:]:
-            if how in ("max", "min"):
-                total = self.recorder.pointwise(torch.maximum if how == "max" else torch.minimum, (total, part))
-            else:
-                total = total + part
+        for arrow, part in zip(arrows[1:], parts[1:], strict=True):
+            with self.recorder.at(arrow):
+                if how in ("max", "min"):
+                    total = self.recorder.pointwise(torch.maximum if how == "max" else torch.minimum, (total, part))
+                else:
+                    total = total + part
         return total / count(arrows) if how == "mean" else total
 
     def function(self, owner: Kind | Loss, name: str, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
@@ -256,7 +263,10 @@ class Trace:
             node = self.graph.nodes[name]
             with self.recorder.at(("loss", node)):
                 target = self.recorder.inputs[f"{drawn.pre}.target"]
-                values = self.leaf(predictions[drawn.pre], (BATCH, *node.axes)), self.leaf(target, (BATCH, *node.axes))
+                values = (
+                    self.leaf(predictions[drawn.pre], (BATCH, *node.axes)),
+                    self.leaf(target, (BATCH, *node.axes)),
+                )
                 each = self.whole(drawn.loss, "apply", values, (BATCH, *node.axes))
                 mean = self.leaf(each, (BATCH,)).total((BATCH,), "mean").stored()
                 self.recorder.name(mean, name)
@@ -298,14 +308,6 @@ class Trace:
         return self.recorder.full(value, (BATCH, *self.graph.nodes[name].axes, *value.local))
 
 
-def layout(node: AgentNode, channel: Channel) -> tuple[Axis, ...]:
-    """Axes of a kept channel's tensor, without local ones."""
-    if channel.extent == "common":
-        return ()
-    axes = node.axes if channel.end is None else node.ends.get(channel.end, node.axes)
-    return (BATCH, *axes) if channel.extent == "carry" else axes
-
-
 def parameter_slots(modules: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
     """Every place that holds a parameter or buffer: (dictionary, key, readable name)."""
     slots: list[tuple[dict[str, Any], str, str]] = []
@@ -334,141 +336,3 @@ def _by_key(gather: Callable[..., Any], arrows: Sequence[Arrow], values: Sequenc
     if any(k != keys[0] for k in keys):
         raise ProtocolError(f"{arrows[0]}: messages of one role must have the same keys, got {keys}")
     return {k: gather(arrows, [v[k] for v in values], how) for k in values[0]}
-
-
-class LazyView(View):
-    """The view of all agents of a node at once, on lazy values."""
-
-    def __init__(self, trace: Trace, node: AgentNode, pass_name: str, values: Mapping[str, Value]) -> None:
-        self._trace, self.node, self._pass = trace, node, pass_name
-        self._values = dict(values)
-
-    @property
-    def _channels(self) -> dict[str, Channel]:
-        return self._trace.graph.agents[self.node.name].channels()
-
-    def _where(self) -> str:
-        return f"node {self.node.name!r}, pass {self._pass!r}"
-
-    def _read(self, name: str) -> Value:
-        if name not in self._channels:
-            raise ProtocolError(f"{self._where()}: " + unknown("channel", name, self._channels))
-        if name not in self._values:
-            raise ProtocolError(
-                f"{self._where()}: channel {name!r} is read before it is written; it is fast, so an earlier pass of "
-                "the same step must set it"
-            )
-        return self._values[name]
-
-    def set(self, **values: Any) -> LazyView:  # noqa: D102
-        view = LazyView(self._trace, self.node, self._pass, self._values)
-        for name, given in values.items():
-            if name not in self._channels:
-                raise ProtocolError(f"{self._where()}: " + unknown("channel", name, self._channels))
-            channel = self._channels[name]
-            if channel.frozen:
-                raise ProtocolError(f"{self._where()}: channel {name!r} is frozen and cannot be set")
-            if name == "w" and not self.node.trained:
-                continue
-            view._values[name] = self._fitted(name, channel, given)
-        return view
-
-    def _fitted(self, name: str, channel: Channel, given: Any) -> Any:
-        recorder = self._trace.recorder
-        if isinstance(given, Each) and channel.extent == "fast":
-            return given
-        value = recorder.coerce(given)
-        shape = self._trace.graph.agents[self.node.name].size_of(channel)
-        if channel.extent != "fast" or channel.size is not None:
-            if value.shape not in (torch.Size(shape), torch.Size(())):
-                raise ProtocolError(
-                    f"{self._where()}: channel {name!r} has shape {shape} but was set to a value of shape "
-                    f"{tuple(value.shape)}"
-                )
-            if value.shape != torch.Size(shape):
-                local = tuple(Axis(f"k{n}", n, rank=1) for n in shape)
-                value = Value(recorder, value.simple().terms, local)
-        allowed = {BATCH, *self.node.axes} if channel.extent == "fast" else set(layout(self.node, channel))
-        foreign = [axis for axis in value.axes if axis not in {BATCH, *self.node.axes}]
-        if foreign:
-            raise ProtocolError(f"{self._where()}: a value for channel {name!r} depends on foreign axes {foreign}")
-        averaged = [axis for axis in (BATCH, *self.node.axes) if axis not in allowed]
-        value = value.total([axis for axis in averaged if axis in value.axes], "mean").stored()
-        recorder.name(value, f"{'new_' if channel.kept else ''}{name}_{self.node.name}")
-        return value
-
-    def peers(self, value: Any, how: str = "sum") -> Value:  # noqa: D102
-        return self._trace.recorder.coerce(value).total(self.node.axes, how)
-
-    def examples(self, value: Any, how: str = "mean") -> Value:  # noqa: D102
-        return self._trace.recorder.coerce(value).total((BATCH,), how)
-
-    def all(self, value: Any, how: str = "mean") -> Value:  # noqa: D102
-        return self._trace.recorder.coerce(value).total((BATCH, *self.node.axes), how)
-
-    def normal(self) -> Value:  # noqa: D102
-        trace = self._trace
-        name = f"{self.node.name}.{self._pass}.{len(trace.noise)}"
-        trace.noise[name] = self.node.shape
-        node = trace.item(trace.inputs["noise"], name, f"noise_{len(trace.noise)}")
-        return trace.leaf(node, (BATCH, *self.node.axes))
-
-    def _function(self) -> Kind:
-        if not isinstance(self.node.function, Kind):
-            raise ProtocolError(f"{self._where()}: a {self.node.kind} has no function to apply")
-        return self.node.function
-
-    def _whole(self, owner: Any, name: str, make: Callable[[], Callable[..., Any]], values: Sequence[Any]) -> Value:
-        """A kind's function on tensors of the node, written inline or called."""
-        recorder = self._trace.recorder
-        values = recorder.aligned(*values)
-        local = values[0].local
-        if owner.over == "node":
-            axes: tuple[Axis, ...] = (BATCH, *self.node.axes)
-        else:
-            axes = ordered(a for v in values for a in v.axes)
-        call = make() if owner.inline else self._trace.function(owner, name, make)
-        if owner.over == "node" and local:  # channel by channel
-            inner = call
-            call = self._trace.function(owner, f"{name}_by_channel", lambda: torch.func.vmap(inner, -1, -1))
-        node = recorder.opaque(call, values, (*axes, *local), owner.inline)
-        return Value(recorder, (), local).like(Factor(node, (*axes, *local)))
-
-    def apply(self, *inputs: Any) -> Value:  # noqa: D102
-        kind = self._function()
-        return self._whole(kind, "apply", lambda: kind.apply, inputs)
-
-    def pull(self, e: Any, *inputs: Any, out: Any, instead: str | None = None) -> Value:  # noqa: D102
-        kind = self._function()
-        e = self._trace.recorder.coerce(e)
-        if e.is_zero:
-            return e
-        if kind.is_flat():
-            if instead is None:
-                self._trace.flat.append(self.node.name)
-                return e * 0.0
-            other = activation(instead)
-            return self._whole(other, "surrogate", lambda: lambda e, z: other.pull(e, z, other.apply(z)), (e, *inputs))
-        return self._whole(kind, "pull", lambda: kind.pull, (e, *inputs, out))
-
-    def gradient(self, pre: Any, target: Any) -> Value:  # noqa: D102
-        loss = self.node.function
-        if not isinstance(loss, Loss):
-            raise ProtocolError(f"{self._where()}: a {self.node.kind} has no loss to differentiate")
-        axes = (BATCH, *self.node.axes)
-        values = [self._trace.recorder.coerce(v) for v in (pre, target)]
-        return self._trace.leaf(self._trace.whole(loss, "gradient", values, axes), axes)
-
-    def _descend(self, channel: str, signal: Any) -> View:
-        if channel not in self._channels:
-            raise ProtocolError(f"{self._where()}: " + unknown("channel", channel, self._channels))
-        if channel == "w" and not self.node.trained:
-            return self
-        if signal.is_zero:
-            self._trace.still.append(self.node.name)
-            return self
-        optimizer = self._trace.graph.protocol.optimizer
-        return optimizer.update(self, channel, signal)
-
-
-__all__ = ["Compiled", "LazyView", "Term", "compile_passes", "count", "layout", "parameter_slots"]

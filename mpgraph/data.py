@@ -83,7 +83,12 @@ class Dataset:
 
 
 def load(
-    name: str, root: str | Path | None = None, *, seed: int = 0, standardise: bool = True, dtype: torch.dtype | None = None
+    name: str,
+    root: str | Path | None = None,
+    *,
+    seed: int = 0,
+    standardise: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> Dataset:
     """A data set by name.
 
@@ -142,7 +147,9 @@ def _omniglot(root: Any, seed: int) -> Dataset:
     path = _root(root, "omniglot") / "omniglot-py" / "images_background.zip"
     if not path.is_file():
         raise FileError(f"omniglot: no file {path}")
-    images, labels, characters = [], [], {}
+    images: list[np.ndarray] = []
+    labels: list[int] = []
+    characters: dict[str, int] = {}
     with zipfile.ZipFile(path) as archive:
         names = sorted(n for n in archive.namelist() if n.endswith(".png"))
         for name in tqdm(names, desc="omniglot", leave=False, disable=not sys.stderr.isatty()):

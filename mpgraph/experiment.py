@@ -131,7 +131,12 @@ def compare(
             bar.set_description(f"{name}, seed {seed}")
             start = time.perf_counter()
             _, curve, losses = train(
-                program, data, epochs=epochs, batch=batch, seed=seed, on_epoch=lambda *_: bar.update() and None
+                program,
+                data,
+                epochs=epochs,
+                batch=batch,
+                seed=seed,
+                on_epoch=lambda *_: bar.update() and None,
             )
             seconds = time.perf_counter() - start
             diverged = len(curve) < epochs
@@ -150,7 +155,9 @@ def shape_of(network: Network) -> str:
     """A chain as ``64-32-10 tanh``; anything else as its numbers of units and connections."""
     units = list(network.units.values())
     kinds = {u.kind.name for u in units if not u.is_input and u.name not in network.outputs}
-    chain = all((w.pre, w.post) == (a.name, b.name) for w, a, b in zip(network.wires.values(), units, units[1:], strict=False))
+    chain = all(
+        (w.pre, w.post) == (a.name, b.name) for w, a, b in zip(network.wires.values(), units, units[1:], strict=False)
+    )
     if chain and len(network.wires) == len(units) - 1:
         return "-".join(str(torch.Size(u.shape).numel()) for u in units) + " " + "/".join(sorted(kinds or {"linear"}))
     return f"{len(units)} units, {len(network.wires)} connections"

@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from .compiler import Compiled
 
 # Views and numbers: they cost nothing.
-FREE = ("t", "permute", "unsqueeze", "expand", "select", "size", operator.getitem, operator.truediv, operator.add, getattr)
+FREE = (
+    "t",
+    "permute",
+    "unsqueeze",
+    "expand",
+    "select",
+    "size",
+    operator.getitem,
+    operator.truediv,
+    operator.add,
+    getattr,
+)
 
 
 class Row(NamedTuple):
@@ -75,7 +86,17 @@ def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_
         flops = sum(per * _elements(axes, batch_size) for per, axes in (n.meta["work"] for n in nodes))
         size = sum(seen.bytes.get(m, 0) for n in nodes for m in (n, *n.all_input_nodes))
         shapes = ", ".join(_signature(n, seen.shapes) for n in nodes)
-        result.append(Row(pass_name, what, ", ".join(map(_name, nodes)) or "-", shapes, flops, size, note if nodes else ""))
+        result.append(
+            Row(
+                pass_name,
+                what,
+                ", ".join(map(_name, nodes)) or "-",
+                shapes,
+                flops,
+                size,
+                note if nodes else "",
+            )
+        )
 
     for name in dict.fromkeys(graph.protocol.passes):
         for node in graph.order[name]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,12 +24,13 @@ def save(state: Mapping[str, Mapping[str, Tensor]], path: Any) -> None:
         FileError: if the file cannot be written.
     """
     path = Path(path)
-    tensors = {json.dumps([n, c]): t.detach().contiguous().cpu().clone() for n, cs in state.items() for c, t in cs.items()}
+    # Channel names are identifiers, so the last dot of "x->h1.w" parts node and channel.
+    tensors = {f"{n}.{c}": t.detach().cpu().clone().contiguous() for n, cs in state.items() for c, t in cs.items()}
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         save_file(tensors, partial, metadata={"format": "mpgraph.state", "version": str(VERSION)})
         os.replace(partial, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise FileError(f"cannot write {path}: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
@@ -56,8 +56,10 @@ def load(
     if metadata.get("format") != "mpgraph.state":
         raise FileError(f"{path} holds no mpgraph state (its format is {metadata.get('format')!r})")
     if int(metadata.get("version", 0)) > VERSION:
-        raise FileError(f"{path} has format version {metadata['version']}, this mpgraph reads up to {VERSION}: upgrade it")
-    found = {tuple(json.loads(name)): tensor for name, tensor in tensors.items()}
+        raise FileError(
+            f"{path} has format version {metadata['version']}, this mpgraph reads up to {VERSION}: upgrade it"
+        )
+    found = {(name.rpartition(".")[0], name.rpartition(".")[2]): tensor for name, tensor in tensors.items()}
     needed = {**wanted, ("program", "seed"): (), ("program", "step"): ()}
     missing, extra = sorted(set(needed) - set(found)), sorted(set(found) - set(needed))
     if missing or extra:

@@ -14,17 +14,99 @@ import torch
 
 from .algebra import BATCH, Axis, Factor, Value, ordered
 from .errors import ProtocolError
-from .lowering import Recorder
+from .recorder import Recorder
 
 # Functions of single numbers: applied to a whole tensor they act on every agent and example alone.
 POINTWISE = frozenset(
-    "abs absolute acos arctan asin atan atan2 celu ceil clamp clamp_max clamp_min clip cos cosh elu erf erfc exp exp2"
-    " expm1 fabs floor fmod frac gelu hardshrink hardsigmoid hardtanh heaviside leaky_relu lerp log log10 log1p log2"
-    " log_sigmoid logaddexp logit logsigmoid maximum minimum mish nan_to_num reciprocal relu relu6 remainder round rsqrt"
-    " selu sigmoid sign silu sin sinc sinh softplus softshrink softsign sqrt tan tanh tanhshrink threshold trunc"
-    " where xlogy".split()
+    [
+        "abs",
+        "absolute",
+        "acos",
+        "arctan",
+        "asin",
+        "atan",
+        "atan2",
+        "celu",
+        "ceil",
+        "clamp",
+        "clamp_max",
+        "clamp_min",
+        "clip",
+        "cos",
+        "cosh",
+        "elu",
+        "erf",
+        "erfc",
+        "exp",
+        "exp2",
+        "expm1",
+        "fabs",
+        "floor",
+        "fmod",
+        "frac",
+        "gelu",
+        "hardshrink",
+        "hardsigmoid",
+        "hardtanh",
+        "heaviside",
+        "leaky_relu",
+        "lerp",
+        "log",
+        "log10",
+        "log1p",
+        "log2",
+        "log_sigmoid",
+        "logaddexp",
+        "logit",
+        "logsigmoid",
+        "maximum",
+        "minimum",
+        "mish",
+        "nan_to_num",
+        "reciprocal",
+        "relu",
+        "relu6",
+        "remainder",
+        "round",
+        "rsqrt",
+        "selu",
+        "sigmoid",
+        "sign",
+        "silu",
+        "sin",
+        "sinc",
+        "sinh",
+        "softplus",
+        "softshrink",
+        "softsign",
+        "sqrt",
+        "tan",
+        "tanh",
+        "tanhshrink",
+        "threshold",
+        "trunc",
+        "where",
+        "xlogy",
+    ]
 )
-CONDITIONS = frozenset("eq ne lt le gt ge isnan isfinite isinf logical_and logical_or logical_not less greater".split())
+CONDITIONS = frozenset(
+    [
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "isnan",
+        "isfinite",
+        "isinf",
+        "logical_and",
+        "logical_or",
+        "logical_not",
+        "less",
+        "greater",
+    ]
+)
 HANDLERS: dict[str, Callable[..., Any]] = {}
 
 
@@ -118,7 +200,9 @@ def _square(recorder: Recorder, value: Value) -> Value:
 def _matmul(recorder: Recorder, one: Any, two: Any) -> Value:
     one, two = recorder.coerce(one), recorder.coerce(two)
     if not one.local or not two.local:
-        raise ProtocolError(f"@ needs local dimensions on both sides, got shapes {tuple(one.shape)}, {tuple(two.shape)}")
+        raise ProtocolError(
+            f"@ needs local dimensions on both sides, got shapes {tuple(one.shape)}, {tuple(two.shape)}"
+        )
     left, right = one.local[-1], two.local[-2 if two.ndim > 1 else -1]
     if left.size != right.size:
         raise ProtocolError(f"@ of local shapes {tuple(one.shape)} and {tuple(two.shape)} (in {recorder.origin})")
@@ -185,7 +269,7 @@ def _cat(recorder: Recorder, values: Any, dim: int = 0) -> Value:
     size = sum(v.shape[dim] for v in values)
     nodes = [recorder.full(v, (*axes, *v.local)) for v in values]
     if BATCH in axes and any(len(v.axes) < len(axes) for v in values):
-        recorder._note("cat materialised")
+        recorder.note("cat materialised")
     shape = list(values[0].shape)
     shape[dim] = size
     return _fresh(recorder, recorder.emit(torch.cat, nodes, dim=len(axes) + dim, work=axes), axes, shape)
@@ -232,9 +316,11 @@ def _mapped(recorder: Recorder, name: str, func: Callable[..., Any], args: Any, 
     mapped.__name__ = mapped.__qualname__ = f"each_{name}"
     mapped.__module__ = "mpgraph"
     if len(axes) > max(len(v.axes) for v in values):
-        recorder._note(f"{name} materialised")
+        recorder.note(f"{name} materialised")
     else:
-        recorder._note(f"{name} mapped over agents")
-    orders = [tuple(a for a in (*axes, *v.local) if a in f.axes or a.is_local) for v, f in zip(values, factors, strict=True)]
+        recorder.note(f"{name} mapped over agents")
+    orders = [
+        tuple(a for a in (*axes, *v.local) if a in f.axes or a.is_local) for v, f in zip(values, factors, strict=True)
+    ]
     nodes = [recorder.full(v, order) for v, order in zip(values, orders, strict=True)]
     return _fresh(recorder, recorder.emit(mapped, *nodes, work=axes), axes, probe.shape)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .agent import AGGREGATIONS, Agent
-from .algebra import Axis
+from .agent import AGGREGATIONS, Agent, Channel
+from .algebra import BATCH, Axis
 from .errors import NetworkError, ProtocolError
 from .kinds import Kind
 from .losses import Loss
-from .network import Network
+from .network import Network, Unit
 
 if TYPE_CHECKING:
     import networkx
@@ -31,7 +31,8 @@ class AgentNode:
     """All agents of one kind at one place.
 
     Attributes:
-        kind: input, target, unit, weight, bias, constant, loss, or the name of a user's kind.
+        kind: input, target, unit, output, weight, bias, constant, loss, or the name of a user's kind.
+        kinds: under which a protocol may hold its agent, in order of preference.
         axes: one for each dimension of the population.
         ends: for a weight, which of its axes belong to its ``pre`` and ``post`` end.
         function: the unit's kind or the loss.
@@ -48,7 +49,10 @@ class AgentNode:
     fan_out: int = 1
     trained: bool = True
     value: Tensor | None = None
-    is_unit: bool = False
+    kinds: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.kinds = self.kinds or ((self.kind, "weight") if self.kind == "bias" else (self.kind,))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -57,6 +61,14 @@ class AgentNode:
 
     def __repr__(self) -> str:
         return f"{self.name} ({self.kind} {'x'.join(map(str, self.shape)) or 'single'})"
+
+
+def layout(node: AgentNode, channel: Channel) -> tuple[Axis, ...]:
+    """Axes of a kept channel's tensor, without local ones."""
+    if channel.extent == "common":
+        return ()
+    axes = node.axes if channel.end is None else node.ends.get(channel.end, node.axes)
+    return (BATCH, *axes) if channel.extent == "carry" else axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +140,8 @@ class AgentGraph:
             axes = tuple(
                 Axis(unit.name if len(unit.shape) == 1 else f"{unit.name}.{i}", n) for i, n in enumerate(unit.shape)
             )
-            kind = "input" if unit.is_input else type(unit.kind).__name__.lower() if _own(unit.kind) else "unit"
-            node = self._node(unit.name, kind, axes, function=unit.kind, is_unit=not unit.is_input)
+            kinds = _kinds(unit, network)
+            node = self._node(unit.name, kinds[0], axes, function=unit.kind, kinds=kinds)
             into[unit.name] = node
             if unit.bias and bias == "between":
                 name = f"{unit.name}.bias"
@@ -154,7 +166,14 @@ class AgentGraph:
                 self._connect(name, "bias", one, self.nodes[unit.name], None, value, unit.bias_trained)
 
     def _connect(
-        self, name: str, kind: str, pre: AgentNode, post: AgentNode, connection: Any, value: Any, trained: bool
+        self,
+        name: str,
+        kind: str,
+        pre: AgentNode,
+        post: AgentNode,
+        connection: Any,
+        value: Any,
+        trained: bool,
     ) -> None:
         from .connection import Dense
 
@@ -162,9 +181,7 @@ class AgentGraph:
         axes, at_pre, at_post = connection.build(name, pre.axes, post.axes)
         ends = {"pre": tuple(at_pre.values()), "post": tuple(at_post.values())}
         fan_in, fan_out = connection.fans(pre.shape, post.shape)
-        node = self._node(
-            name, kind, axes, ends=ends, fan_in=fan_in, fan_out=fan_out, value=value, trained=trained
-        )
+        node = self._node(name, kind, axes, ends=ends, fan_in=fan_in, fan_out=fan_out, value=value, trained=trained)
         self.links.append(Link(pre, node, at_pre))
         self.links.append(Link(node, post, {own: axis for axis, own in at_post.items()}))
 
@@ -242,7 +259,12 @@ class AgentGraph:
         for arrow in self.all_arrows():
             key = f"{arrow.pass_name}:{arrow.role}"
             graph.add_edge(
-                arrow.source.name, arrow.target.name, key=key, pass_name=arrow.pass_name, role=arrow.role, how=arrow.how
+                arrow.source.name,
+                arrow.target.name,
+                key=key,
+                pass_name=arrow.pass_name,
+                role=arrow.role,
+                how=arrow.how,
             )
         return graph
 
@@ -262,9 +284,12 @@ class AgentGraph:
         return "\n".join([f"AgentGraph of {type(self.protocol).__name__}(", *lines, *arrows, ")"])
 
 
-def _own(kind: Kind) -> bool:
-    """Whether a kind is a class of the user's, for which a protocol may have an agent of its own."""
-    return not type(kind).__module__.startswith("mpgraph.")
+def _kinds(unit: Unit, network: Network) -> tuple[str, ...]:
+    """Under which names a protocol may hold the agent of a unit: the user's own class first."""
+    if unit.is_input:
+        return ("input",)
+    own = [type(unit.kind).__name__.lower()] if not type(unit.kind).__module__.startswith("mpgraph.") else []
+    return (*own, *(["output"] if unit.name in network.outputs else []), "unit")
 
 
 def _check(network: Network) -> None:

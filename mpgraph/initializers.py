@@ -47,3 +47,6 @@ def constant(value: float) -> Initializer:
         return torch.full(shape, value, dtype=dtype)
 
     return fill
+
+
+zeros = constant(0.0)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Key = tuple[tuple[int, ...], int]  # agent (its index), example
 
 
-class _Waiting(Exception):  # noqa: N818 - control flow, never seen by users
+class _Waiting(Exception):
     """An agent asked for a total that is not known yet."""
 
 
@@ -56,7 +56,11 @@ def step(
 
 class _Run:
     def __init__(
-        self, graph: AgentGraph, state: Mapping[str, Any], fed: Mapping[str, Tensor], noise: Mapping[str, Tensor]
+        self,
+        graph: AgentGraph,
+        state: Mapping[str, Any],
+        fed: Mapping[str, Tensor],
+        noise: Mapping[str, Tensor],
     ) -> None:
         self.graph, self.noise = graph, noise
         self.batch = len(next(iter(fed.values())))
@@ -87,7 +91,7 @@ class _Run:
         noise_before = self.noise_count
         while True:
             asked: dict[Key, tuple[Any, Any]] = {}
-            done: dict[Key, ScalarView] = {}
+            done: dict[Key, Any] = {}
             for key, inbox in inboxes.items():
                 self.noise_count = noise_before
                 view = ScalarView(self, node, name, key, self.values[node.name][key], iter(answers), asked)
@@ -149,7 +153,9 @@ class _Run:
         rows = []
         for example in range(self.batch):
             row = [
-                torch.as_tensor(agent.readout(ScalarView(self, node, "forward", (i, example), self.values[name][i, example])))
+                torch.as_tensor(
+                    agent.readout(ScalarView(self, node, "forward", (i, example), self.values[name][i, example]))
+                )
                 for i in indices(node.shape)
             ]
             rows.append(torch.stack(row).reshape(*node.shape, *row[0].shape))
@@ -216,22 +222,22 @@ class ScalarView(View):
         """A function of the whole population, for each example: all agents hand in their numbers."""
         return self._ask(values, _Population(func, self.node.shape))
 
-    def apply(self, *inputs: Any) -> Any:  # noqa: D102
+    def apply(self, z: Any) -> Any:  # noqa: D102
         kind = self.node.function
         assert isinstance(kind, Kind)
-        return self._on_node(kind.apply, *inputs) if kind.over == "node" else kind.apply(*inputs)
+        return self._on_node(kind.apply, z) if kind.over == "node" else kind.apply(z)
 
-    def pull(self, e: Any, *inputs: Any, out: Any, instead: str | None = None) -> Any:  # noqa: D102
+    def pull(self, e: Any, z: Any, *, out: Any, instead: str | None = None) -> Any:  # noqa: D102
         kind = self.node.function
         assert isinstance(kind, Kind)
         if kind.is_flat():
             if instead is None:
                 return e * 0.0
             kind = activation(instead)
-            return kind.pull(e, *inputs, kind.apply(*inputs))
+            return kind.pull(e, z, kind.apply(z))
         if kind.over == "node":
-            return self._on_node(kind.pull, e, *inputs, out)
-        return kind.pull(e, *inputs, out)
+            return self._on_node(kind.pull, e, z, out)
+        return kind.pull(e, z, out)
 
     def gradient(self, pre: Any, target: Any) -> Any:  # noqa: D102
         assert isinstance(self.node.function, Loss)
@@ -290,7 +296,9 @@ def _answer(asked: Mapping[Key, tuple[Any, Any]]) -> dict[Key, Any]:
 def _total(values: Sequence[Any], how: str) -> Any:
     if isinstance(values[0], dict):
         return {k: _total([v[k] for v in values], how) for k in values[0]}
-    stacked = torch.stack([torch.as_tensor(v, dtype=torch.get_default_dtype() if isinstance(v, float) else None) for v in values])
+    stacked = torch.stack(
+        [torch.as_tensor(v, dtype=torch.get_default_dtype() if isinstance(v, float) else None) for v in values]
+    )
     return {"sum": stacked.sum(0), "mean": stacked.mean(0), "max": stacked.amax(0), "min": stacked.amin(0)}[how]
 
 

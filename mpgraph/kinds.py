@@ -43,7 +43,7 @@ class Kind:
 
     def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:
         """Transposed derivative of ``apply`` at ``z``, times ``e``; ``y = apply(z)``."""
-        _, back = torch.func.vjp(self.apply, z)
+        _, back = torch.func.vjp(self.apply, z)  # type: ignore[misc]
         return back(e)[0]
 
     def is_flat(self) -> bool:
@@ -153,7 +153,10 @@ class Function(Kind):
     """
 
     def __init__(
-        self, function: Callable[[Tensor], Tensor], over: Literal["agent", "node"] = "agent", name: str | None = None
+        self,
+        function: Callable[[Tensor], Tensor],
+        over: Literal["agent", "node"] = "agent",
+        name: str | None = None,
     ) -> None:
         if over not in ("agent", "node"):
             raise NetworkError(f"a function acts over 'agent' or 'node', not {over!r}")

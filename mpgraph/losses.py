@@ -36,7 +36,8 @@ class Loss:
 
     def gradient(self, z: Tensor, t: Tensor) -> Tensor:
         """Derivative of each example's loss with respect to ``z``, of the shape of ``z``."""
-        loss, back = torch.func.vjp(lambda z: self.apply(z, t), z)
+        back: Any
+        loss, back = torch.func.vjp(lambda z: self.apply(z, t), z)  # type: ignore[misc]
         return back(torch.ones_like(loss))[0]
 
     def problem(self, t: Tensor) -> str | None:

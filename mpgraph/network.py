@@ -83,7 +83,7 @@ class Network:
         self,
         name: str,
         size: Size,
-        activation: str | Kind | Callable[[Tensor], Tensor] = "identity",  # noqa: A002
+        activation: str | Kind | Callable[[Tensor], Tensor] = "identity",
         *,
         bias: bool | Tensor = True,
     ) -> str:
@@ -109,7 +109,7 @@ class Network:
         self,
         pre: str,
         post: str,
-        connection: str | Connection = "dense",  # noqa: A002
+        connection: str | Connection = "dense",
         *,
         weight: Tensor | float | None = None,
         trained: bool = True,
@@ -144,7 +144,7 @@ class Network:
         self.wires[name] = Wire(name, pre, post, meeting, weight, trained)
         return name
 
-    def loss(self, pre: str, loss: str | Loss, name: str | None = None) -> str:  # noqa: A002
+    def loss(self, pre: str, loss: str | Loss, name: str | None = None) -> str:
         """Add a loss on a unit, which makes it an output.
 
         Args:
@@ -219,15 +219,15 @@ class Network:
 
     def _free(self, name: str) -> None:
         if not isinstance(name, str) or not name or "->" in name or name in ("program", "one"):
-            raise NetworkError(f"{name!r} cannot name a node: use a non-empty string without '->', not 'program' or 'one'")
+            raise NetworkError(
+                f"{name!r} cannot name a node: use a non-empty string without '->', not 'program' or 'one'"
+            )
         if name in self.units or name in self.losses:
             raise NetworkError(f"there is already a node called {name!r}; names are unique")
 
     def __repr__(self) -> str:
         units = [f"  {u.name}: {'input' if u.is_input else u.kind} {_text(u.shape)}" for u in self.units.values()]
-        wires = [
-            f"  {w.name}: {w.connection}" + ("" if w.trained else ", fixed") for w in self.wires.values()
-        ]
+        wires = [f"  {w.name}: {w.connection}" + ("" if w.trained else ", fixed") for w in self.wires.values()]
         losses = [f"  {node.name}: {node.loss} on {node.pre}" for node in self.losses.values()]
         return "\n".join(["Network(", *units, *wires, *losses, ")"])
 
@@ -250,5 +250,7 @@ def _shape(name: str, size: Size) -> tuple[int, ...]:
 def _weight(name: str, value: Tensor | float, shape: tuple[int, ...] | None) -> Tensor:
     tensor = torch.as_tensor(value).detach().cpu()
     if shape is not None and tensor.ndim and tuple(tensor.shape) != shape:
-        raise NetworkError(f"{name!r}: weight has shape {tuple(tensor.shape)}, the connection needs {shape} (post, pre)")
+        raise NetworkError(
+            f"{name!r}: weight has shape {tuple(tensor.shape)}, the connection needs {shape} (post, pre)"
+        )
     return tensor

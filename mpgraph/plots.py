@@ -13,6 +13,7 @@ from .experiment import READOUT_ONLY, Run
 def curves(runs: Sequence[Run], path: Path, title: str) -> None:
     """Test accuracy after each epoch: a line for each rule (mean over seeds) in a band from worst to best seed."""
     from matplotlib.figure import Figure  # no display, no global state
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7.0, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -24,10 +25,15 @@ def curves(runs: Sequence[Run], path: Path, title: str) -> None:
         epochs = np.arange(1, length + 1)
         floor = name == READOUT_ONLY
         (line,) = axes.plot(
-            epochs, table.mean(0), label=name, color="0.5" if floor else None, linestyle="--" if floor else "-"
+            epochs,
+            table.mean(0),
+            label=name,
+            color="0.5" if floor else None,
+            linestyle="--" if floor else "-",
         )
         axes.fill_between(epochs, table.min(0), table.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set(xlabel="epoch", ylabel="test accuracy (%)", title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=150)

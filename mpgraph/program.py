@@ -15,10 +15,10 @@ from tqdm.auto import tqdm
 from . import checks, files
 from .agent import Channel
 from .checks import inside_transform
-from .compiler import Compiled, compile_passes, layout, parameter_slots
+from .compiler import Compiled, compile_passes, parameter_slots
 from .errors import FlatUnitWarning, InputError, ProtocolError, StateError, unknown
 from .explain import rows, table
-from .graph import AgentGraph, AgentNode
+from .graph import AgentGraph, AgentNode, layout
 from .network import Network
 from .protocol import Protocol
 
@@ -59,7 +59,13 @@ class Program(nn.Module):
     """
 
     def __init__(
-        self, graph: AgentGraph, device: torch.device, dtype: torch.dtype, checks: Checks, *, warn: bool = True
+        self,
+        graph: AgentGraph,
+        device: torch.device,
+        dtype: torch.dtype,
+        checks: Checks,
+        *,
+        warn: bool = True,
     ) -> None:
         super().__init__()
         self.graph, self.device, self.dtype, self.checks = graph, device, dtype, checks
@@ -93,7 +99,11 @@ class Program(nn.Module):
     # -- compilation --------------------------------------------------------------------------------------
 
     def _function(
-        self, record: Mapping[str, Sequence[str]] | None = None, *, learning: bool = True, online: bool = False
+        self,
+        record: Mapping[str, Sequence[str]] | None = None,
+        *,
+        learning: bool = True,
+        online: bool = False,
     ) -> Compiled:
         """The generated function for these outputs, compiled on first use; ``online`` for batches of one."""
         key = (learning, online, tuple((n, tuple(c)) for n, c in record.items()) if record else ())
@@ -129,7 +139,7 @@ class Program(nn.Module):
     def explain(self, batch_size: int = 32) -> str:
         """A table: for each arrow and update, what it became, with shapes, FLOPs and bytes at ``batch_size``."""
         compiled = self._function(online=batch_size == 1)
-        size = dict(device=self.device, dtype=self.dtype)
+        size: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         fed = [torch.zeros((batch_size, *self.graph.nodes[name].shape), **size) for name in self._fed]
         noise = {name: torch.zeros((batch_size, *shape), **size) for name, shape in compiled.noise.items()}
         state = self.init(batch_size=batch_size)
@@ -159,7 +169,7 @@ class Program(nn.Module):
                     "program.init(seed, batch_size=...)"
                 )
             axes = layout(node, declared)
-            shape = (*(batch_size if axis.size is None else axis.size for axis in axes), *local)
+            shape = (*((batch_size or 0) if axis.size is None else axis.size for axis in axes), *local)
             generator = torch.Generator().manual_seed(_seed(seed, name, channel))
             given = self._given(node, shape) if channel == "w" else None
             tensor = declared.init(shape, node, generator, self.dtype) if given is None else given
@@ -203,7 +213,9 @@ class Program(nn.Module):
 
     # -- running ------------------------------------------------------------------------------------------
 
-    def forward(self, state: State, x: Batch | None = None, y: Batch | None = None, **options: Any) -> tuple[State, Output]:
+    def forward(
+        self, state: State, x: Batch | None = None, y: Batch | None = None, **options: Any
+    ) -> tuple[State, Output]:
         """The same as :meth:`step`."""
         return self.step(state, x, y, **options)
 
@@ -234,7 +246,9 @@ class Program(nn.Module):
         compiled = self._function(record, online=size == 1)
         if compiled.noise and noise is None:
             if inside_transform():
-                raise InputError("under torch.func transforms pass noise= yourself: noise=program.noise(state, batch_size)")
+                raise InputError(
+                    "under torch.func transforms pass noise= yourself: noise=program.noise(state, batch_size)"
+                )
             noise = self.noise(state, size)
         self._check_state(state, size)
         parameters = self._parameters_now()
@@ -255,7 +269,8 @@ class Program(nn.Module):
         tensors, size = self._feed(x, None, learning=False)
         self._check_state(state, None)
         noise = {
-            name: torch.zeros((size, *shape), device=self.device, dtype=self.dtype) for name, shape in compiled.noise.items()
+            name: torch.zeros((size, *shape), device=self.device, dtype=self.dtype)
+            for name, shape in compiled.noise.items()
         }
         parameters = self._parameters_now()
         predictions = compiled.module.forward(state, parameters, noise, *tensors)
@@ -288,8 +303,13 @@ class Program(nn.Module):
             given = checks.by_name("x", x, self._inputs, "input")
         tensors = []
         for name, tensor in zip(self._inputs, given, strict=True):
-            shape = tensor.shape if isinstance(tensor, Tensor) else ()
-            if shape[1:] != self._shapes[name] or tensor.dtype != self.dtype or tensor.device != self.device or not shape[0]:
+            shape: Sequence[int] = tensor.shape if isinstance(tensor, Tensor) else ()
+            if (
+                shape[1:] != self._shapes[name]
+                or tensor.dtype != self.dtype
+                or tensor.device != self.device
+                or not shape[0]
+            ):
                 checks.input(name, tensor, self._shapes[name], self.dtype, self.device)
             if self.checks == "all" and not inside_transform():
                 checks.finite(name, tensor)
@@ -312,7 +332,12 @@ class Program(nn.Module):
 
     def _target(self, name: str, tensor: Any, size: int) -> Tensor:
         """Targets as numbers of the program's dtype; class labels become one-hot vectors."""
-        if isinstance(tensor, Tensor) and tensor.shape == (size,) and tensor.dtype in checks.LABELS and name in self._one_hot:
+        if (
+            isinstance(tensor, Tensor)
+            and tensor.shape == (size,)
+            and tensor.dtype in checks.LABELS
+            and name in self._one_hot
+        ):
             one_hot = self._one_hot[name]
             if inside_transform() or (self.checks == "none" and self.device.type != "cpu"):
                 return one_hot.index_select(0, tensor.long())
@@ -343,10 +368,12 @@ class Program(nn.Module):
         """The network's size, the rule and where it runs."""
         numbers = sum(torch.Size(n or 1 for n in shape).numel() for _, _, shape in self._wanted)
         arrows = len(self.graph.all_arrows())
-        return f"{len(self.graph.nodes)} nodes, {arrows} arrows, {numbers} numbers of state, {self.dtype}, {self.device}"
+        return (
+            f"{len(self.graph.nodes)} nodes, {arrows} arrows, {numbers} numbers of state, {self.dtype}, {self.device}"
+        )
 
 
-def compile(  # noqa: A001 - mg.compile, as torch.compile
+def compile(
     network: Network,
     protocol: Protocol,
     *,

@@ -21,9 +21,9 @@ class Protocol(nn.Module):
 
     Args:
         optimizer: writes the channels that agents hand to ``s.descend``; plain gradient descent at 0.1 by default.
-        agents: an agent for each kind of node (``weight``, ``bias``, ``unit``, ``loss``, ``input``, ``target``,
-            ``constant``, or the class name of a user's own :class:`mpgraph.Kind` in lower case). Biases default to
-            the weight's agent, kinds of unit to ``unit``, everything else to the engine's own agents.
+        agents: an agent for each kind of node: ``weight``, ``bias``, ``unit``, ``output``, ``loss``, ``input``,
+            ``target``, ``constant``, or the class name of a user's own :class:`mpgraph.Kind` in lower case. Biases
+            default to the weight's agent, outputs and own kinds to the unit's, everything else to the engine's own.
 
     Class attributes:
         passes: the schedule; names may repeat.
@@ -42,7 +42,13 @@ class Protocol(nn.Module):
         for kind, agent in agents.items():
             if not isinstance(agent, Agent):
                 raise ProtocolError(f"{type(self).__name__}: the agent for {kind!r} must be an mg.Agent, got {agent!r}")
-        own = {"input": Input(), "target": Input(), "constant": Constant(), "unit": UnitAgent(), "loss": LossAgent()}
+        own = {
+            "input": Input(),
+            "target": Input(),
+            "constant": Constant(),
+            "unit": UnitAgent(),
+            "loss": LossAgent(),
+        }
         self.agents = nn.ModuleDict({**own, **agents})
 
     def agent(self, node: AgentNode) -> Agent:
@@ -51,8 +57,7 @@ class Protocol(nn.Module):
         Raises:
             ProtocolError: if the protocol has no agent for this kind.
         """
-        fallback = {"bias": "weight"}.get(node.kind, "unit" if node.is_unit else node.kind)
-        for kind in (node.kind, fallback):
+        for kind in node.kinds:
             if kind in self.agents:
                 agent = self.agents[kind]
                 assert isinstance(agent, Agent)
@@ -89,18 +94,18 @@ def cite(protocol: Protocol | type[Protocol]) -> str:
     return protocol.source.strip()
 
 
-def protocol(name: str, **arguments: Any) -> Protocol:
-    """A registered rule by its name, for example ``protocol("feedback_alignment", lr=0.05)``.
+def make_protocol(name: str, **arguments: Any) -> Protocol:
+    """A registered rule by its name, for example ``make_protocol("feedback_alignment", lr=0.05)``.
 
     Raises:
         ProtocolError: for an unknown name.
     """
     found = lookup("mpgraph.protocols", name)
     if found is None:
-        raise ProtocolError(unknown("protocol", name, protocols()))
+        raise ProtocolError(unknown("protocol", name, list_protocols()))
     return found(**arguments)
 
 
-def protocols() -> list[str]:
+def list_protocols() -> list[str]:
     """Names of the registered rules."""
     return list(registered("mpgraph.protocols"))

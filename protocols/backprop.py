@@ -63,7 +63,17 @@ class Backprop(Protocol):
 }"""
 
     def __init__(
-        self, lr: Any = 0.1, *, optimizer: mg.Optimizer | None = None, surrogate: str | None = None, **agents: Agent
+        self,
+        lr: Any = 0.1,
+        *,
+        optimizer: mg.Optimizer | None = None,
+        surrogate: str | None = None,
+        **agents: Agent,
     ) -> None:
         own: dict[str, Agent] = {"weight": Weight(), "unit": mg.UnitAgent(surrogate)}
         super().__init__(optimizer=optimizer or mg.SGD(lr), **{**own, **agents})
+        self.surrogate = surrogate
+
+    def extra_repr(self) -> str:
+        """Arguments, for ``repr``."""
+        return super().extra_repr() + (f", surrogate={self.surrogate!r}" if self.surrogate else "")

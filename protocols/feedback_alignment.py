@@ -47,7 +47,12 @@ class FeedbackAlignment(Backprop):
 }"""
 
     def __init__(
-        self, lr: Any = 0.1, *, optimizer: mg.Optimizer | None = None, surrogate: str | None = None, **agents: mg.Agent
+        self,
+        lr: Any = 0.1,
+        *,
+        optimizer: mg.Optimizer | None = None,
+        surrogate: str | None = None,
+        **agents: mg.Agent,
     ) -> None:
         own: dict[str, mg.Agent] = {"weight": FeedbackWeight(), "bias": Weight()}
         super().__init__(lr, optimizer=optimizer, surrogate=surrogate, **{**own, **agents})

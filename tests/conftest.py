@@ -8,7 +8,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-hypothesis.settings.register_profile("default", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.register_profile(
+    "default", deadline=None, max_examples=int(os.environ.get("EXAMPLES", 25)), derandomize=True
+)
 hypothesis.settings.load_profile("default")
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -56,7 +56,8 @@ def autograd_steps(network, weights, batches, lr):
         loss = sum(LOSSES[node.loss.name](predictions[node.pre], targets[node.pre]) for node in network.losses.values())
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         weights = {
-            k: v if g is None or k in fixed else v - lr * g for (k, v), g in zip(weights.items(), gradients, strict=True)
+            k: v if g is None or k in fixed else v - lr * g
+            for (k, v), g in zip(weights.items(), gradients, strict=True)
         }
     return weights
 

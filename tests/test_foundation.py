@@ -16,7 +16,12 @@ def skip_network(loss="l2"):
     network = mg.Network()
     network.input("x", 3)
     network.unit("h", 2, "tanh"), network.unit("y", 2)
-    network.connect("x", "h"), network.connect("h", "y"), network.connect("x", "y"), network.connect("h", "y", "one_to_one")
+    (
+        network.connect("x", "h"),
+        network.connect("h", "y"),
+        network.connect("x", "y"),
+        network.connect("h", "y", "one_to_one"),
+    )
     if loss:
         network.loss("y", loss)
     return network
@@ -60,7 +65,10 @@ def test_each_noise_and_own_passes(double):
     state = agree(program)
     again = program.noise(state, 3)
     assert all(torch.equal(a, b) for a, b in zip(again.values(), program.noise(state, 3).values(), strict=True))
-    assert {t.shape for t in again.values()} == {(3, 2, 2), (3, 2)}  # for h->y and h->y#1; inputs do not reply
+    assert {t.shape for t in again.values()} == {
+        (3, 2, 2),
+        (3, 2),
+    }  # for h->y and h->y#1; inputs do not reply
 
 
 def test_noise_follows_seed_and_step(double):

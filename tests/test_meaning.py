@@ -32,7 +32,12 @@ def compiled(network, protocol, dtype=torch.float64):
         return mg.compile(network, protocol, dtype=dtype)
 
 
-@given(networks((*ACTIVATIONS, "sin")), st.sampled_from([Backprop, FeedbackAlignment]), st.integers(1, 3), st.integers(0, 99))
+@given(
+    networks((*ACTIVATIONS, "sin")),
+    st.sampled_from([Backprop, FeedbackAlignment]),
+    st.integers(1, 3),
+    st.integers(0, 99),
+)
 def test_compiled_equals_interpreter(network, rule, size, seed):
     generator = torch.Generator().manual_seed(seed)
     program = compiled(network, rule(lr=0.3))
@@ -67,8 +72,8 @@ def test_backprop_is_autograd_on_random_graphs(network, seed):
     expected = autograd_steps(network, weights_of(state), batches, 0.05)
     for x, targets in batches:
         state, _ = program.step(state, x, targets)
-    found = weights_of(state)
-    assert max(float((found[k] - expected[k]).abs().max()) for k in found) < 1e-10
+    for name, weight in weights_of(state).items():  # linear units may let weights grow: relative beyond one
+        torch.testing.assert_close(weight, expected[name], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])

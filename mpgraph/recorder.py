@@ -1,4 +1,4 @@
-"""Writing torch code for sums of products: which call each contraction, sum and function becomes.
+"""Writing torch code: single calls, operands, layouts, functions, and the finished function.
 
 The :class:`Recorder` appends calls to an ``fx.Graph``. A call that was written before is not written again (common
 sub-expressions), and calls that nobody reads are dropped when the graph is finished.
@@ -7,7 +7,6 @@ sub-expressions), and calls that nobody reads are dropped when the graph is fini
 from __future__ import annotations
 
 import keyword
-import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional
 
+from . import contraction
 from .algebra import BATCH, Axis, Factor, Operand, Term, Value, ordered
 from .errors import ProtocolError
 
-TYPICAL_BATCH = 32  # only to compare costs of association orders while compiling
 Number = Any  # a float, or an fx node that holds one
 
 
@@ -81,6 +79,11 @@ class Recorder:
         """The number of examples, as the generated code reads it."""
         assert self._batched is not None
         return self.emit("size", self._batched, 0)
+
+    def fill(self, value: Number) -> fx.Node:
+        """A single number of the program's dtype and device."""
+        assert self._batched is not None
+        return self.emit("new_full", self._batched, (), value)
 
     def number(self, coefficient: float, power: int) -> Number:
         """``coefficient * B**power``."""
@@ -197,144 +200,9 @@ class Recorder:
             node = self.emit("expand", node, *sizes)
         return node
 
-    # -- sums of products ---------------------------------------------------------------------------------
-
     def settle(self, value: Value) -> Factor:
-        """Write a sum of products as torch calls: products first, then contractions accumulated onto them."""
-        terms = _merged(value.terms)
-        constants = [t for t in terms if not t.factors]
-        plain = sorted((t for t in terms if t.factors and not t.bound), key=lambda t: (t[:2] != (1.0, 0), -len(t.axes)))
-        total: Factor | None = None
-        for term in plain:
-            total = self._add(total, self.product(term.factors), self.number(*term[:2]))
-        for term in (t for t in terms if t.bound):
-            with self.at(term.origin):
-                total = self.contract(term.factors, term.bound, total, self.number(*term[:2]))
-        for term in constants:
-            number = self.number(*term[:2])
-            if total is None:
-                assert self._batched is not None
-                total = Factor(self.emit("new_full", self._batched, (), number), ())
-            else:
-                total = Factor(self.emit(torch.add, total.node, number, work=total.axes), total.axes)
-        if total is None:
-            assert self._batched is not None
-            total = Factor(self.emit("new_zeros", self._batched, ()), ())
-        return total
-
-    def _add(self, total: Factor | None, factor: Factor, scale: Number) -> Factor:
-        if total is None:
-            if scale == 1.0:
-                return factor
-            return Factor(self.emit(torch.mul, factor.node, scale, work=factor.axes), factor.axes)
-        axes = ordered(total.axes + factor.axes)
-        one, two = self.arrange(total, axes), self.arrange(factor, axes)
-        if scale == 1.0:
-            node = self.emit(torch.add, one, two, work=axes)
-        elif scale == -1.0:
-            node = self.emit(torch.sub, one, two, work=axes)
-        else:
-            node = self.emit(torch.add, one, two, alpha=scale, work=axes, per=2)
-        return Factor(node, axes)
-
-    def product(self, factors: Iterable[Factor]) -> Factor:
-        """Multiply tensors out, small ones first."""
-        first, *rest = sorted(factors, key=lambda f: (_elements(f.axes), f.node.name))
-        for factor in rest:
-            axes = ordered(first.axes + factor.axes)
-            if len(axes) > max(len(first.axes), len(factor.axes)) and BATCH in axes:
-                self._note("product materialised")
-            node = self.emit(torch.mul, self.arrange(first, axes), self.arrange(factor, axes), work=axes)
-            first = Factor(node, axes)
-        return first
-
-    def contract(
-        self, factors: Iterable[Factor], bound: frozenset[Axis], into: Factor | None = None, scale: Number = 1.0
-    ) -> Factor:
-        """``into + scale * sum_bound prod(factors)``, two factors at a time, cheapest intermediate first."""
-        factors = self._sum_lone(list(factors), bound)
-        while len(factors) > 2:
-            pairs = [(i, j) for j in range(len(factors)) for i in range(j)]
-            costs = {pair: _pair_cost(factors, pair, bound) for pair in pairs}
-            i, j = min(pairs, key=lambda pair: costs[pair])
-            others = [f for k, f in enumerate(factors) if k not in (i, j)]
-            inside = bound - {a for f in others for a in f.axes}
-            factors = self._sum_lone([self._pair(factors[i], factors[j], inside, None, 1.0), *others], bound)
-        if len(factors) == 2:
-            return self._pair(factors[0], factors[1], bound, into, scale)
-        return self._add(into, factors[0], scale)
-
-    def _sum_lone(self, factors: list[Factor], bound: frozenset[Axis]) -> list[Factor]:
-        """Sum, before anything is multiplied, the bound axes that only one factor has."""
-        result = []
-        for i, factor in enumerate(factors):
-            others = {a for k, f in enumerate(factors) if k != i for a in f.axes}
-            lone = [a for a in factor.axes if a in bound and a not in others]
-            result.append(self._sum(factor, lone))
-        return result
-
-    def _sum(self, factor: Factor, axes: Sequence[Axis]) -> Factor:
-        if not axes:
-            return factor
-        rest = tuple(a for a in factor.axes if a not in axes)
-        if self.online and len(axes) == 1 and _is_batch(axes[0]):
-            return Factor(self.emit("select", factor.node, factor.axes.index(axes[0]), 0), rest)
-        dims = tuple(factor.axes.index(a) for a in axes)
-        node = self.emit("sum", factor.node, *([dims[0] if len(dims) == 1 else dims] if rest else []), work=factor.axes)
-        return Factor(node, rest)
-
-    def _pair(self, one: Factor, two: Factor, bound: frozenset[Axis], into: Factor | None, scale: Number) -> Factor:
-        shared = [a for a in one.axes if a in two.axes]
-        summed = [a for a in shared if a in bound]
-        axes = ordered(a for a in one.axes + two.axes if a not in bound)
-        if not summed or set(one.axes) == set(two.axes) and len(shared) > 1:
-            return self._add(into, self._sum(self.product((one, two)), summed), scale)
-        if len(summed) == len(shared) == 1:
-            matrix = self._matrix_product(one, two, summed[0], axes, into, scale)
-            if matrix is not None:
-                return matrix
-        letters = {a: chr(ord("a") + i) for i, a in enumerate(ordered(one.axes + two.axes))}
-        text = ["".join(letters[a] for a in part) for part in (one.axes, two.axes, axes)]
-        formula = f"{text[0]},{text[1]}->{text[2]}"
-        node = self.emit(torch.einsum, formula, one.node, two.node, work=letters, per=2)
-        return self._add(into, Factor(node, axes), scale)
-
-    def _matrix_product(
-        self, one: Factor, two: Factor, axis: Axis, axes: tuple[Axis, ...], into: Factor | None, scale: Number
-    ) -> Factor | None:
-        """The product over one shared axis as a call of linear algebra, fused with the sum it is added to."""
-        work = {"work": (axis, *axes), "per": 2}
-        if len(one.axes) == len(two.axes) == 1:
-            node = self.emit(torch.dot, one.node, two.node, **work)
-            return self._add(into, Factor(node, ()), scale)
-        if len(one.axes) == 1 or (len(two.axes) > 1 and axes[0] in two.axes):
-            one, two = two, one
-        if len(one.axes) == 2 and len(two.axes) == 1:
-            matrix = self.arrange(one, (*axes, axis))
-            if into is not None and into.axes == axes:
-                beta = {} if scale == 1.0 else {"alpha": scale}
-                return Factor(self.emit(torch.addmv, into.node, matrix, two.node, **beta, **work), axes)
-            return self._add(into, Factor(self.emit(torch.mv, matrix, two.node, **work), axes), scale)
-        if len(two.axes) != 2:
-            return None
-        (column,) = (a for a in two.axes if a is not axis)
-        rows = tuple(a for a in one.axes if a is not axis)
-        if (*rows, column) != axes:
-            return None
-        left = self.arrange(one, (*rows, axis))
-        if two.axes == (column, axis) and scale == 1.0 and (into is None or into.axes == (column,)):
-            node = self.emit(functional.linear, left, two.node, *([into.node] if into else []), **work)
-            return Factor(node, axes)
-        right = self.arrange(two, (axis, column))
-        if len(rows) != 1:
-            return self._add(into, Factor(self.emit(torch.matmul, left, right, **work), axes), scale)
-        if self.online and _is_batch(axis) and into is not None and into.axes == axes:
-            beta = {} if scale == 1.0 else {"value": scale}
-            return Factor(self.emit(torch.addcmul, into.node, left, right, **beta, **work), axes)
-        if into is not None and into.axes in (axes, axes[1:]):
-            beta = {} if scale == 1.0 else {"alpha": scale}
-            return Factor(self.emit(torch.addmm, into.node, left, right, **beta, **work), axes)
-        return self._add(into, Factor(self.emit(torch.mm, left, right, **work), axes), scale)
+        """Write a value; called once by :meth:`Value.settle`."""
+        return contraction.settle(self, value.terms)
 
     # -- functions ----------------------------------------------------------------------------------------
 
@@ -347,7 +215,9 @@ class Recorder:
         node = self.emit({"max": torch.amax, "min": torch.amin}[how], factor.node, dims, work=factor.axes)
         return Value(self, (), local).like(Factor(node, tuple(a for a in factor.axes if a not in axes)))
 
-    def pointwise(self, func: Callable[..., Any], args: Sequence[Operand], condition: bool = False, **kwargs: Any) -> Value:
+    def pointwise(
+        self, func: Callable[..., Any], args: Sequence[Operand], condition: bool = False, **kwargs: Any
+    ) -> Value:
         """A function of single numbers: all arguments broadcast to the union of their axes.
 
         ``condition`` marks a function that returns truth values. Python numbers are passed on as they are.
@@ -359,7 +229,7 @@ class Recorder:
         factors = [v.settle() for v in values if isinstance(v, Value)]
         axes = ordered(a for f in factors for a in f.axes)
         if BATCH in axes and len(axes) > max(len(f.axes) for f in factors):
-            self._note(f"{getattr(func, '__name__', func)} materialised")
+            self.note(f"{getattr(func, '__name__', func)} materialised")
         operands = [self.arrange(v.settle(), axes) if isinstance(v, Value) else v for v in values]
         node = self.emit(func, *operands, work=axes, **kwargs)
         if condition:
@@ -390,7 +260,8 @@ class Recorder:
             node = node.next
         return result
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Remember what could not stay a contraction, for ``explain()``."""
         notes = self.graph.__dict__.setdefault("notes", [])
         if (self.origin, text) not in notes:
             notes.append((self.origin, text))
@@ -417,7 +288,8 @@ class Recorder:
             if node not in live:
                 live.add(node)
                 stack.extend(node.all_input_nodes)
-        graph, copies = fx.Graph(), {}
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
         for node in self.graph.nodes:
             if node in live or node.op == "placeholder":
                 copy = graph.create_node(
@@ -458,30 +330,3 @@ def _right(axes: tuple[Axis, ...], length: int) -> list[Axis | None]:
 
 def _is_condition(value: Any) -> bool:
     return isinstance(value, Value) and any(f.node.meta.get("bool") for t in value.terms for f in t.factors)
-
-
-def _is_batch(axis: Axis) -> bool:
-    return axis.size is None
-
-
-def _elements(axes: Iterable[Axis]) -> int:
-    return math.prod(a.size if a.size is not None else TYPICAL_BATCH for a in axes)
-
-
-def _pair_cost(factors: list[Factor], pair: tuple[int, int], bound: frozenset[Axis]) -> tuple[int, int, tuple[int, int]]:
-    others = {a for k, f in enumerate(factors) if k not in pair for a in f.axes}
-    union = {a for k in pair for a in factors[k].axes}
-    return _elements(union - (bound - others)), _elements(union), pair
-
-
-def _merged(terms: Iterable[Term]) -> list[Term]:
-    """Equal products added up: ``2*x - x`` is ``x``, and ``x - x`` is nothing."""
-    found: dict[Any, Term] = {}
-    for term in terms:
-        if term.bound:
-            found[object()] = term
-            continue
-        key = (term.power, tuple(sorted(term.factors, key=lambda f: f.node.name)))
-        known = found.get(key)
-        found[key] = term if known is None else known._replace(coefficient=known.coefficient + term.coefficient)
-    return [term for term in found.values() if term.coefficient != 0.0]

@@ -1,0 +1,33 @@
+# `make demo` sets everything up and compares learning rules on handwritten digits; `make test` runs the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint types documents wheel benchmarks
+
+demo: $(VENV)/ready
+	$(BIN)/mpgraph compare --task digits --protocols backprop,feedback_alignment --seeds 3 --out results
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/ready
+	$(BIN)/mypy
+
+documents: $(VENV)/ready
+	$(BIN)/python docs/run_blocks.py README.md docs/*.md
+
+wheel: $(VENV)/ready
+	$(BIN)/python -m build --outdir dist
+
+benchmarks: $(VENV)/ready
+	$(BIN)/python benchmarks/step.py
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $@

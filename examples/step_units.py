@@ -1,0 +1,35 @@
+"""Train through units without a derivative: steps, with feedback alignment and a derivative borrowed from tanh.
+
+    python examples/step_units.py
+"""
+
+import warnings
+
+import torch
+
+import mpgraph as mg
+from mpgraph import data, experiment
+from mpgraph.architectures import mlp
+from mpgraph.protocols import Backprop, FeedbackAlignment
+
+
+def main(epochs=20):
+    """Backprop moves only the readout, and says so; feedback alignment with a surrogate learns all layers."""
+    digits = data.load("digits").flat()
+    network = mlp([64, 32, 10], activation="step")
+    found = {}
+    for rule in (Backprop(), FeedbackAlignment(surrogate="tanh")):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            program = mg.compile(network, rule)
+        for warning in caught:
+            print(f"warning: {warning.message}")
+        _, curve, _ = experiment.train(program, digits, epochs=epochs)
+        found[rule.name] = curve[-1]
+        print(f"{rule.name}: {100 * curve[-1]:.1f} % of test digits")
+    return found
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

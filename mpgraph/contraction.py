@@ -1,0 +1,203 @@
+"""Sums of products as torch calls: which products are formed first, and what each contraction becomes.
+
+Settling a sum writes its plain products first and accumulates contractions onto them, so that ``w - lr * mean(e x)``
+becomes one ``addmm`` and ``sum_i w x + b`` one ``linear``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+
+from .algebra import BATCH, Axis, Factor, Term, ordered
+
+if TYPE_CHECKING:
+    from .recorder import Number, Recorder
+
+TYPICAL_BATCH = 32  # only to compare costs of association orders while compiling
+
+
+def settle(code: Recorder, given: Iterable[Term]) -> Factor:
+    """Write a sum of products as torch calls: products first, then contractions accumulated onto them."""
+    terms = _merged(given)
+    constants = [t for t in terms if not t.factors]
+    plain = sorted((t for t in terms if t.factors and not t.bound), key=lambda t: (t[:2] != (1.0, 0), -len(t.axes)))
+    total: Factor | None = None
+    for term in plain:
+        total = _add(code, total, product(code, term.factors), code.number(*term[:2]))
+    for term in (t for t in terms if t.bound):
+        with code.at(term.origin):
+            total = contract(code, term.factors, term.bound, total, code.number(*term[:2]))
+    for term in constants:
+        number = code.number(*term[:2])
+        if total is None:
+            total = Factor(code.fill(number), ())
+        else:
+            total = Factor(code.emit(torch.add, total.node, number, work=total.axes), total.axes)
+    return Factor(code.fill(0.0), ()) if total is None else total
+
+
+def _add(code: Recorder, total: Factor | None, factor: Factor, scale: Number) -> Factor:
+    if total is None:
+        if scale == 1.0:
+            return factor
+        return Factor(code.emit(torch.mul, factor.node, scale, work=factor.axes), factor.axes)
+    axes = ordered(total.axes + factor.axes)
+    one, two = code.arrange(total, axes), code.arrange(factor, axes)
+    if scale == 1.0:
+        node = code.emit(torch.add, one, two, work=axes)
+    elif scale == -1.0:
+        node = code.emit(torch.sub, one, two, work=axes)
+    else:
+        node = code.emit(torch.add, one, two, alpha=scale, work=axes, per=2)
+    return Factor(node, axes)
+
+
+def product(code: Recorder, factors: Iterable[Factor]) -> Factor:
+    """Multiply tensors out, small ones first."""
+    first, *rest = sorted(factors, key=lambda f: (_elements(f.axes), f.node.name))
+    for factor in rest:
+        axes = ordered(first.axes + factor.axes)
+        if len(axes) > max(len(first.axes), len(factor.axes)) and BATCH in axes:
+            code.note("product materialised")
+        node = code.emit(torch.mul, code.arrange(first, axes), code.arrange(factor, axes), work=axes)
+        first = Factor(node, axes)
+    return first
+
+
+def contract(
+    code: Recorder,
+    factors: Iterable[Factor],
+    bound: frozenset[Axis],
+    into: Factor | None = None,
+    scale: Number = 1.0,
+) -> Factor:
+    """``into + scale * sum_bound prod(factors)``, two factors at a time, cheapest intermediate first."""
+    factors = _sum_lone(code, list(factors), bound)
+    while len(factors) > 2:
+        pairs = [(i, j) for j in range(len(factors)) for i in range(j)]
+        costs = {pair: _pair_cost(factors, pair, bound) for pair in pairs}
+        i, j = min(pairs, key=lambda pair: costs[pair])
+        others = [f for k, f in enumerate(factors) if k not in (i, j)]
+        inside = bound - {a for f in others for a in f.axes}
+        factors = _sum_lone(code, [_pair(code, factors[i], factors[j], inside, None, 1.0), *others], bound)
+    if len(factors) == 2:
+        return _pair(code, factors[0], factors[1], bound, into, scale)
+    return _add(code, into, factors[0], scale)
+
+
+def _sum_lone(code: Recorder, factors: list[Factor], bound: frozenset[Axis]) -> list[Factor]:
+    """Sum, before anything is multiplied, the bound axes that only one factor has."""
+    result = []
+    for i, factor in enumerate(factors):
+        others = {a for k, f in enumerate(factors) if k != i for a in f.axes}
+        lone = [a for a in factor.axes if a in bound and a not in others]
+        result.append(_sum(code, factor, lone))
+    return result
+
+
+def _sum(code: Recorder, factor: Factor, axes: Sequence[Axis]) -> Factor:
+    if not axes:
+        return factor
+    rest = tuple(a for a in factor.axes if a not in axes)
+    if code.online and len(axes) == 1 and _is_batch(axes[0]):
+        return Factor(code.emit("select", factor.node, factor.axes.index(axes[0]), 0), rest)
+    dims = tuple(factor.axes.index(a) for a in axes)
+    node = code.emit("sum", factor.node, *([dims[0] if len(dims) == 1 else dims] if rest else []), work=factor.axes)
+    return Factor(node, rest)
+
+
+def _pair(
+    code: Recorder, one: Factor, two: Factor, bound: frozenset[Axis], into: Factor | None, scale: Number
+) -> Factor:
+    shared = [a for a in one.axes if a in two.axes]
+    summed = [a for a in shared if a in bound]
+    axes = ordered(a for a in one.axes + two.axes if a not in bound)
+    if not summed or (set(one.axes) == set(two.axes) and len(shared) > 1):
+        return _add(code, into, _sum(code, product(code, (one, two)), summed), scale)
+    if len(summed) == len(shared) == 1:
+        matrix = _matrix_product(code, one, two, summed[0], axes, into, scale)
+        if matrix is not None:
+            return matrix
+    letters = {a: chr(ord("a") + i) for i, a in enumerate(ordered(one.axes + two.axes))}
+    text = ["".join(letters[a] for a in part) for part in (one.axes, two.axes, axes)]
+    formula = f"{text[0]},{text[1]}->{text[2]}"
+    node = code.emit(torch.einsum, formula, one.node, two.node, work=letters, per=2)
+    return _add(code, into, Factor(node, axes), scale)
+
+
+def _matrix_product(
+    code: Recorder,
+    one: Factor,
+    two: Factor,
+    axis: Axis,
+    axes: tuple[Axis, ...],
+    into: Factor | None,
+    scale: Number,
+) -> Factor | None:
+    """The product over one shared axis as a call of linear algebra, fused with the sum it is added to."""
+    work: dict[str, Any] = {"work": (axis, *axes), "per": 2}
+    if len(one.axes) == len(two.axes) == 1:
+        node = code.emit(torch.dot, one.node, two.node, **work)
+        return _add(code, into, Factor(node, ()), scale)
+    if len(one.axes) == 1 or (len(two.axes) > 1 and axes[0] in two.axes):
+        one, two = two, one
+    if len(one.axes) == 2 and len(two.axes) == 1:
+        matrix = code.arrange(one, (*axes, axis))
+        if into is not None and into.axes == axes:
+            beta = {} if scale == 1.0 else {"alpha": scale}
+            return Factor(code.emit(torch.addmv, into.node, matrix, two.node, **beta, **work), axes)
+        return _add(code, into, Factor(code.emit(torch.mv, matrix, two.node, **work), axes), scale)
+    if len(two.axes) != 2:
+        return None
+    (column,) = (a for a in two.axes if a is not axis)
+    rows = tuple(a for a in one.axes if a is not axis)
+    if (*rows, column) != axes:
+        return None
+    left = code.arrange(one, (*rows, axis))
+    if two.axes == (column, axis) and scale == 1.0 and (into is None or into.axes == (column,)):
+        node = code.emit(functional.linear, left, two.node, *([into.node] if into else []), **work)
+        return Factor(node, axes)
+    right = code.arrange(two, (axis, column))
+    if len(rows) != 1:
+        return _add(code, into, Factor(code.emit(torch.matmul, left, right, **work), axes), scale)
+    if code.online and _is_batch(axis) and into is not None and into.axes == axes:
+        beta = {} if scale == 1.0 else {"value": scale}
+        return Factor(code.emit(torch.addcmul, into.node, left, right, **beta, **work), axes)
+    if into is not None and into.axes in (axes, axes[1:]):
+        beta = {} if scale == 1.0 else {"alpha": scale}
+        return Factor(code.emit(torch.addmm, into.node, left, right, **beta, **work), axes)
+    return _add(code, into, Factor(code.emit(torch.mm, left, right, **work), axes), scale)
+
+
+def _is_batch(axis: Axis) -> bool:
+    return axis.size is None
+
+
+def _elements(axes: Iterable[Axis]) -> int:
+    return math.prod(a.size if a.size is not None else TYPICAL_BATCH for a in axes)
+
+
+def _pair_cost(
+    factors: list[Factor], pair: tuple[int, int], bound: frozenset[Axis]
+) -> tuple[int, int, tuple[int, int]]:
+    others = {a for k, f in enumerate(factors) if k not in pair for a in f.axes}
+    union = {a for k in pair for a in factors[k].axes}
+    return _elements(union - (bound - others)), _elements(union), pair
+
+
+def _merged(terms: Iterable[Term]) -> list[Term]:
+    """Equal products added up: ``2*x - x`` is ``x``, and ``x - x`` is nothing."""
+    found: dict[Any, Term] = {}
+    for term in terms:
+        if term.bound:
+            found[object()] = term
+            continue
+        key = (term.power, tuple(sorted(term.factors, key=lambda f: f.node.name)))
+        known = found.get(key)
+        found[key] = term if known is None else known._replace(coefficient=known.coefficient + term.coefficient)
+    return [term for term in found.values() if term.coefficient != 0.0]

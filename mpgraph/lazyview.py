@@ -1,0 +1,154 @@
+"""The view of all agents of a node at once, on lazy values: what a rule sees while it is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .agent import Channel, View
+from .algebra import BATCH, Axis, Factor, Value, ordered
+from .each import Each
+from .errors import ProtocolError, unknown
+from .graph import AgentNode, layout
+from .kinds import Kind, activation
+from .losses import Loss
+
+if TYPE_CHECKING:
+    from .compiler import Trace
+
+
+class LazyView(View):
+    """The view of all agents of a node at once, on lazy values."""
+
+    def __init__(self, trace: Trace, node: AgentNode, pass_name: str, values: Mapping[str, Value]) -> None:
+        self._trace, self.node, self._pass = trace, node, pass_name
+        self._values = dict(values)
+
+    @property
+    def _channels(self) -> dict[str, Channel]:
+        return self._trace.graph.agents[self.node.name].channels()
+
+    def _where(self) -> str:
+        return f"node {self.node.name!r}, pass {self._pass!r}"
+
+    def _read(self, name: str) -> Value:
+        if name not in self._channels:
+            raise ProtocolError(f"{self._where()}: " + unknown("channel", name, self._channels))
+        if name not in self._values:
+            raise ProtocolError(
+                f"{self._where()}: channel {name!r} is read before it is written; it is fast, so an earlier pass of "
+                "the same step must set it"
+            )
+        return self._values[name]
+
+    def set(self, **values: Any) -> LazyView:  # noqa: D102
+        view = LazyView(self._trace, self.node, self._pass, self._values)
+        for name, given in values.items():
+            if name not in self._channels:
+                raise ProtocolError(f"{self._where()}: " + unknown("channel", name, self._channels))
+            channel = self._channels[name]
+            if channel.frozen:
+                raise ProtocolError(f"{self._where()}: channel {name!r} is frozen and cannot be set")
+            if name == "w" and not self.node.trained:
+                continue
+            view._values[name] = self._fitted(name, channel, given)
+        return view
+
+    def _fitted(self, name: str, channel: Channel, given: Any) -> Any:
+        recorder = self._trace.recorder
+        if isinstance(given, Each) and channel.extent == "fast":
+            return given
+        value = recorder.coerce(given)
+        shape = self._trace.graph.agents[self.node.name].size_of(channel)
+        if channel.extent != "fast" or channel.size is not None:
+            if value.shape not in (torch.Size(shape), torch.Size(())):
+                raise ProtocolError(
+                    f"{self._where()}: channel {name!r} has shape {shape} but was set to a value of shape "
+                    f"{tuple(value.shape)}"
+                )
+            if value.shape != torch.Size(shape):
+                local = tuple(Axis(f"k{n}", n, rank=1) for n in shape)
+                value = Value(recorder, value.simple().terms, local)
+        allowed = {BATCH, *self.node.axes} if channel.extent == "fast" else set(layout(self.node, channel))
+        foreign = [axis for axis in value.axes if axis not in {BATCH, *self.node.axes}]
+        if foreign:
+            raise ProtocolError(f"{self._where()}: a value for channel {name!r} depends on foreign axes {foreign}")
+        averaged = [axis for axis in (BATCH, *self.node.axes) if axis not in allowed]
+        value = value.total([axis for axis in averaged if axis in value.axes], "mean").stored()
+        recorder.name(value, f"{'new_' if channel.kept else ''}{name}_{self.node.name}")
+        return value
+
+    def peers(self, value: Any, how: str = "sum") -> Value:  # noqa: D102
+        return self._trace.recorder.coerce(value).total(self.node.axes, how)
+
+    def examples(self, value: Any, how: str = "mean") -> Value:  # noqa: D102
+        return self._trace.recorder.coerce(value).total((BATCH,), how)
+
+    def all(self, value: Any, how: str = "mean") -> Value:  # noqa: D102
+        return self._trace.recorder.coerce(value).total((BATCH, *self.node.axes), how)
+
+    def normal(self) -> Value:  # noqa: D102
+        trace = self._trace
+        name = f"{self.node.name}.{self._pass}.{len(trace.noise)}"
+        trace.noise[name] = self.node.shape
+        node = trace.item(trace.inputs["noise"], name, f"noise_{len(trace.noise)}")
+        return trace.leaf(node, (BATCH, *self.node.axes))
+
+    def _function(self) -> Kind:
+        if not isinstance(self.node.function, Kind):
+            raise ProtocolError(f"{self._where()}: a {self.node.kind} has no function to apply")
+        return self.node.function
+
+    def _whole(self, owner: Any, name: str, make: Callable[[], Callable[..., Any]], values: Sequence[Any]) -> Value:
+        """A kind's function on tensors of the node, written inline or called."""
+        recorder = self._trace.recorder
+        values = recorder.aligned(*values)
+        local = values[0].local
+        if owner.over == "node":
+            axes: tuple[Axis, ...] = (BATCH, *self.node.axes)
+        else:
+            axes = ordered(a for v in values for a in v.axes)
+        call = make() if owner.inline else self._trace.function(owner, name, make)
+        if owner.over == "node" and local:  # channel by channel
+            inner = call
+            call = self._trace.function(owner, f"{name}_by_channel", lambda: torch.func.vmap(inner, -1, -1))
+        node = recorder.opaque(call, values, (*axes, *local), owner.inline)
+        return Value(recorder, (), local).like(Factor(node, (*axes, *local)))
+
+    def apply(self, z: Any) -> Value:  # noqa: D102
+        kind = self._function()
+        return self._whole(kind, "apply", lambda: kind.apply, (z,))
+
+    def pull(self, e: Any, z: Any, *, out: Any, instead: str | None = None) -> Value:  # noqa: D102
+        kind = self._function()
+        e = self._trace.recorder.coerce(e)
+        if e.is_zero:
+            return e
+        if kind.is_flat():
+            if instead is None:
+                self._trace.flat.append(self.node.name)
+                return e * 0.0
+            other = activation(instead)
+            return self._whole(other, "surrogate", lambda: lambda e, z: other.pull(e, z, other.apply(z)), (e, z))
+        return self._whole(kind, "pull", lambda: kind.pull, (e, z, out))
+
+    def gradient(self, pre: Any, target: Any) -> Value:  # noqa: D102
+        loss = self.node.function
+        if not isinstance(loss, Loss):
+            raise ProtocolError(f"{self._where()}: a {self.node.kind} has no loss to differentiate")
+        axes = (BATCH, *self.node.axes)
+        values = [self._trace.recorder.coerce(v) for v in (pre, target)]
+        return self._trace.leaf(self._trace.whole(loss, "gradient", values, axes), axes)
+
+    def _descend(self, channel: str, signal: Any) -> View:
+        if channel not in self._channels:
+            raise ProtocolError(f"{self._where()}: " + unknown("channel", channel, self._channels))
+        if channel == "w" and not self.node.trained:
+            return self
+        if signal.is_zero:
+            self._trace.still.append(self.node.name)
+            return self
+        optimizer = self._trace.graph.protocol.optimizer
+        return optimizer.update(self, channel, signal)

@@ -1,0 +1,197 @@
+"""The algebra against numpy-style einsum on full arrays: whatever is lazy must equal what is multiplied out."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mpgraph as mg
+from mpgraph.algebra import BATCH, Axis, Factor, Value
+from mpgraph.recorder import Recorder
+
+SIZES = {"batch": 3, "i": 4, "j": 2}
+
+
+class Sheet:
+    """Pairs of a lazy value and the full array (batch, i, j[, k]) that it stands for."""
+
+    def __init__(self, seed=0, online=False):
+        self.sizes = {**SIZES, "batch": 1 if online else SIZES["batch"]}
+        self.recorder = Recorder(torch.float64, online)
+        self.axes = {"batch": BATCH, "i": Axis("i", 4), "j": Axis("j", 2)}
+        self.generator = torch.Generator().manual_seed(seed)
+        self.tensors = {}
+        node = self.recorder.input("anchor")
+        self.tensors["anchor"] = torch.zeros(self.sizes["batch"], dtype=torch.float64)
+        self.recorder.batched(node)
+
+    def leaf(self, names, k=None):
+        shape = [self.sizes[n] for n in names] + ([k] if k else [])
+        name = f"t{len(self.tensors)}"
+        self.tensors[name] = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+        local = (Axis("k", k, rank=1),) if k else ()
+        factor = Factor(self.recorder.input(name), (*(self.axes[n] for n in names), *local))
+        return Value(self.recorder, (), local).like(factor), self.spread(self.tensors[name], names, k)
+
+    def spread(self, tensor, names, k=None):
+        order = [names.index(n) for n in self.sizes if n in names]
+        tensor = tensor.permute([*order, *([len(names)] if k else [])])
+        full = [self.sizes[n] if n in names else 1 for n in self.sizes] + ([k] if k else [])
+        return tensor.reshape(full).expand(*self.sizes.values(), *([k] if k else []))
+
+    def evaluate(self, value):
+        """The lazy value's array, by running the code that was written for it."""
+        node = self.recorder.full(value, (*self.axes.values(), *value.local))
+        module = self.recorder.finish(node)
+        return module(*self.tensors.values()), module
+
+
+@st.composite
+def expressions(draw, depth=3):
+    """A random program of sums, products and aggregations, as a function of a sheet."""
+    if depth == 0 or draw(st.integers(0, 4)) == 0:
+        names = draw(
+            st.sampled_from([(), ("i",), ("j",), ("batch",), ("batch", "i"), ("batch", "j"), ("j", "i"), ("i", "j")])
+        )
+        return ("leaf", names)
+    kind = draw(st.sampled_from(["add", "mul", "mul", "sub", "scale", "sum", "mean", "tanh", "max"]))
+    if kind in ("add", "mul", "sub"):
+        return (kind, draw(expressions(depth - 1)), draw(expressions(depth - 1)))
+    if kind in ("sum", "mean", "max"):
+        over = draw(st.sets(st.sampled_from(list(SIZES)), min_size=1))
+        return (kind, draw(expressions(depth - 1)), tuple(sorted(over)))
+    return (kind, draw(expressions(depth - 1)))
+
+
+def build(sheet, expression):
+    kind, *rest = expression
+    if kind == "leaf":
+        return sheet.leaf(list(rest[0]))
+    value, array = build(sheet, rest[0])
+    if kind in ("add", "mul", "sub"):
+        other, other_array = build(sheet, rest[1])
+        operation = {"add": torch.add, "mul": torch.mul, "sub": torch.sub}[kind]
+        return operation(value, other), operation(array, other_array)
+    if kind in ("sum", "mean", "max"):
+        dims = [list(SIZES).index(n) for n in rest[1]]
+        total = {"sum": torch.sum, "mean": torch.mean, "max": torch.amax}[kind](array, dims, keepdim=True)
+        return value.total([sheet.axes[n] for n in rest[1]], kind), total.expand(array.shape)
+    return (value * -1.5, array * -1.5) if kind == "scale" else (torch.tanh(value), torch.tanh(array))
+
+
+@given(expressions(depth=4), st.booleans())
+def test_any_expression_equals_the_multiplied_out_one(expression, online):
+    sheet = Sheet(online=online)
+    value, array = build(sheet, expression)
+    found, _ = sheet.evaluate(value)
+    torch.testing.assert_close(found.expand(array.shape), array, rtol=1e-10, atol=1e-10)
+
+
+def code_of(make):
+    sheet = Sheet()
+    value, array = make(sheet)
+    found, module = sheet.evaluate(value)
+    torch.testing.assert_close(found, array.expand(found.shape), rtol=1e-12, atol=1e-12)
+    return module.code
+
+
+def test_forward_product_with_bias_is_one_linear():
+    sheet = Sheet()
+    w, x, b = (sheet.leaf(n)[0] for n in (["j", "i"], ["batch", "i"], ["j"]))
+    value = (w * x).total([sheet.axes["i"]]) + b
+    sheet.recorder.settle(value)
+    calls = [node.target for node in sheet.recorder.graph.nodes if node.op == "call_function"]
+    assert calls == [torch.nn.functional.linear]
+
+
+def test_batch_averaged_update_is_one_addmm():
+    sheet = Sheet()
+    w, e, x = (sheet.leaf(n)[0] for n in (["i", "j"], ["batch", "i"], ["batch", "j"]))
+    value = (w - 0.1 * (e * x)).total([BATCH], "mean")
+    code = sheet.evaluate(value)[1].code
+    assert code.count("torch.addmm") == 1
+    assert "mul" not in code
+
+
+def test_a_sum_that_spans_is_not_distributed():
+    def make(sheet):
+        (e, E), (y, Y), (w, W) = (
+            sheet.leaf(["batch", "i"]),
+            sheet.leaf(["batch", "i"]),
+            sheet.leaf(["i", "j"]),
+        )
+        value = ((e * (1 - y * y)) * w).total([sheet.axes["i"]])
+        return value, (E * (1 - Y * Y) * W).sum(1, keepdim=True)
+
+    code = code_of(make)
+    assert code.count("mm(") == 1
+
+
+def test_nothing_is_written_twice():
+    def make(sheet):
+        (w, W), (x, X) = sheet.leaf(["i", "j"]), sheet.leaf(["batch", "i"])
+        one, two = ((w * x).total([sheet.axes["i"]]) for _ in range(2))
+        return torch.tanh(one) + torch.sigmoid(two), torch.tanh((W * X).sum(1, keepdim=True)) + torch.sigmoid(
+            (W * X).sum(1, keepdim=True)
+        )
+
+    assert code_of(make).count("mm(") == 1
+
+
+def test_equal_terms_cancel():
+    def make(sheet):
+        (x, _), (y, Y) = sheet.leaf(["batch", "i"]), sheet.leaf(["batch", "i"])
+        return 2 * x + y - x - x, Y
+
+    assert "add" not in code_of(make)
+
+
+def test_local_axes_follow_torch():
+    sheet = Sheet()
+    v, V = sheet.leaf(["batch", "i"], k=3)
+    m, M = (
+        torch.arange(6.0, dtype=torch.float64).reshape(3, 2),
+        torch.arange(6.0, dtype=torch.float64).reshape(3, 2),
+    )
+    cases = [
+        (v @ m, V @ M),
+        (torch.nn.functional.linear(v, m.T), V @ M),
+        (v[1:], V[..., 1:]),
+        (v[-1], V[..., -1]),
+        (v.sum(), V.sum(-1)),
+        (torch.cat([v, v[:1]]), torch.cat([V, V[..., :1]], -1)),
+        (torch.stack([v[0], v[2]]), torch.stack([V[..., 0], V[..., 2]], -1)),
+        (
+            v * torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64),
+            V * torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64),
+        ),
+        (torch.softmax(v, -1), torch.softmax(V, -1)),
+        (v * v[0] + v.mean(), V * V[..., :1] + V.mean(-1, keepdim=True)),
+        (v / (1 + v * v), V / (1 + V * V)),
+    ]
+    for value, array in cases:
+        found, _ = sheet.evaluate(value)
+        assert tuple(value.shape) == tuple(array.shape[3:])
+        torch.testing.assert_close(found, array.expand(found.shape), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda v: bool(v > 0), "torch.where"),
+        (lambda v: float(v), "torch.where"),
+        (lambda v: v.__setitem__(0, 1.0), "immutable"),
+        (lambda v: v.add_(1.0), "in-place"),
+        (lambda v: v[5], "index 5"),
+        (lambda v: v @ torch.ones(4), r"\(3,\) and \(4,\)"),
+        (lambda v: v + torch.ones(4), "do not broadcast"),
+        (lambda v: v + "text", "str"),
+        (lambda v: v * torch.ones(3, requires_grad=True), "no parameter"),
+        (lambda v: v.total([BATCH], "median"), "median"),
+        (lambda v: list(v[0]), "single number"),
+    ],
+)
+def test_what_a_value_refuses(act, message):
+    value, _ = Sheet().leaf(["batch"], k=3)
+    with pytest.raises(mg.ProtocolError, match=message):
+        act(value)

@@ -1,0 +1,144 @@
+"""The command line, run as a user does."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mpgraph import cli
+
+
+def run(*arguments, capsys=None):
+    status = cli.main(arguments)
+    captured = capsys.readouterr() if capsys else None
+    return status, captured
+
+
+def test_compare_writes_results_and_curves(tmp_path, capsys):
+    arguments = [
+        "compare",
+        "--protocols",
+        "backprop,feedback_alignment",
+        "--seeds",
+        "2",
+        "--epochs",
+        "2",
+        "--limit",
+        "200",
+    ]
+    status, captured = run(*arguments, "--out", str(tmp_path), "--quiet", capsys=capsys)
+    assert status == 0
+    assert "readout_only" in captured.out
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert len(results["runs"]) == 6
+    for run_ in results["runs"]:
+        assert set(run_) >= {"protocol", "task", "network", "seed", "test_accuracy", "seconds"}
+        assert 0.0 <= run_["test_accuracy"] <= 1.0
+        assert len(run_["curve"]) == 2
+    assert results["versions"]["torch"]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "results.json"]
+
+
+def test_resume_repeats_nothing_and_gives_the_same(tmp_path, capsys):
+    arguments = [
+        "compare",
+        "--protocols",
+        "backprop",
+        "--epochs",
+        "1",
+        "--limit",
+        "100",
+        "--quiet",
+        "--out",
+        str(tmp_path),
+    ]
+    run(*arguments, "--seeds", "1", capsys=capsys)
+    first = json.loads((tmp_path / "results.json").read_text())["runs"]
+    status, _ = run(*arguments, "--seeds", "2", "--resume", capsys=capsys)
+    second = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert status == 0
+    assert second[: len(first)] == first  # seconds included: not run again
+    assert len(second) == 4
+    status, captured = run(*arguments, "--seeds", "1", "--resume", "--lr", "0.2", capsys=capsys)
+    assert status == 2
+    assert "another lr" in captured.err
+
+
+def test_same_seed_same_result(tmp_path, capsys):
+    arguments = [
+        "compare",
+        "--protocols",
+        "backprop",
+        "--seeds",
+        "1",
+        "--epochs",
+        "1",
+        "--limit",
+        "100",
+        "--json",
+        "--quiet",
+    ]
+    one, two = (json.loads(run(*arguments, capsys=capsys)[1].out)["summary"] for _ in range(2))
+    assert [row["test_accuracy"] for row in one] == [row["test_accuracy"] for row in two]
+
+
+def test_divergence_is_said_and_changes_the_exit_status(tmp_path, capsys):
+    arguments = [
+        "compare",
+        "--protocols",
+        "backprop",
+        "--seeds",
+        "1",
+        "--epochs",
+        "3",
+        "--lr",
+        "1e6",
+        "--loss",
+        "l2",
+    ]
+    status, captured = run(*arguments, "--activation", "identity", "--quiet", "--out", str(tmp_path), capsys=capsys)
+    assert status == 1
+    assert "1 of 1 diverged" in captured.out
+    assert json.loads((tmp_path / "results.json").read_text())["runs"][1]["diverged"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["compare", "--protocols", "backprob"], ["'backprob'", "backprop"]),
+        (["compare", "--activation", "tahn"], ["'tahn'", "tanh"]),
+        (["compare", "--task", "mnist", "--data", "nowhere"], ["nowhere"]),
+        (["compare", "--resume"], ["--out"]),
+        (["explain", "--protocol", "q"], ["'q'"]),
+    ],
+)
+def test_wrong_arguments_exit_with_two_and_one_line(arguments, words, capsys):
+    status, captured = (
+        run(*arguments, "--quiet", capsys=capsys) if arguments[0] == "compare" else run(*arguments, capsys=capsys)
+    )
+    assert status == 2
+    assert all(word in captured.err for word in words)
+    assert len(captured.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [["compare", "--seeds", "0"], ["compare", "--hidden", "a"], ["nothing"], []])
+def test_the_parser_exits_with_two(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+
+
+def test_protocols_and_explain(capsys):
+    status, captured = run("protocols", "--json", capsys=capsys)
+    assert status == 0
+    assert {row["name"] for row in json.loads(captured.out)} >= {"backprop", "feedback_alignment"}
+    assert "feedback_alignment" in run("protocols", capsys=capsys)[1].out
+    assert "addmm" in run("explain", "--protocol", "feedback_alignment", capsys=capsys)[1].out
+    assert "def forward" in run("explain", "--code", capsys=capsys)[1].out
+
+
+def test_installed_command():
+    for command in (["-m", "mpgraph.cli", "--help"], ["-m", "mpgraph", "--version"]):
+        result = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
+        assert "mpgraph" in result.stdout

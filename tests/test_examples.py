@@ -1,0 +1,37 @@
+"""The examples do what they say, in a shortened form where that suffices."""
+
+import importlib.util
+
+import pytest
+from conftest import ROOT
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_own_rule_beats_the_readout(capsys):
+    found = example("own_rule").main(seeds=1)
+    assert found["one_bit"] > found["readout_only"] + 0.03
+    assert "torch.sign" in capsys.readouterr().out
+
+
+def test_step_units_need_the_surrogate(capsys):
+    found = example("step_units").main()
+    plain, aligned = found.values()
+    assert aligned > plain + 0.1
+    assert "zero derivative" in capsys.readouterr().out
+
+
+def test_meta_learning_finds_a_better_rate(capsys):
+    losses = example("meta_learning_rate").main(meta_steps=15)
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
+def test_examples_are_short_and_have_a_test(path):
+    assert len(path.read_text().splitlines()) <= 80
+    assert f'example("{path.stem}")' in (ROOT / "tests" / "test_examples.py").read_text()

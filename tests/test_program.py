@@ -1,0 +1,305 @@
+"""Programs are pure functions: transforms, devices, files, seeds."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from reference import distance
+from rules import Echo, Memories, TwoStates
+from safetensors.torch import save_file
+
+import mpgraph as mg
+from mpgraph.architectures import mlp
+from mpgraph.protocols import Backprop, FeedbackAlignment
+
+
+def make(rule=None, dtype=torch.float64, activation="tanh"):
+    return mg.compile(mlp([5, 6, 4, 3], activation), rule or Backprop(lr=0.2), dtype=dtype)
+
+
+def data(size=7, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(size, 5, generator=generator, dtype=dtype)
+    return x, torch.randint(0, 3, (size,), generator=generator)
+
+
+def stacked(states):
+    return {n: {c: torch.stack([s[n][c] for s in states]) for c in states[0][n]} for n in states[0]}
+
+
+# -- torch transforms ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "relu", "softplus", "step", torch.sin])
+@pytest.mark.parametrize("rule", [Backprop, FeedbackAlignment])
+def test_vmap_over_states(rule, activation):
+    program = make(rule(lr=0.2, surrogate="tanh"), activation=activation)
+    states = [program.init(seed) for seed in range(8)]
+    x, y = data()
+    together, out = torch.func.vmap(lambda state: program.step(state, x, y))(stacked(states))
+    for i, state in enumerate(states):
+        alone, single = program.step(state, x, y)
+        picked = {n: {c: t[i] for c, t in channels.items()} for n, channels in together.items()}
+        assert distance(alone, picked) < 1e-12
+        torch.testing.assert_close(out.loss[i], single.loss)
+        torch.testing.assert_close(out.prediction[i], single.prediction)
+
+
+def test_vmap_over_batches_with_labels():
+    program = make()
+    x, y = torch.randn(4, 7, 5, dtype=torch.float64), torch.randint(0, 3, (4, 7))
+    state = program.init()
+    _, out = torch.func.vmap(lambda x, y: program.step(state, x, y))(x, y)
+    torch.testing.assert_close(
+        out.loss, torch.stack([program.step(state, a, b)[1].loss for a, b in zip(x, y, strict=True)])
+    )
+
+
+def unrolled(program, lr, state, x, y, steps=5):
+    """Loss after some steps, as a function of the learning rate."""
+    for _ in range(steps):
+        state, _ = torch.func.functional_call(program, {"protocol.optimizer.lr": lr}, (state, x, y))
+    return program.step(state, x, y)[1].loss
+
+
+def test_meta_gradient_through_five_steps():
+    program = make(Backprop(lr=mg.learnable(0.2)))
+    state, (x, y) = program.init(), data()
+    lr = torch.tensor(0.2, dtype=torch.float64)
+    gradient = torch.func.grad(lambda lr: unrolled(program, lr, state, x, y))(lr)
+    h = 1e-5
+    difference = unrolled(program, lr + h, state, x, y) - unrolled(program, lr - h, state, x, y)
+    torch.testing.assert_close(gradient, difference.detach() / (2 * h), rtol=1e-7, atol=1e-9)
+    step = state
+    for _ in range(5):
+        step, _ = program.step(step, x, y)
+    program.step(step, x, y)[1].loss.backward()
+    torch.testing.assert_close(program.protocol.optimizer.lr.grad, gradient)
+    many = torch.func.vmap(torch.func.grad(lambda lr: unrolled(program, lr, state, x, y)))(torch.stack([lr, lr / 2]))
+    torch.testing.assert_close(many[0], gradient)
+
+
+@pytest.mark.parametrize("rule", [Backprop(), Backprop(lr=mg.learnable(0.1)), FeedbackAlignment()])
+def test_torch_compile_of_the_whole_step(rule):
+    torch.compiler.reset()
+    program = make(rule)
+    state, (x, y) = program.init(), data()
+    step = torch.compile(program.step, fullgraph=True, backend="aot_eager")
+    fast, out = step(state, x, y)
+    plain, expected = program.step(state, x, y)
+    assert distance(fast, plain) < 1e-12
+    torch.testing.assert_close(out.loss, expected.loss)
+
+
+def test_torch_compile_with_the_default_backend():
+    torch.compiler.reset()
+    program = make()
+    state, (x, y) = program.init(), data()
+    fast, _ = torch.compile(program.step, fullgraph=True)(state, x, y)
+    assert distance(fast, program.step(state, x, y)[0]) < 1e-12
+
+
+@pytest.mark.parametrize("rule", [Backprop, FeedbackAlignment, Memories, Echo, TwoStates])
+def test_nothing_that_is_passed_in_changes(rule):
+    network = mlp([5, 4, 3], loss="l2" if rule is not TwoStates else None)
+    program = mg.compile(network, rule(), dtype=torch.float64)
+    state = program.init(batch_size=7)
+    x, _ = data()
+    t = torch.randn(7, 3, dtype=torch.float64) if network.losses else None
+    before = copy.deepcopy((state, x, t))
+    after, _ = program.step(state, x, t)
+    assert distance(state, before[0]) == 0.0
+    assert torch.equal(x, before[1])
+    assert t is None or torch.equal(t, before[2])
+    changed = [n for n in state for c in state[n] if not torch.equal(after[n][c], state[n][c])]
+    assert changed
+
+
+def test_two_steps_from_one_state_are_the_same():
+    program, (x, y) = make(), data()
+    state = program.init()
+    assert distance(program.step(state, x, y)[0], program.step(state, x, y)[0]) == 0.0
+
+
+def test_call_is_step_and_run_is_steps():
+    program, (x, y) = make(), data()
+    state = program.init()
+    one, out = program(state, x, y)
+    two, losses = program.run(state, [(x, y)])
+    assert distance(one, two) == 0.0
+    assert losses == [float(out.loss)]
+
+
+# -- states -------------------------------------------------------------------------------------------------
+
+
+def test_init_is_a_function_of_the_seed_and_shared_by_rules():
+    one, two = make().init(3), make(FeedbackAlignment()).init(3)
+    assert all(torch.equal(channels["w"], two[n]["w"]) for n, channels in one.items() if "w" in channels)
+    assert not torch.equal(one["x->h1"]["w"], make().init(4)["x->h1"]["w"])
+    assert torch.equal(one["x->h1"]["w"].float(), make(dtype=torch.float32).init(3)["x->h1"]["w"])
+    before = torch.random.get_rng_state()
+    make().init(5)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_initial_weights_are_xavier_and_biases_zero():
+    program = mg.compile(mlp([300, 200, 10]), Backprop())
+    state = program.init()
+    bound = (6 / 500) ** 0.5
+    w = state["x->h1"]["w"]
+    assert w.shape == (200, 300)
+    assert w.abs().max() <= bound
+    assert abs(float(w.std()) - bound / 3**0.5) < 0.01 * bound
+    assert not state["h1.bias"]["w"].any()
+
+
+def test_memories_need_a_batch_size_and_keep_it():
+    program = mg.compile(mlp([5, 4, 3], loss="l2"), Memories())
+    with pytest.raises(mg.StateError, match="batch_size"):
+        program.init()
+    state = program.init(batch_size=4)
+    with pytest.raises(mg.StateError, match=r"4 examples.*has 6.*batch_size=6"):
+        program.step(state, torch.zeros(6, 5), torch.zeros(6, 3))
+    program.predict(state, torch.zeros(6, 5))  # predictions work at any size
+
+
+@pytest.mark.parametrize("rule", [Backprop, FeedbackAlignment, Memories])
+def test_save_and_load_round_trip_to_the_bit(rule, tmp_path):
+    program = mg.compile(mlp([5, 4, 3], loss="l2"), rule())
+    state, _ = program.step(program.init(7, batch_size=2), torch.randn(2, 5), torch.randn(2, 3))
+    program.save(state, tmp_path / "state.safetensors")
+    again = program.load(tmp_path / "state.safetensors")
+    assert {n: set(c) for n, c in again.items()} == {n: set(c) for n, c in state.items()}
+    assert all(
+        torch.equal(again[n][c], state[n][c]) and again[n][c].dtype == state[n][c].dtype
+        for n in state
+        for c in state[n]
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_training_continues_to_the_bit_after_loading(tmp_path):
+    program, (x, y) = make(), data()
+    half, _ = program.run(program.init(), [(x, y)] * 3)
+    program.save(half, tmp_path / "half")
+    through, _ = program.run(half, [(x, y)] * 3)
+    resumed, _ = program.run(program.load(tmp_path / "half"), [(x, y)] * 3)
+    assert distance(through, resumed) == 0.0
+
+
+def test_files_of_others_are_refused(tmp_path):
+    program, path = make(), tmp_path / "state"
+    with pytest.raises(mg.FileError, match="no file"):
+        program.load(path)
+    program.save(program.init(), path)
+    for other, word in ((mlp([5, 6, 3]), "h2"), (mlp([5, 6, 5, 3]), r"\(6,|\(5,|shape")):
+        with pytest.raises(mg.FileError, match=f"another network.*({word})"):
+            mg.compile(other, Backprop()).load(path)
+    with pytest.raises(mg.FileError, match=r"lacks .*x->h1\.b"):
+        make(FeedbackAlignment()).load(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(mg.FileError, match="damaged"):
+        program.load(path)
+    path.write_bytes(b"not a file of tensors")
+    with pytest.raises(mg.FileError, match="damaged"):
+        program.load(path)
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(mg.FileError, match="no mpgraph state"):
+        program.load(path)
+    save_file({"a": torch.zeros(1)}, path, metadata={"format": "mpgraph.state", "version": "99"})
+    with pytest.raises(mg.FileError, match="version 99"):
+        program.load(path)
+    with pytest.raises(mg.FileError, match="cannot write"):
+        program.save(program.init(), tmp_path / "none" / "state")
+
+
+# -- modules ------------------------------------------------------------------------------------------------
+
+
+def test_program_holds_the_rules_parameters_alone():
+    assert list(make().parameters()) == []
+    program = make(Backprop(lr=mg.learnable(0.2)))
+    assert list(program.state_dict()) == ["protocol.optimizer.lr"]
+    with torch.no_grad():
+        program.protocol.optimizer.lr.zero_()
+    state, (x, y) = program.init(), data()
+    assert (
+        distance(program.step(state, x, y)[0], {**state, "program": {**state["program"], "step": torch.tensor(1)}})
+        == 0.0
+    )
+
+
+def test_programs_copy_and_rules_pickle():
+    program, (x, y) = make(Backprop(lr=mg.learnable(0.2))), data()
+    state = program.init()
+    twin = copy.deepcopy(program)
+    assert distance(twin.step(state, x, y)[0], program.step(state, x, y)[0]) == 0.0
+    rule = pickle.loads(pickle.dumps(FeedbackAlignment(lr=0.3)))
+    assert distance(make(rule).step(*problem(rule))[0], make(FeedbackAlignment(lr=0.3)).step(*problem(rule))[0]) == 0.0
+
+
+def problem(rule):
+    return make(rule).init(), *data()
+
+
+def test_repr_names_sizes_and_the_rule():
+    text = repr(make())
+    assert "Backprop(lr=0.2)" in text
+    assert "torch.float64" in text
+    assert str(5 * 6 + 6 + 6 * 4 + 4 + 4 * 3 + 3) in text  # numbers of state
+    assert "x: input 5" in repr(make().graph.network)
+    assert "x->h1 => h1" in repr(make().graph)
+
+
+def test_graph_as_networkx():
+    graph = make().graph.to_networkx()
+    assert graph.nodes["x->h1"]["kind"] == "weight"
+    assert graph.nodes["x->h1"]["shape"] == (6, 5)
+    assert set(graph["x->h1"]["h1"]) == {"forward:pre"}
+    assert set(graph["h1"]["x->h1"]) == {"backward:post"}
+    assert not graph.has_edge("x->h1", "x")  # the input has no backward update, so nothing is sent there
+
+
+def test_code_and_explain():
+    program = make()
+    assert program.code.startswith("def forward(")
+    assert "torch.addmm" in program.code
+    assert "= None" not in program.code
+    lines = program.explain(batch_size=16).splitlines()
+    forward = next(line for line in lines if "x->h1 => h1" in line and line.startswith("forward"))
+    assert "linear" in forward
+    assert "16x5 6x5 6 -> 16x6" in forward
+    assert f"{2 * 16 * 5 * 6}" in forward
+    update = next(line for line in lines if line.startswith("learn") and "x->h1" in line)
+    assert "addmm" in update
+    assert not any("x->h1 => x " in line for line in lines)
+    assert "addcmul" in program.explain(batch_size=1)
+
+
+def test_the_network_given_keeps_its_weights_out_of_the_program():
+    network = mlp([5, 6, 3])
+    text = repr(network)
+    mg.compile(network, Backprop())
+    assert repr(network) == text
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("rule", [Backprop, FeedbackAlignment, Memories])
+def test_cuda_equals_cpu(rule, tmp_path):
+    network = mlp([5, 6, 3], loss="l2")
+    cpu = mg.compile(network, rule(), dtype=torch.float64)
+    one = cpu.init(1, batch_size=4)
+    x, t = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    after, _ = cpu.step(one, x, t)
+    cuda = mg.compile(network, rule(), device="cuda", dtype=torch.float64)
+    two = cuda.init(1, batch_size=4)
+    assert all(torch.equal(one[n][c], two[n][c].cpu()) for n in one for c in one[n])
+    moved, _ = cuda.step(two, x.cuda(), t.cuda())
+    assert distance(after, {n: {c: v.cpu() for c, v in k.items()} for n, k in moved.items()}) < 1e-10
+    cuda.save(moved, tmp_path / "state")
+    assert distance(mg.compile(network, rule(), dtype=torch.float64).load(tmp_path / "state"), after) < 1e-10
+    with pytest.raises(mg.InputError, match="cuda"):
+        cuda.step(two, x, t)

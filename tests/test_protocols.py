@@ -1,0 +1,84 @@
+"""The contract that every registered protocol keeps, whatever it is."""
+
+import inspect
+
+import pytest
+import torch
+from reference import distance, randomised
+
+import mpgraph as mg
+from mpgraph import interpreter
+from mpgraph.architectures import mlp
+from mpgraph.registry import lookup
+
+
+@pytest.fixture(params=mg.list_protocols())
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def rule(name):
+    return lookup("mpgraph.protocols", name)
+
+
+@pytest.fixture(params=["chain", "skip", "two inputs", "one to one", "step units"])
+def network(request):
+    if request.param == "chain":
+        return mlp([3, 4, 4, 2], activation="sigmoid")
+    network = mg.Network()
+    network.input("x", 3)
+    kind = "step" if request.param == "step units" else "tanh"
+    network.unit("h", 3, kind), network.unit("y", 2)
+    network.connect("x", "h", "one_to_one" if request.param == "one to one" else "dense")
+    network.connect("h", "y")
+    if request.param == "skip":
+        network.connect("x", "y")
+    if request.param == "two inputs":
+        network.input("v", 2), network.connect("v", "h"), network.connect("v", "y")
+    network.loss("y", "cross_entropy")
+    return network
+
+
+def batch(network, size):
+    generator = torch.Generator().manual_seed(1)
+    x = {n: torch.randn(size, *network.shape(n), generator=generator, dtype=torch.float64) for n in network.inputs}
+    return x, torch.randint(0, 2, (size,), generator=generator)
+
+
+@pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")
+def test_compiled_means_what_the_interpreter_does(rule, network):
+    program = mg.compile(network, rule(), dtype=torch.float64)
+    state = randomised(program.init(batch_size=3), torch.Generator().manual_seed(0))
+    x, y = batch(network, 3)
+    after, _ = program.step(state, x, y)
+    meaning, _ = interpreter.step(program, state, x, {"y": torch.eye(2, dtype=torch.float64)[y]})
+    assert distance(after, meaning) < 1e-10
+
+
+@pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")
+def test_pure_seeded_and_mappable(rule, network):
+    program = mg.compile(network, rule(), dtype=torch.float64)
+    x, y = batch(network, 3)
+    states = [program.init(seed, batch_size=3) for seed in (0, 0, 1)]
+    assert distance(states[0], states[1]) == 0.0
+    noise = program.noise(states[0], 3)
+    alone = [program.step(s, x, y, noise=noise)[0] for s in states]
+    assert distance(alone[0], alone[1]) == 0.0
+    stack = {n: {c: torch.stack([s[n][c] for s in states]) for c in states[0][n]} for n in states[0]}
+    mapped, _ = torch.func.vmap(lambda s: program.step(s, x, y, noise=noise))(stack)
+    for i, state in enumerate(alone):
+        assert distance(state, {n: {c: t[i] for c, t in k.items()} for n, k in mapped.items()}) < 1e-10
+
+
+def test_usable_by_its_defaults_and_carries_its_source(name, rule):
+    protocol = rule()
+    assert mg.make_protocol(name).name == protocol.name
+    assert protocol.name.startswith(f"{rule.__name__}(")
+    assert mg.cite(protocol).startswith("@")
+    assert inspect.getdoc(rule)
+
+
+def test_names_are_snake_case_of_the_class(name, rule):
+    squeezed = name.replace("_", "")
+    assert squeezed == rule.__name__.lower()
