@@ -1,8 +1,9 @@
 """One learning step of backprop: the program, its generated code, torch written by hand, and autograd with SGD.
 
-    python benchmarks/step.py
+python benchmarks/step.py
 """
 
+import itertools
 import time
 
 import torch
@@ -19,7 +20,7 @@ AUTOGRAD = "torch autograd + SGD"
 def autograd(sizes, activation, x, y):
     """The usual training step of an ``nn.Sequential``."""
     layers = []
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in itertools.pairwise(sizes):
         layers += [torch.nn.Linear(before, after), activation()]
     model = torch.nn.Sequential(*layers[:-1])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -34,7 +35,7 @@ def autograd(sizes, activation, x, y):
 
 def by_hand(sizes, x, y):
     """What an expert writes: explicit forward, backward and update of a tanh network, nothing else, no checks."""
-    weights = [torch.randn(after, before) / before**0.5 for before, after in zip(sizes, sizes[1:], strict=False)]
+    weights = [torch.randn(after, before) / before**0.5 for before, after in itertools.pairwise(sizes)]
     state = [weights, [torch.zeros(size) for size in sizes[1:]]]
     one_hot = torch.eye(sizes[-1])
     scale, online = -0.1 / len(x), len(x) == 1

@@ -34,7 +34,9 @@ def check(path: Path) -> int:
                     words = command.replace(".venv/bin/", "").replace("python3 ", "").split()
                     assert " ".join(words) in covered or all(word in covered for word in words), f"{path}: {line}"
             elif language != "python" and language not in SHOWN:
-                raise SystemExit(f"{path}: a block of language {language!r} cannot be run; mark it text to show it only")
+                raise SystemExit(
+                    f"{path}: a block of language {language!r} cannot be run; mark it text to show it only"
+                )
     return len(blocks)
 
 

@@ -1,6 +1,6 @@
 """Learn a learning rate: the gradient of the loss after ten steps with respect to a number inside the rule.
 
-    python examples/meta_learning_rate.py
+python examples/meta_learning_rate.py
 """
 
 import torch

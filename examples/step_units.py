@@ -1,6 +1,6 @@
 """Train through units without a derivative: steps, with feedback alignment and a derivative borrowed from tanh.
 
-    python examples/step_units.py
+python examples/step_units.py
 """
 
 import warnings
