@@ -8,6 +8,9 @@ from .agent import common as common
 from .agent import fast as fast
 from .agent import slow as slow
 from .connection import Connection as Connection
+from .connection import Conv2d as Conv2d
+from .connection import OneToOne as OneToOne
+from .connection import Sparse as Sparse
 from .defaults import LossAgent as LossAgent
 from .defaults import UnitAgent as UnitAgent
 from .each import Each as Each
@@ -21,9 +24,16 @@ from .errors import StateError as StateError
 from .initializers import xavier_uniform as xavier_uniform
 from .kinds import Function as Function
 from .kinds import Kind as Kind
+from .kinds import Quantizer as Quantizer
 from .kinds import Softplus as Softplus
 from .losses import Loss as Loss
 from .network import Network as Network
+from .normalization import BatchNorm as BatchNorm
+from .normalization import LayerNorm as LayerNorm
+from .operations import AvgPool as AvgPool
+from .operations import MaxPool as MaxPool
+from .operations import Operation as Operation
+from .operations import Reshape as Reshape
 from .optimizer import SGD as SGD
 from .optimizer import Optimizer as Optimizer
 from .program import Output as Output

@@ -20,7 +20,7 @@ from .errors import ProtocolError
 from .initializers import Initializer, constant, zeros
 
 if TYPE_CHECKING:
-    from .graph import AgentNode
+    from .nodes import AgentNode
 
 Extent = Literal["slow", "fast", "carry", "common"]
 End = Literal["pre", "post"]
@@ -56,7 +56,7 @@ def _initializer(init: Initializer | float) -> Initializer:
 
 
 def slow(size: int | str | None = None, *, init: Initializer | float = 0.0, frozen: bool = False) -> Any:
-    """The agent's own and kept, without a batch axis (a weight). Writes are averaged over the batch."""
+    """The agent's own and kept, without a batch axis (a weight). Writes are averaged over the batch and over uses."""
     return Channel("slow", size, _initializer(init), frozen)
 
 
@@ -129,6 +129,7 @@ class View(ABC):
     """
 
     node: AgentNode
+    learning: bool  # False in predict, where every write is discarded
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -136,7 +137,7 @@ class View(ABC):
         return self._read(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not name.startswith("_") and name != "node":
+        if not name.startswith("_") and name not in ("node", "learning"):
             raise ProtocolError(f"a rule assigned s.{name}: state is a value, write 's = s.set({name}=...)'")
         object.__setattr__(self, name, value)
 
@@ -153,7 +154,11 @@ class View(ABC):
 
     @abstractmethod
     def examples(self, value: Any, how: str = "mean") -> Any:
-        """Aggregate over the batch, for each agent."""
+        """Aggregate over the batch, for each agent.
+
+        A synapse that is used several times in an example (a convolution's at every position, a recurrent one's at
+        every tick) first *sums* its uses; they are parts of one example.
+        """
 
     @abstractmethod
     def all(self, value: Any, how: str = "mean") -> Any:
@@ -185,9 +190,10 @@ class View(ABC):
     def descend(self, **signals: Any) -> View:
         """Hand a channel's increment (a gradient) to the protocol's inner optimiser, which writes the channel.
 
-        The optimiser gets the batch average of the signal.
+        The optimiser gets the average of the signal over the batch, and over the uses of a synapse in one example
+        where it depends on them: write ``s.examples(...)`` for what is to be summed over uses, a gradient.
         """
         view: View = self
         for channel, signal in signals.items():
-            view = view._descend(channel, view.examples(signal, "mean"))
+            view = view._descend(channel, signal)
         return view

@@ -28,6 +28,7 @@ from torch import fx
 from .errors import ProtocolError
 
 if TYPE_CHECKING:
+    from .incidence import Incidence
     from .recorder import Recorder
 
 _order = itertools.count()
@@ -70,10 +71,23 @@ def ordered(axes: Iterable[Axis]) -> tuple[Axis, ...]:
 
 
 class Factor(NamedTuple):
-    """A tensor of the code being written, and the axis of each of its dimensions."""
+    """A tensor of the code being written, and the axis of each of its dimensions.
+
+    With ``gathered``, a lazy look-up: the tensor's last dimensions are the unit axes of that incidence, while the
+    last ``axes`` are its sites. ``Recorder.plain`` carries it out.
+    """
 
     node: fx.Node
     axes: tuple[Axis, ...]
+    gathered: Incidence | None = None
+
+
+class Fold(NamedTuple):
+    """What happens to a product after its bound axes are summed: its sites are added up where they lead."""
+
+    incidence: Incidence
+    sites: tuple[Axis, ...]  # bound
+    unit: tuple[Axis, ...]  # free
 
 
 class Term(NamedTuple):
@@ -84,11 +98,13 @@ class Term(NamedTuple):
     factors: tuple[Factor, ...] = ()
     bound: frozenset[Axis] = frozenset()
     origin: object = None
+    fold: Fold | None = None
 
     @property
     def axes(self) -> set[Axis]:
         """The free axes."""
-        return {axis for factor in self.factors for axis in factor.axes} - self.bound
+        free = {axis for factor in self.factors for axis in factor.axes} - self.bound
+        return free if self.fold is None else free.union(self.fold.unit)
 
     @property
     def spans(self) -> set[Axis]:
@@ -99,8 +115,11 @@ class Term(NamedTuple):
 
     def renamed(self, names: Mapping[Axis, Axis]) -> Term:
         """The same product on other axes."""
-        factors = tuple(Factor(f.node, tuple(names.get(a, a) for a in f.axes)) for f in self.factors)
-        return self._replace(factors=factors)
+        factors = tuple(f._replace(axes=tuple(names.get(a, a) for a in f.axes)) for f in self.factors)
+        fold = self.fold
+        if fold is not None:
+            fold = fold._replace(unit=tuple(names.get(a, a) for a in fold.unit))
+        return self._replace(factors=factors, fold=fold)
 
     def summed(self, axes: Iterable[Axis], origin: object) -> Term:
         """Bind ``axes``; an axis on which nothing depends multiplies by its length."""
@@ -235,11 +254,43 @@ class Value:
             return self.recorder.extremum(self, axes, how, local)
         if how not in ("sum", "mean"):
             raise ProtocolError(f"unknown aggregation {how!r}: allowed are sum, mean, max, min")
-        terms = [term.summed(axes, self.recorder.origin) for term in self.simple().terms]
+        value = self._multipliable() if any(term.fold for term in self.terms) else self.simple()
+        terms = [term.summed(axes, self.recorder.origin) for term in value.terms]
         if how == "mean":
             for axis in axes:
                 terms = [term.scaled(axis, -1) for term in terms]
         return Value(self.recorder, terms, local)
+
+    def gathered(self, incidence: Incidence) -> Value:
+        """The value of the unit that each site of a connection meets; sites that meet none (padding) get zero."""
+        units, terms = set(incidence.unit), []
+        for term in self._multipliable().terms:
+            factors = tuple(self._looked_up(f, incidence) if units & set(f.axes) else f for f in term.factors)
+            if incidence.partial and not any(f.gathered is incidence for f in factors):
+                factors += (Factor(self.recorder.constant(incidence.inside(), "inside"), incidence.sites),)
+            terms.append(term._replace(factors=factors))
+        return Value(self.recorder, terms, self.local)
+
+    def _looked_up(self, factor: Factor, incidence: Incidence) -> Factor:
+        rest = tuple(a for a in factor.axes if a not in incidence.unit)
+        whole = Value(self.recorder, ()).like(self.recorder.plain(factor))
+        return Factor(self.recorder.full(whole, (*rest, *incidence.unit)), (*rest, *incidence.sites), incidence)
+
+    def scattered(self, incidence: Incidence, how: str = "sum") -> Value:
+        """The sum (or extremum), for each agent of the unit, over the sites of a connection that meet it."""
+        if how in ("max", "min"):
+            fold = Fold(incidence, incidence.sites, incidence.unit)
+            total = incidence.add_up(self.recorder, self.settle(), fold, how)
+            return Value(self.recorder, (), self.local).like(total)
+        value = self._multipliable() if any(term.fold for term in self.terms) else self.simple()
+        terms = []
+        for term in value.terms:
+            fresh = {axis: axis.fresh() for axis in incidence.sites}
+            sites = tuple(fresh.values())
+            bound = term.bound.union(sites)
+            fold = Fold(incidence, sites, incidence.unit)
+            terms.append(term.renamed(fresh)._replace(bound=bound, fold=fold, origin=self.recorder.origin))
+        return Value(self.recorder, terms, self.local)
 
     def renamed(self, names: Mapping[Axis, Axis]) -> Value:
         """The same value on other axes: what an arrow does between a unit's axes and a connection's."""

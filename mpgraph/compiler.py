@@ -6,6 +6,7 @@ is written down as torch calls. The result has no loop over layers and no trace 
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,13 +16,16 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from .agent import Channel
+from .aggregation import aggregated
 from .algebra import BATCH, Axis, Factor, Value
 from .each import Each
 from .errors import ProtocolError, unknown
-from .graph import AgentGraph, AgentNode, Arrow, layout
+from .graph import AgentGraph
 from .kinds import Kind
 from .lazyview import LazyView
 from .losses import Loss
+from .nodes import AgentNode, Arrow, layout
 from .recorder import Recorder, identifier
 
 
@@ -66,7 +70,7 @@ def compile_passes(
         online: whether every batch will hold one example, so that sums over the batch are none.
         record: fast channels to return, by node.
     """
-    trace = Trace(graph, dtype, online)
+    trace = Trace(graph, dtype, online, learning)
     with trace.parameters_of(modules):
         nodes = _nodes(graph, learning)
         trace.feed(nodes)
@@ -74,6 +78,7 @@ def compile_passes(
             for node in graph.order[name]:
                 if node.name in nodes:
                     trace.run(name, index, node)
+            trace.merge(name)
         outputs = trace.results(learning, record or {})
     module = trace.recorder.finish(outputs)
     return Compiled(module, trace.noise, trace.recorder.notes, trace.flat, trace.still)
@@ -104,6 +109,7 @@ class Trace:
     graph: AgentGraph
     dtype: torch.dtype
     online: bool = False
+    learning: bool = True
     noise: dict[str, tuple[int, ...]] = field(default_factory=dict)
     flat: list[str] = field(default_factory=list)
     still: list[str] = field(default_factory=list)
@@ -113,6 +119,7 @@ class Trace:
         self.inputs = {name: self.recorder.input(name) for name in ("state", "parameters", "noise")}
         self.kept: dict[str, dict[str, Value]] = {}
         self.values: dict[str, dict[str, Value]] = {}
+        self._written: dict[str, list[tuple[dict[str, Value], dict[str, Value]]]] = {}  # by owner, of each use
         self._messages: dict[tuple[int, str], Any] = {}
         self._functions: dict[Any, Callable[..., Any]] = {}
 
@@ -129,16 +136,39 @@ class Trace:
         for name, node in self.graph.nodes.items():
             agent, self.values[name], self.kept[name] = self.graph.agents[name], {}, {}
             if node.kind in ("input", "target") and name in nodes:
-                placeholder = self.recorder.input(name)
-                self.recorder.batched(placeholder)
-                self.values[name]["value"] = self.leaf(placeholder, (BATCH, *node.axes))
+                self.values[name]["value"] = self.leaf(self.fed(node), (BATCH, *node.axes))
             for channel, declared in agent.channels().items():
-                if declared.kept:
+                if declared.kept and name == node.owner:
                     local = tuple(Axis(f"k{n}", n, rank=1) for n in agent.size_of(declared))
                     holder = self.item(self.inputs["state"], name, name)
                     leaf = self.item(holder, channel, f"{channel}_{name}")
                     self.kept[name][channel] = self.leaf(leaf, (*layout(node, declared), *local), local)
             self.values[name].update(self.kept[name])
+
+    def fed(self, node: AgentNode) -> fx.Node:
+        """The tensor that an input or target holds: of a network with ticks, one of them."""
+        name = node.owner if node.kind == "input" else node.name
+        known = self.recorder.inputs.get(name)
+        placeholder = self.recorder.input(name) if known is None else known
+        self.recorder.batched(placeholder)
+        if node.kind == "input" and self.graph.network.ticks > 1:
+            return self.recorder.emit("select", placeholder, 1, node.tick)
+        return placeholder
+
+    def times(self, node: AgentNode) -> int:
+        """How many nodes use the state of this one."""
+        return len(self.graph.uses[node.owner])
+
+    def view(self, node: AgentNode, pass_name: str) -> LazyView:
+        """The view of a node: its own fast channels and the kept ones of its owner."""
+        if node.name == node.owner:
+            return LazyView(self, node, pass_name, self.values[node.name])
+        kept = {
+            channel: self.values[node.owner][channel].renamed({b: a for a, b in self._to_owner(node, declared).items()})
+            for channel, declared in self.graph.agents[node.name].channels().items()
+            if declared.kept
+        }
+        return LazyView(self, node, pass_name, {**self.values[node.name], **kept})
 
     def leaf(self, node: fx.Node, axes: tuple[Axis, ...], local: tuple[Axis, ...] = ()) -> Value:
         """A tensor that exists, as a value."""
@@ -177,18 +207,54 @@ class Trace:
         for role, arrows in self.graph.arrows[name][node.name].items():
             if arrows:
                 inbox[role] = self.bag(index, arrows)
+        start = self.view(node, name)
         with self.recorder.at((name, node)):
-            result = update(LazyView(self, node, name, self.values[node.name]), **inbox)
+            result = update(start, **inbox)
         if not isinstance(result, LazyView):
             raise ProtocolError(
                 f"{type(agent).__name__}.{name}_update must return a view (s.set(...)), got {type(result).__name__}"
             )
-        self.values[node.name] = result._values
+        if self.times(node) == 1:
+            self.values[node.name] = result._values
+            return
+        channels, wrote = agent.channels(), {}
+        own = self.values[node.name] = dict(self.values[node.name])
+        for channel, value in result._values.items():
+            declared = channels.get(channel)
+            if declared is None or declared.extent == "fast":
+                own[channel] = value
+            elif value is not start._values[channel]:
+                wrote[channel] = value.renamed(self._to_owner(node, declared))
+        signals = {c: v.renamed(self._to_owner(node, channels[c])) for c, v in result._signals.items()}
+        for channel in [c for c in wrote if channels[c].extent == "carry"]:  # a memory goes from use to use
+            self.values[node.owner][channel] = wrote.pop(channel)
+        self._written.setdefault(node.owner, []).append((wrote, signals))
+
+    def merge(self, pass_name: str) -> None:
+        """Kept channels of nodes with several uses, after a pass: the average of what the uses wrote."""
+        for name, uses in self._written.items():
+            view = self.view(self.graph.nodes[name], pass_name)
+            with self.recorder.at((pass_name, view.node)):
+                for channel in dict.fromkeys(c for wrote, _ in uses for c in wrote):
+                    values = [wrote[channel] for wrote, _ in uses if channel in wrote]
+                    view = view.set(**{channel: sum(values[1:], values[0]) / len(values)})
+                for channel in dict.fromkeys(c for _, signals in uses for c in signals):
+                    values = [signals[channel] for _, signals in uses if channel in signals]
+                    total = sum(values[1:], values[0]) / len(values)
+                    view = self.graph.protocol.optimizer.update(view, channel, total)
+            self.values[name] = {**self.values[name], **view._values}
+        self._written = {}
+
+    def _to_owner(self, node: AgentNode, declared: Channel) -> dict[Axis, Axis]:
+        owner = layout(self.graph.nodes[node.owner], declared)
+        return dict(zip(layout(node, declared), owner, strict=True))
 
     def bag(self, index: int, arrows: Sequence[Arrow]) -> Any:
         """All messages of one role as one."""
         values = [self.delivered(index, arrow) for arrow in arrows]
         how = arrows[0].how
+        if callable(how):
+            return aggregated(self, arrows, values)
         if how == "each":
             return Each(
                 {a.source.name: _by_key(self.gathered, [a], [v], "sum") for a, v in zip(arrows, values, strict=True)}
@@ -201,7 +267,7 @@ class Trace:
         key = (index, source.name)
         with self.recorder.at((arrow.pass_name, source)):
             if key not in self._messages:
-                view = LazyView(self, source, arrow.pass_name, self.values[source.name])
+                view = self.view(source, arrow.pass_name)
                 send = self.graph.agents[source.name].message_of(arrow.pass_name)
                 assert send is not None
                 self._messages[key] = send(view)
@@ -209,17 +275,25 @@ class Trace:
             if isinstance(message, Each):
                 message = message[arrow.target.name]
             if isinstance(message, dict):
-                return {k: self.recorder.coerce(v).renamed(arrow.names) for k, v in message.items()}
+                return {k: self._placed(v, arrow) for k, v in message.items()}
             if message is None:
                 raise ProtocolError(f"{arrow}: the message is None; return a value or remove the method")
-            return self.recorder.coerce(message).renamed(arrow.names)
+            return self._placed(message, arrow)
+
+    def _placed(self, message: Any, arrow: Arrow) -> Value:
+        """A message on the axes of its target, but for what is still to be aggregated."""
+        value = self.recorder.coerce(message).renamed(arrow.names)
+        return value.gathered(arrow.incidence) if arrow.looks_up else value  # type: ignore[arg-type]
 
     def gathered(self, arrows: Sequence[Arrow], values: Sequence[Value], how: str) -> Value:
         """Messages aggregated over the axes that the target lacks, and over all arrows of the role."""
         parts = []
         for arrow, value in zip(arrows, values, strict=True):
             with self.recorder.at(arrow):
-                parts.append(value.total(arrow.aggregated, how if how in ("max", "min") else "sum"))
+                part = value.total(arrow.aggregated, how if how in ("max", "min") else "sum")
+                if arrow.adds_up:
+                    part = part.scattered(arrow.incidence, how)  # type: ignore[arg-type]
+                parts.append(part)
         total = parts[0]
         for arrow, part in zip(arrows[1:], parts[1:], strict=True):
             with self.recorder.at(arrow):
@@ -227,9 +301,23 @@ class Trace:
                     total = self.recorder.pointwise(torch.maximum if how == "max" else torch.minimum, (total, part))
                 else:
                     total = total + part
-        return total / count(arrows) if how == "mean" else total
+        return total / self.count(arrows) if how == "mean" else total
 
-    def function(self, owner: Kind | Loss, name: str, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    def count(self, arrows: Sequence[Arrow]) -> Any:
+        """How many messages reach each agent through these arrows: a number, or a value where agents differ."""
+        total: Any = 0
+        for arrow in arrows:
+            messages = math.prod(axis.size or 1 for axis in arrow.aggregated)
+            if arrow.adds_up and arrow.incidence is not None:
+                incidence = arrow.incidence
+                degrees = incidence.degrees.clamp(min=1).to(self.dtype)
+                node = self.recorder.constant(degrees, f"degrees_{arrow.target.name}")
+                total = self.leaf(node, incidence.unit) * messages + total
+            else:
+                total = total + messages
+        return total
+
+    def function(self, owner: Any, name: str, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
         """A function of a kind under a name that reads well in the generated code; the same object each time."""
         key = (id(owner), name)
         if key not in self._functions:
@@ -239,7 +327,7 @@ class Trace:
                 return made(*args)
 
             call.__module__ = "mpgraph"
-            call.__name__ = call.__qualname__ = f"{identifier(owner.name)}_{name}"
+            call.__name__ = call.__qualname__ = f"{identifier(getattr(owner, 'name', type(owner).__name__))}_{name}"
             self._functions[key] = call
         return self._functions[key]
 
@@ -278,13 +366,13 @@ class Trace:
         """A method of a kind or loss on whole tensors."""
         func = getattr(owner, method)
         call = func if owner.inline else self.function(owner, method, lambda: func)
-        return self.recorder.opaque(call, values, axes, owner.inline)
+        return self.recorder.opaque(call, values, [axes] * len(values), owner.inline)
 
     def prediction(self, name: str) -> fx.Node:
         """The readout of an output node, ``(batch, *axes, *local)``."""
         node, agent = self.graph.nodes[name], self.graph.agents[name]
         with self.recorder.at(("readout", node)):
-            value = self.recorder.coerce(agent.readout(LazyView(self, node, "forward", self.values[name])))
+            value = self.recorder.coerce(agent.readout(self.view(node, "forward")))
             return self.recorder.full(value, (BATCH, *node.axes, *value.local))
 
     def written(self, name: str, channel: str) -> fx.Node:
@@ -304,7 +392,7 @@ class Trace:
         """A channel after the step for every agent and example, for probes."""
         if name not in self.values:
             raise ProtocolError("record: " + unknown("node", name, self.values))
-        value = LazyView(self, self.graph.nodes[name], "record", self.values[name])._read(channel)
+        value = self.view(self.graph.nodes[name], "record")._read(channel)
         return self.recorder.full(value, (BATCH, *self.graph.nodes[name].axes, *value.local))
 
 
@@ -315,17 +403,6 @@ def parameter_slots(modules: nn.Module) -> list[tuple[dict[str, Any], str, str]]
         for store in (module._parameters, module._buffers):
             slots += [(store, n, f"{prefix}.{n}") for n, t in store.items() if t is not None]
     return slots
-
-
-def count(arrows: Sequence[Arrow]) -> int:
-    """How many messages reach one agent through these arrows."""
-    total = 0
-    for arrow in arrows:
-        messages = 1
-        for axis in arrow.aggregated:
-            messages *= axis.size or 1
-        total += messages
-    return total
 
 
 def _by_key(gather: Callable[..., Any], arrows: Sequence[Arrow], values: Sequence[Any], how: str) -> Any:

@@ -28,10 +28,10 @@ def settle(code: Recorder, given: Iterable[Term]) -> Factor:
     plain = sorted((t for t in terms if t.factors and not t.bound), key=lambda t: (t[:2] != (1.0, 0), -len(t.axes)))
     total: Factor | None = None
     for term in plain:
-        total = _add(code, total, product(code, term.factors), code.number(*term[:2]))
+        total = _add(code, total, product(code, map(code.plain, term.factors)), code.number(*term[:2]))
     for term in (t for t in terms if t.bound):
         with code.at(term.origin):
-            total = contract(code, term.factors, term.bound, total, code.number(*term[:2]))
+            total = contract(code, term, total, code.number(*term[:2]))
     for term in constants:
         number = code.number(*term[:2])
         if total is None:
@@ -69,22 +69,32 @@ def product(code: Recorder, factors: Iterable[Factor]) -> Factor:
     return first
 
 
-def contract(
-    code: Recorder,
-    factors: Iterable[Factor],
-    bound: frozenset[Axis],
-    into: Factor | None = None,
-    scale: Number = 1.0,
-) -> Factor:
+def contract(code: Recorder, term: Term, into: Factor | None = None, scale: Number = 1.0) -> Factor:
     """``into + scale * sum_bound prod(factors)``, two factors at a time, cheapest intermediate first."""
-    factors = _sum_lone(code, list(factors), bound)
+    factors, bound = list(term.factors), term.bound
+    incidence = term.fold.incidence if term.fold else next((f.gathered for f in factors if f.gathered), None)
+    if incidence is not None:
+        lowered = incidence.lower(code, term, into if scale == 1.0 else None)
+        if lowered is not None:
+            whole, fused = lowered
+            return whole if fused else _add(code, into, whole, scale)
+        factors = [code.plain(f) for f in factors]
+        if term.fold:
+            inside = term._replace(factors=tuple(factors), bound=bound - set(term.fold.sites), fold=None)
+            return _add(
+                code,
+                into,
+                term.fold.incidence.add_up(code, settle(code, [inside._replace(coefficient=1.0, power=0)]), term.fold),
+                scale,
+            )
+    factors = _sum_lone(code, factors, bound)
     while len(factors) > 2:
         pairs = [(i, j) for j in range(len(factors)) for i in range(j)]
         costs = {pair: _pair_cost(factors, pair, bound) for pair in pairs}
         i, j = min(pairs, key=lambda pair: costs[pair])
         others = [f for k, f in enumerate(factors) if k not in (i, j)]
-        inside = bound - {a for f in others for a in f.axes}
-        factors = _sum_lone(code, [_pair(code, factors[i], factors[j], inside, None, 1.0), *others], bound)
+        inside_ = bound - {a for f in others for a in f.axes}
+        factors = _sum_lone(code, [_pair(code, factors[i], factors[j], inside_, None, 1.0), *others], bound)
     if len(factors) == 2:
         return _pair(code, factors[0], factors[1], bound, into, scale)
     return _add(code, into, factors[0], scale)

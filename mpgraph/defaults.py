@@ -29,6 +29,14 @@ class Constant(Agent):
         return 1.0
 
 
+class Zero(Agent):
+    """What a unit hears whose every source is delayed past the start."""
+
+    def forward_message(self, s: View) -> Any:
+        """Zero."""
+        return 0.0
+
+
 class UnitAgent(Agent):
     """Applies its function; carries backward messages through it.
 
@@ -56,6 +64,29 @@ class UnitAgent(Agent):
 
     def backward_message(self, s: View) -> Any:
         """The error."""
+        return s.e
+
+
+class OperationAgent(Agent):
+    """Applies an operation to whole units and carries backward messages through it to each operand."""
+
+    aggregate = {"pre": "each"}  # noqa: RUF012
+    z, y, e = fast(), fast(), fast()
+
+    def forward_update(self, s: View, pre: Any) -> View:
+        """y = f(z1, z2, ...)."""
+        return s.set(z=pre, y=s.apply(pre))
+
+    def forward_message(self, s: View) -> Any:
+        """The result."""
+        return s.y
+
+    def backward_update(self, s: View, post: Any) -> View:
+        """For each operand its transposed derivative times the sum of the messages."""
+        return s.set(e=s.pull(post, s.z, out=s.y))
+
+    def backward_message(self, s: View) -> Any:
+        """To each operand its own."""
         return s.e
 
 

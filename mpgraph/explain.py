@@ -11,7 +11,8 @@ import torch
 from torch import fx
 
 from .algebra import Axis
-from .graph import AgentGraph, Arrow
+from .graph import AgentGraph
+from .nodes import Arrow
 
 if TYPE_CHECKING:
     from .compiler import Compiled

@@ -7,19 +7,23 @@ An agent that asks for a total over its node or the batch is run again once all 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .agent import View
+from .algebra import BATCH
 from .connection import indices
 from .each import Each
 from .errors import ProtocolError
-from .graph import AgentGraph, AgentNode, Arrow
+from .graph import AgentGraph
 from .kinds import Kind, activation
 from .losses import Loss
+from .nodes import AgentNode, Arrow, layout
+from .operations import Operation
+from .totals import Batch, Group, Operands, Population, Pulled, answer, total
 
 if TYPE_CHECKING:
     from .program import Program
@@ -51,6 +55,7 @@ def step(
     for name in program.graph.protocol.passes:
         for node in program.graph.order[name]:
             run.update(name, node)
+        run.merge()
     return run.state(state), {name: run.prediction(name) for name in program.graph.network.outputs}
 
 
@@ -65,99 +70,188 @@ class _Run:
         self.graph, self.noise = graph, noise
         self.batch = len(next(iter(fed.values())))
         self.noise_count = 0
-        self.values: dict[str, dict[Key, dict[str, Any]]] = {}
+        self.pass_name = ""
+        self.kept = {n: dict(channels) for n, channels in state.items()}  # as in a state; by owner
+        self.wrote: dict[tuple[str, str], list[Tensor]] = {}  # by owner and channel, what each of several uses wrote
+        self.signals: dict[tuple[str, str], list[Tensor]] = {}  # likewise, what each handed to the optimiser
+        self.fast: dict[str, dict[Key, dict[str, Any]]] = {}
+        self.whole: dict[tuple[Arrow, int], Tensor] = {}
         for name, node in graph.nodes.items():
-            self.values[name] = {}
-            for key in self.keys(node):
-                own = self.values[name][key] = {}
-                for channel, declared in graph.agents[name].channels().items():
-                    if declared.kept:
-                        own[channel] = state[name][channel][_place(node, declared, key)]
-                if name in fed:
-                    own["value"] = fed[name][(key[1], *key[0])]
+            self.fast[name] = {key: {} for key in self.keys(node)}
+            given = fed.get(node.owner if node.kind == "input" else name)
+            if given is not None and node.kind in ("input", "target"):
+                if node.kind == "input" and graph.network.ticks > 1:
+                    given = given[:, node.tick]
+                for key, own in self.fast[name].items():
+                    own["value"] = given[(key[1], *key[0])]
 
     def keys(self, node: AgentNode) -> list[Key]:
         return list(itertools.product(indices(node.shape), range(self.batch)))
 
+    def view(self, node: AgentNode, key: Key, answers: Any = None, asked: Any = None) -> ScalarView:
+        """The view of one agent: its fast channels, and what its owner keeps."""
+        declared = self.graph.agents[node.name].channels()
+        kept = {c: self.kept[node.owner][c][_place(node, d, key)] for c, d in declared.items() if d.kept}
+        return ScalarView(self, node, key, {**self.fast[node.name][key], **kept}, answers, asked)
+
     # -- one pass over one node ---------------------------------------------------------------------------
 
     def update(self, name: str, node: AgentNode) -> None:
-        agent = self.graph.agents[node.name]
-        method = agent.update_of(name)
-        if method is None:
-            return
-        inboxes = {key: self.inbox(name, node, key) for key in self.keys(node)}
+        self.pass_name = name
+        method = self.graph.agents[node.name].update_of(name)
+        if method is not None:
+            inboxes = {key: self.inbox(name, node, key) for key in self.keys(node)}
+            self.everywhere(node, lambda view, key: method(view, **inboxes[key]))
+            self.whole = {}
+
+    def everywhere(self, node: AgentNode, call: Any) -> None:
+        """Run every agent of a node, again whenever one asks for a total; then keep what they wrote."""
         answers: list[dict[Key, Any]] = []
         noise_before = self.noise_count
         while True:
             asked: dict[Key, tuple[Any, Any]] = {}
             done: dict[Key, Any] = {}
-            for key, inbox in inboxes.items():
+            for key in self.keys(node):
                 self.noise_count = noise_before
-                view = ScalarView(self, node, name, key, self.values[node.name][key], iter(answers), asked)
                 try:
-                    done[key] = method(view, **inbox)
+                    done[key] = call(self.view(node, key, iter(answers), asked), key)
                 except _Waiting:
                     continue
             if not asked:
                 break
-            answers.append(_answer(asked))
-        self.values[node.name] = {key: view._values for key, view in done.items()}
+            answers.append(answer(asked))
+        several = len(self.graph.uses[node.owner]) > 1
+        for channel, declared in self.graph.agents[node.name].channels().items():
+            if not declared.kept:
+                for key, view in done.items():
+                    if channel in view._values:
+                        self.fast[node.name][key][channel] = view._values[channel]
+                continue
+            name = (node.owner, channel)
+            if any(channel in view._wrote for view in done.values()):
+                new = self.tensor(node, channel, {k: v._values[channel] for k, v in done.items()})
+                if several and declared.extent != "carry":
+                    self.wrote.setdefault(name, []).append(new)
+                else:
+                    self.kept[node.owner][channel] = new
+            if any(channel in view._signals for view in done.values()):
+                signal = self.tensor(node, channel, {k: v._signals[channel] for k, v in done.items()})
+                self.signals.setdefault(name, []).append(signal)
+
+    def tensor(self, node: AgentNode, channel: str, values: Mapping[Key, Any]) -> Tensor:
+        """A channel's tensor from what all agents and examples say, averaged over what it has no axis for."""
+        declared = self.graph.agents[node.name].channels()[channel]
+        tensor = torch.zeros_like(self.kept[node.owner][channel])
+        counts = torch.zeros_like(tensor)
+        for key, value in values.items():
+            tensor[_place(node, declared, key)] += value
+            counts[_place(node, declared, key)] += 1.0
+        return tensor / counts
+
+    def merge(self) -> None:
+        """After a pass: the average of what the several uses of one node wrote, then one optimiser step for all."""
+        for (owner, channel), values in self.wrote.items():
+            self.kept[owner][channel] = torch.stack(values).mean(0)
+        self.wrote, signals = {}, self.signals
+        self.signals = {}
+        for (owner, channel), values in signals.items():
+            node, mean = self.graph.nodes[owner], torch.stack(values).mean(0)
+            declared = self.graph.agents[owner].channels()[channel]
+
+            def step(view: View, key: Key, mean: Any = mean, channel: str = channel, d: Any = declared) -> View:
+                return self.graph.protocol.optimizer.update(view, channel, mean[_place(view.node, d, key)])
+
+            self.everywhere(node, step)
+        for (owner, channel), values in self.wrote.items():
+            self.kept[owner][channel] = values[0]
+        self.wrote = {}
 
     def inbox(self, name: str, node: AgentNode, key: Key) -> dict[str, Any]:
-        inbox = {}
+        inbox: dict[str, Any] = {}
         for role, arrows in self.graph.arrows[name][node.name].items():
-            if arrows:
-                by_source = {a.source.name: self.messages(a, key) for a in arrows}
-                if arrows[0].how == "each":
-                    inbox[role] = Each({n: _total(m, "sum") for n, m in by_source.items()})
-                else:
-                    inbox[role] = _total([m for found in by_source.values() for m in found], arrows[0].how)
+            if not arrows:
+                continue
+            how = arrows[0].how
+            if node.inner and role == "pre":
+                inbox[role] = Each({a.source.name: self.operand(a, key[1]) for a in arrows})
+            elif how == "each":
+                inbox[role] = Each({a.source.name: total(self.messages(a, key), "sum") for a in arrows})
+            else:
+                inbox[role] = total([m for a in arrows for m in self.messages(a, key)], how)
         return inbox
 
+    def operand(self, arrow: Arrow, example: int) -> Tensor:
+        """All messages of a unit to an operation, as a whole."""
+        if (arrow, example) not in self.whole:
+            shape = arrow.source.shape
+            messages = [self.message(arrow, index, example) for index in indices(shape)]
+            stacked = torch.stack([torch.as_tensor(m) for m in messages])
+            self.whole[arrow, example] = stacked.reshape(*shape, *stacked.shape[1:])
+        return self.whole[arrow, example]
+
     def messages(self, arrow: Arrow, key: Key) -> list[Any]:
-        """Messages that reach one agent through an arrow: one from each source that shares its place."""
+        """Messages that reach one agent through an arrow: one from each source that meets it."""
+        if arrow.is_answer:
+            first = next(iter(indices(arrow.source.shape)))
+            return [self.message(arrow, first, key[1])[arrow.target.name][key[0]]]
         place = dict(zip(arrow.target.axes, key[0], strict=True))
-        choices = [
-            [place[arrow.names[axis]]] if axis in arrow.names else range(axis.size or 0) for axis in arrow.source.axes
-        ]
+        incidence = arrow.incidence
+        absent = False
+        if incidence is not None and arrow.looks_up:
+            site = tuple(place[axis] for axis in incidence.sites)
+            agent = int(incidence.grid[site])
+            absent = agent < 0
+            shape = tuple(axis.size or 0 for axis in incidence.unit)
+            met = torch.unravel_index(torch.tensor(max(agent, 0)), shape)
+            there = dict(zip(incidence.unit, map(int, met), strict=True))
+        choices = []
+        for axis in arrow.source.axes:
+            if axis in arrow.names:
+                choices.append([place[arrow.names[axis]]])
+            elif incidence is not None and arrow.looks_up and axis in there:
+                choices.append([there[axis]])
+            else:
+                choices.append(range(axis.size or 0))
         found = []
         for index in itertools.product(*choices):
-            source = (tuple(index), key[1])
-            view = ScalarView(self, arrow.source, arrow.pass_name, source, self.values[arrow.source.name][source])
-            send = self.graph.agents[arrow.source.name].message_of(arrow.pass_name)
-            assert send is not None
-            message = send(view)
-            found.append(message[arrow.target.name] if isinstance(message, Each) else message)
+            if incidence is not None and arrow.adds_up and not self.leads(arrow, index, place):
+                continue
+            message = self.message(arrow, index, key[1])
+            message = message[arrow.target.name] if isinstance(message, Each) else message
+            found.append(_scaled(message, 0.0) if absent else message)
+        if not found:  # no synapse at all: nothing is heard
+            any_source = tuple(0 for _ in arrow.source.axes)
+            found.append(_scaled(self.message(arrow, any_source, key[1]), 0.0))
         return found
+
+    def leads(self, arrow: Arrow, index: tuple[int, ...], place: Mapping[Any, int]) -> bool:
+        """Whether a site of a connection meets an agent of the unit."""
+        incidence = arrow.incidence
+        assert incidence is not None
+        own = dict(zip(arrow.source.axes, index, strict=True))
+        agent = int(incidence.grid[tuple(own[axis] for axis in incidence.sites)])
+        flat = 0
+        for axis in incidence.unit:
+            flat = flat * (axis.size or 0) + place[axis]
+        return agent == flat
+
+    def message(self, arrow: Arrow, index: tuple[int, ...], example: int) -> Any:
+        send = self.graph.agents[arrow.source.name].message_of(arrow.pass_name)
+        assert send is not None
+        return send(self.view(arrow.source, (index, example)))
 
     # -- results ------------------------------------------------------------------------------------------
 
     def state(self, before: Mapping[str, Any]) -> dict[str, Any]:
-        """Kept channels as tensors: averaged over whatever the channel has no axis for."""
-        after: dict[str, Any] = {}
-        for name, node in self.graph.nodes.items():
-            kept = {c: d for c, d in self.graph.agents[name].channels().items() if d.kept}
-            for channel, declared in kept.items():
-                tensor = torch.zeros_like(before[name][channel])
-                counts = torch.zeros_like(tensor)
-                for key, own in self.values[name].items():
-                    tensor[_place(node, declared, key)] += own[channel]
-                    counts[_place(node, declared, key)] += 1.0
-                after.setdefault(name, {})[channel] = tensor / counts
-        after["program"] = {"seed": before["program"]["seed"], "step": before["program"]["step"] + 1}
-        return after
+        """The state after the step."""
+        program = {"seed": before["program"]["seed"], "step": before["program"]["step"] + 1}
+        return {**self.kept, "program": program}
 
     def prediction(self, name: str) -> Tensor:
         node, agent = self.graph.nodes[name], self.graph.agents[name]
         rows = []
         for example in range(self.batch):
-            row = [
-                torch.as_tensor(
-                    agent.readout(ScalarView(self, node, "forward", (i, example), self.values[name][i, example]))
-                )
-                for i in indices(node.shape)
-            ]
+            row = [torch.as_tensor(agent.readout(self.view(node, (i, example)))) for i in indices(node.shape)]
             rows.append(torch.stack(row).reshape(*node.shape, *row[0].shape))
         return torch.stack(rows)
 
@@ -165,34 +259,49 @@ class _Run:
 class ScalarView(View):
     """The view of one agent for one example."""
 
+    learning = True
+
     def __init__(
         self,
         run: _Run,
         node: AgentNode,
-        pass_name: str,
         key: Key,
         values: Mapping[str, Any],
         answers: Any = None,
         asked: dict[Key, Any] | None = None,
     ) -> None:
-        self._run, self.node, self._pass, self._key = run, node, pass_name, key
+        self._run, self.node, self._key = run, node, key
         self._values, self._answers, self._asked = dict(values), answers, asked
+        self._wrote: set[str] = set()
+        self._signals: dict[str, Any] = {}
 
     def _read(self, name: str) -> Any:
         if name not in self._values:
-            raise ProtocolError(f"node {self.node.name!r}, pass {self._pass!r}: {name!r} is read before it is written")
+            raise ProtocolError(
+                f"node {self.node.name!r}, pass {self._run.pass_name!r}: {name!r} is read before it is written"
+            )
         return self._values[name]
 
+    def _copy(self) -> ScalarView:
+        view = ScalarView(self._run, self.node, self._key, self._values, self._answers, self._asked)
+        view._wrote, view._signals = set(self._wrote), dict(self._signals)
+        return view
+
     def set(self, **values: Any) -> ScalarView:  # noqa: D102
-        view = ScalarView(self._run, self.node, self._pass, self._key, self._values, self._answers, self._asked)
+        view = self._copy()
         for name, value in values.items():
             channel = self._run.graph.agents[self.node.name].channels()[name]
             if name == "w" and not self.node.trained:
                 continue
             if channel.kept and self._asked is not None:
-                value = self._ask(value, _Mean(lambda key, c=channel: _place(self.node, c, key)))
+                value = self._ask(value, self._sharing(channel))
+                view._wrote.add(name)
             view._values[name] = value
         return view
+
+    def _sharing(self, channel: Any) -> Group:
+        """The mean over all agents and examples for which a kept channel is one."""
+        return Group(lambda key: _place(self.node, channel, key), "mean")
 
     def _ask(self, value: Any, how: Any) -> Any:
         """Hand in a value; wait until every agent and example has."""
@@ -205,39 +314,50 @@ class ScalarView(View):
             raise _Waiting from None
 
     def peers(self, value: Any, how: str = "sum") -> Any:  # noqa: D102
-        return self._ask(value, _Group(lambda key: key[1], how))
+        return self._ask(value, Group(lambda key: key[1], how))
 
     def examples(self, value: Any, how: str = "mean") -> Any:  # noqa: D102
-        return self._ask(value, _Group(lambda key: key[0], how))
+        shared = [i for i, axis in enumerate(self.node.axes) if axis in self.node.shared]
+
+        def agent(key: Key) -> Any:
+            return tuple(n for i, n in enumerate(key[0]) if i not in shared)
+
+        if how in ("max", "min"):
+            return self._ask(value, Group(agent, how))
+        summed = self._ask(value, Group(lambda key: (agent(key), key[1]), "sum"))
+        return self._ask(summed, Batch(agent, how)) * len(self._run.graph.uses[self.node.owner])
 
     def all(self, value: Any, how: str = "mean") -> Any:  # noqa: D102
-        return self._ask(value, _Group(lambda key: None, how))
+        return self._ask(value, Group(lambda key: None, how))
 
     def normal(self) -> Any:  # noqa: D102
-        name = f"{self.node.name}.{self._pass}.{self._run.noise_count}"
+        name = f"{self.node.name}.{self._run.pass_name}.{self._run.noise_count}"
         self._run.noise_count += 1
         return self._run.noise[name][(self._key[1], *self._key[0])]
 
     def _on_node(self, func: Any, *values: Any) -> Any:
-        """A function of the whole population, for each example: all agents hand in their numbers."""
-        return self._ask(values, _Population(func, self.node.shape))
+        """A function of the whole population and batch: all agents hand in their numbers."""
+        return self._ask(values, Population(func, self.node.shape))
 
     def apply(self, z: Any) -> Any:  # noqa: D102
         kind = self.node.function
         assert isinstance(kind, Kind)
-        return self._on_node(kind.apply, z) if kind.over == "node" else kind.apply(z)
+        if isinstance(kind, Operation):
+            return self._ask(tuple(z.values()), Operands(kind.apply, self.node.shape))
+        return kind.apply(z) if kind.over == "agent" else self._on_node(kind.apply, z)
 
     def pull(self, e: Any, z: Any, *, out: Any, instead: str | None = None) -> Any:  # noqa: D102
         kind = self.node.function
         assert isinstance(kind, Kind)
+        if isinstance(kind, Operation):
+            parts = self._ask((e, out, *z.values()), Pulled(kind.pull, self.node.shape))
+            return Each(dict(zip(z, parts, strict=True)))
         if kind.is_flat():
             if instead is None:
                 return e * 0.0
             kind = activation(instead)
             return kind.pull(e, z, kind.apply(z))
-        if kind.over == "node":
-            return self._on_node(kind.pull, e, z, out)
-        return kind.pull(e, z, out)
+        return kind.pull(e, z, out) if kind.over == "agent" else self._on_node(kind.pull, e, z, out)
 
     def gradient(self, pre: Any, target: Any) -> Any:  # noqa: D102
         assert isinstance(self.node.function, Loss)
@@ -246,66 +366,20 @@ class ScalarView(View):
     def _descend(self, channel: str, signal: Any) -> View:
         if channel == "w" and not self.node.trained:
             return self
+        declared = self._run.graph.agents[self.node.name].channels()[channel]
+        signal = self._ask(signal, self._sharing(declared))
+        if len(self._run.graph.uses[self.node.owner]) > 1:
+            view = self._copy()
+            view._signals[channel] = signal
+            return view
         return self._run.graph.protocol.optimizer.update(self, channel, signal)
 
 
-# -- totals: what happens to the values that all agents of a node have handed in ------------------------------
-
-
-class _Group:
-    """Aggregate over all keys of one group."""
-
-    def __init__(self, group: Any, how: str) -> None:
-        self.group, self.how = group, how
-
-    def __call__(self, values: Mapping[Key, Any]) -> dict[Key, Any]:
-        groups: dict[Any, list[Any]] = {}
-        for key, value in values.items():
-            groups.setdefault(self.group(key), []).append(value)
-        totals = {group: _total(members, self.how) for group, members in groups.items()}
-        return {key: totals[self.group(key)] for key in values}
-
-
-class _Mean(_Group):
-    """What a kept channel takes: the mean over everything for which it has no axis."""
-
-    def __init__(self, group: Any) -> None:
-        super().__init__(group, "mean")
-
-
-class _Population:
-    """A function of the whole node, example by example."""
-
-    def __init__(self, func: Any, shape: tuple[int, ...]) -> None:
-        self.func, self.shape = func, shape
-
-    def __call__(self, values: Mapping[Key, Any]) -> dict[Key, Any]:
-        result = {}
-        for example in {key[1] for key in values}:
-            inputs = zip(*(values[i, example] for i in indices(self.shape)), strict=True)
-            whole = self.func(*(torch.stack(list(v)).reshape(1, *self.shape) for v in inputs))
-            result.update({(i, example): whole[(0, *i)] for i in indices(self.shape)})
-        return result
-
-
-def _answer(asked: Mapping[Key, tuple[Any, Any]]) -> dict[Key, Any]:
-    how = next(iter(asked.values()))[1]
-    return how({key: value for key, (value, _) in asked.items()})
-
-
-def _total(values: Sequence[Any], how: str) -> Any:
-    if isinstance(values[0], dict):
-        return {k: _total([v[k] for v in values], how) for k in values[0]}
-    stacked = torch.stack(
-        [torch.as_tensor(v, dtype=torch.get_default_dtype() if isinstance(v, float) else None) for v in values]
-    )
-    return {"sum": stacked.sum(0), "mean": stacked.mean(0), "max": stacked.amax(0), "min": stacked.amin(0)}[how]
+def _scaled(message: Any, factor: float) -> Any:
+    return {k: v * factor for k, v in message.items()} if isinstance(message, dict) else message * factor
 
 
 def _place(node: AgentNode, channel: Any, key: Key) -> tuple[int, ...]:
     """Where the state tensor of a kept channel holds the entry of one agent and example."""
-    if channel.extent == "common":
-        return ()
-    axes = node.axes if channel.end is None else node.ends.get(channel.end, node.axes)
-    place = tuple(key[0][node.axes.index(axis)] for axis in axes)
-    return (key[1], *place) if channel.extent == "carry" else place
+    place = dict(zip(node.axes, key[0], strict=True))
+    return tuple(key[1] if axis is BATCH else place[axis] for axis in layout(node, channel))

@@ -24,13 +24,23 @@ class Kind:
 
     Class attributes:
         over: ``"agent"`` if ``apply`` acts on every number alone; ``"node"`` if it needs the whole population, and
-            then it gets tensors ``(batch, *axes of the node)``.
+            then it gets tensors ``(batch, *axes of the node)``; ``"batch"`` if it needs all examples as well.
         inline: whether ``apply`` and ``pull`` are plain torch calls that may be written into the generated code;
             else the code calls them.
+
+    Attributes:
+        size: shape of the unit for one example, known once the kind has been drawn in a network.
     """
 
-    over: Literal["agent", "node"] = "agent"
+    over: Literal["agent", "node", "batch"] = "agent"
     inline: bool = False
+    size: tuple[int, ...] = ()
+    own_agent: bool = False  # whether protocols may hold an agent under the name of this very class
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if not cls.__module__.startswith("mpgraph."):
+            cls.own_agent = True
 
     @property
     def name(self) -> str:
@@ -46,10 +56,14 @@ class Kind:
         _, back = torch.func.vjp(self.apply, z)  # type: ignore[misc]
         return back(e)[0]
 
+    def shared(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Dimensions along which what the unit's agents keep between steps is one (positions of an image)."""
+        return ()
+
     def is_flat(self) -> bool:
         """Whether the derivative is zero everywhere (a step), found by probing it."""
         z = torch.linspace(-4.0, 4.0, 257, dtype=torch.float64).add(1e-3)
-        if self.over == "node":
+        if self.over != "agent":
             return False
         try:
             return not bool(self.pull(torch.ones_like(z), z, self.apply(z)).any())
@@ -128,19 +142,66 @@ class Softplus(Kind):
         return f"softplus(beta={self.beta:g})"
 
 
-class Step(Kind):
-    """y = 1 where z > 0, else 0. Its derivative is zero everywhere."""
+class _Flat(Kind):
+    """Base of functions without a derivative."""
 
     inline = True
+
+    def is_flat(self) -> bool:
+        return True
+
+    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:
+        return torch.zeros_like(e)
+
+
+class Step(_Flat):
+    """y = 1 where z > 0, else 0. Its derivative is zero everywhere."""
 
     def apply(self, z: Tensor) -> Tensor:  # noqa: D102
         return torch.gt(z, 0).type_as(z)
 
-    def is_flat(self) -> bool:  # noqa: D102
-        return True
 
-    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
-        return torch.zeros_like(e)
+class Sign(_Flat):
+    """y = -1, 0 or 1, the sign of z. Its derivative is zero everywhere."""
+
+    def apply(self, z: Tensor) -> Tensor:  # noqa: D102
+        return torch.sign(z)
+
+
+class WinnerTakeAll(_Flat):
+    """y = 1 for the largest z of the population (the first, if several), else 0: a hard softmax without derivative."""
+
+    over = "node"
+
+    @property
+    def name(self) -> str:  # noqa: D102
+        return "winner_take_all"
+
+    def apply(self, z: Tensor) -> Tensor:  # noqa: D102
+        rows = z.flatten(1)
+        winner = torch.argmax(rows, 1, keepdim=True)
+        return torch.zeros_like(rows).scatter(1, winner, 1.0).reshape_as(z)
+
+
+class Quantizer(_Flat):
+    """y = the nearest of n equidistant levels. Its derivative is zero everywhere.
+
+    Args:
+        levels: how many, at least two.
+        low, high: the lowest and the highest.
+    """
+
+    def __init__(self, levels: int = 4, low: float = -1.0, high: float = 1.0) -> None:
+        if levels < 2 or not low < high:
+            raise NetworkError(f"quantizer: needs at least 2 levels and low < high, got {levels}, {low}, {high}")
+        self.levels, self.low, self.high = levels, float(low), float(high)
+
+    def apply(self, z: Tensor) -> Tensor:  # noqa: D102
+        width = (self.high - self.low) / (self.levels - 1)
+        return torch.round((torch.clamp(z, self.low, self.high) - self.low) / width) * width + self.low
+
+    def __repr__(self) -> str:
+        return f"quantizer({self.levels} levels, {self.low:g}..{self.high:g})"
 
 
 class Function(Kind):
@@ -178,6 +239,9 @@ ACTIVATIONS: dict[str, Callable[[], Kind]] = {
     "relu": ReLU,
     "softplus": Softplus,
     "step": Step,
+    "sign": Sign,
+    "winner_take_all": WinnerTakeAll,
+    "quantizer": Quantizer,
 }
 
 

@@ -11,9 +11,10 @@ from .agent import Channel, View
 from .algebra import BATCH, Axis, Factor, Value, ordered
 from .each import Each
 from .errors import ProtocolError, unknown
-from .graph import AgentNode, layout
 from .kinds import Kind, activation
 from .losses import Loss
+from .nodes import AgentNode, layout
+from .operations import Operation
 
 if TYPE_CHECKING:
     from .compiler import Trace
@@ -22,9 +23,17 @@ if TYPE_CHECKING:
 class LazyView(View):
     """The view of all agents of a node at once, on lazy values."""
 
-    def __init__(self, trace: Trace, node: AgentNode, pass_name: str, values: Mapping[str, Value]) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        node: AgentNode,
+        pass_name: str,
+        values: Mapping[str, Any],
+        signals: Mapping[str, Value] | None = None,
+    ) -> None:
         self._trace, self.node, self._pass = trace, node, pass_name
-        self._values = dict(values)
+        self.learning = trace.learning
+        self._values, self._signals = dict(values), dict(signals or {})
 
     @property
     def _channels(self) -> dict[str, Channel]:
@@ -44,7 +53,7 @@ class LazyView(View):
         return self._values[name]
 
     def set(self, **values: Any) -> LazyView:  # noqa: D102
-        view = LazyView(self._trace, self.node, self._pass, self._values)
+        view = LazyView(self._trace, self.node, self._pass, self._values, self._signals)
         for name, given in values.items():
             if name not in self._channels:
                 raise ProtocolError(f"{self._where()}: " + unknown("channel", name, self._channels))
@@ -72,7 +81,10 @@ class LazyView(View):
                 local = tuple(Axis(f"k{n}", n, rank=1) for n in shape)
                 value = Value(recorder, value.simple().terms, local)
         allowed = {BATCH, *self.node.axes} if channel.extent == "fast" else set(layout(self.node, channel))
-        foreign = [axis for axis in value.axes if axis not in {BATCH, *self.node.axes}]
+        known = {BATCH, *self.node.axes}
+        if channel.extent == "fast":
+            known.update(*self.node.inner.values())
+        foreign = [axis for axis in value.axes if axis not in known]
         if foreign:
             raise ProtocolError(f"{self._where()}: a value for channel {name!r} depends on foreign axes {foreign}")
         averaged = [axis for axis in (BATCH, *self.node.axes) if axis not in allowed]
@@ -84,7 +96,10 @@ class LazyView(View):
         return self._trace.recorder.coerce(value).total(self.node.axes, how)
 
     def examples(self, value: Any, how: str = "mean") -> Value:  # noqa: D102
-        return self._trace.recorder.coerce(value).total((BATCH,), how)
+        value = self._trace.recorder.coerce(value)
+        if how in ("max", "min"):
+            return value.total((*self.node.shared, BATCH), how)
+        return value.total(self.node.shared).total((BATCH,), how) * self._trace.times(self.node)
 
     def all(self, value: Any, how: str = "mean") -> Value:  # noqa: D102
         return self._trace.recorder.coerce(value).total((BATCH, *self.node.axes), how)
@@ -106,24 +121,57 @@ class LazyView(View):
         recorder = self._trace.recorder
         values = recorder.aligned(*values)
         local = values[0].local
-        if owner.over == "node":
-            axes: tuple[Axis, ...] = (BATCH, *self.node.axes)
-        else:
-            axes = ordered(a for v in values for a in v.axes)
-        call = make() if owner.inline else self._trace.function(owner, name, make)
-        if owner.over == "node" and local:  # channel by channel
-            inner = call
-            call = self._trace.function(owner, f"{name}_by_channel", lambda: torch.func.vmap(inner, -1, -1))
-        node = recorder.opaque(call, values, (*axes, *local), owner.inline)
+        axes = ordered(a for v in values for a in v.axes) if owner.over == "agent" else (BATCH, *self.node.axes)
+        channels = bool(local) and owner.over != "agent"
+        call = self._callable(owner, name, make, channels)
+        node = recorder.opaque(call, values, [(*axes, *local)] * len(values), owner.inline and not channels)
         return Value(recorder, (), local).like(Factor(node, (*axes, *local)))
+
+    def _callable(self, owner: Any, name: str, make: Callable[[], Callable[..., Any]], channels: bool) -> Any:
+        """What the generated code calls; ``channels`` maps it over the last dimension."""
+        if not channels:
+            return make() if owner.inline else self._trace.function(owner, name, make)
+        return self._trace.function(owner, f"{name}_by_channel", lambda: torch.func.vmap(make(), -1, -1))
+
+    def _operation(self, operation: Operation, name: str, values: Sequence[Any], layouts: Any, results: Any) -> Any:
+        """A method of an operation on its whole operands; ``results`` are the axes of what it returns."""
+        recorder = self._trace.recorder
+        values = recorder.aligned(*values)
+        local = values[0].local
+        call = self._callable(operation, name, lambda: self._packed(operation, name), bool(local))
+        inline = operation.inline and not local
+        node = recorder.opaque(call, values, [(BATCH, *axes, *local) for axes in layouts], inline)
+        nodes = node if isinstance(node, tuple) else [self._trace.item(node, i) for i in range(len(results))]
+        if name == "apply":
+            nodes = [node]
+        return [
+            Value(recorder, (), local).like(Factor(n, (BATCH, *axes, *local)))
+            for n, axes in zip(nodes, results, strict=True)
+        ]
+
+    @staticmethod
+    def _packed(operation: Operation, name: str) -> Callable[..., Any]:
+        if name == "apply":
+            return operation.apply
+        return lambda e, y, *z: operation.pull(e, z, y)
 
     def apply(self, z: Any) -> Value:  # noqa: D102
         kind = self._function()
+        if isinstance(kind, Operation):
+            inner = self.node.inner
+            return self._operation(kind, "apply", [z[n] for n in inner], inner.values(), [self.node.axes])[0]
         return self._whole(kind, "apply", lambda: kind.apply, (z,))
 
-    def pull(self, e: Any, z: Any, *, out: Any, instead: str | None = None) -> Value:  # noqa: D102
+    def pull(self, e: Any, z: Any, *, out: Any, instead: str | None = None) -> Any:  # noqa: D102
         kind = self._function()
         e = self._trace.recorder.coerce(e)
+        if isinstance(kind, Operation):
+            inner = self.node.inner
+            if e.is_zero:
+                return Each(dict.fromkeys(inner, e))
+            layouts = [self.node.axes, self.node.axes, *inner.values()]
+            parts = self._operation(kind, "pull", [e, out, *(z[n] for n in inner)], layouts, inner.values())
+            return Each(dict(zip(inner, parts, strict=True)))
         if e.is_zero:
             return e
         if kind.is_flat():
@@ -147,8 +195,14 @@ class LazyView(View):
             raise ProtocolError(f"{self._where()}: " + unknown("channel", channel, self._channels))
         if channel == "w" and not self.node.trained:
             return self
+        signal = self._trace.recorder.coerce(signal)
+        axes = [axis for axis in (BATCH, *self.node.shared) if axis in signal.axes]
+        signal = signal.total(axes, "mean")
         if signal.is_zero:
-            self._trace.still.append(self.node.name)
+            self._trace.still.append(self.node.owner)
             return self
+        if self._trace.times(self.node) > 1:  # the optimiser takes one step for all uses, after the last
+            signals = {**self._signals, channel: signal}
+            return LazyView(self._trace, self.node, self._pass, self._values, signals)
         optimizer = self._trace.graph.protocol.optimizer
         return optimizer.update(self, channel, signal)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,13 @@ from .connection import Connection, Dense, connection
 from .errors import NetworkError, unknown
 from .kinds import Identity, Kind, activation
 from .losses import Loss, loss
+from .operations import OPERATIONS, Operation
+
+if TYPE_CHECKING:
+    import networkx
 
 Size = int | tuple[int, ...]
+RESERVED = ("program", "one", "zero")
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,8 @@ class Unit:
     bias: bool = False
     bias_value: Tensor | None = None
     bias_trained: bool = True
+    bias_shared: tuple[int, ...] = ()  # dimensions along which one bias serves all
+    operands: tuple[str, ...] = ()  # of an operation: it has no connections
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,9 @@ class Wire:
     connection: Connection
     weight: Tensor | None = None
     trained: bool = True
+    delay: int = 0  # ticks
+    tied: str | None = None  # the wire whose weights it uses
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,10 @@ class LossNode:
 class Network:
     """A directed graph of populations; every method that adds to it returns the name that was given.
 
+    Args:
+        ticks: how often the network runs for one example. With more than one, inputs are ``(batch, ticks, *size)``,
+            connections may have delays, and the prediction is that of the last tick.
+
     Example:
         >>> network = Network()
         >>> x, h, y = network.input("x", 64), network.unit("h1", 32, activation="tanh"), network.unit("y", 10)
@@ -62,10 +77,15 @@ class Network:
         ('x->h1', 'h1->y', 'loss')
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ticks: int = 1) -> None:
+        if not isinstance(ticks, int) or ticks < 1:
+            raise NetworkError(f"Network(ticks={ticks!r}): ticks must be a positive integer")
+        self.ticks = ticks
         self.units: dict[str, Unit] = {}
         self.wires: dict[str, Wire] = {}
         self.losses: dict[str, LossNode] = {}
+        self.edges: Callable[[Any, Any, Any], tuple[str, tuple[int, ...]]] | None = None
+        self.module: Any = None  # what from_torch read, for to_torch
 
     # -- drawing ------------------------------------------------------------------------------------------
 
@@ -92,17 +112,53 @@ class Network:
         Args:
             name: unique; used in states, errors and listings.
             size: number of units, or their shape.
-            activation: a name (identity, tanh, sigmoid, relu, softplus, step), an :class:`mpgraph.Kind`, or any
-                function of one tensor, differentiable or not.
-            bias: whether there is one, or its initial value (zeros by default).
+            activation: a name (identity, tanh, sigmoid, relu, softplus, step, sign, quantizer, winner_take_all), an
+                :class:`mpgraph.Kind`, or any function of one tensor, differentiable or not.
+            bias: whether there is one, or its initial value (zeros by default). Images ``(channels, height, width)``
+                have one bias for each channel.
 
         Raises:
             NetworkError: for a name in use, a size that is not positive, an unknown activation.
         """
         self._free(name)
         shape = _shape(name, size)
-        value = None if isinstance(bias, bool) else _weight(f"{name}.bias", bias, shape)
-        self.units[name] = Unit(name, shape, _activation(activation), False, bias is not False, value)
+        shared = (1, 2) if len(shape) == 3 else ()
+        value = None
+        if not isinstance(bias, bool):
+            value = _weight(f"{name}.bias", bias, tuple(n for i, n in enumerate(shape) if i not in shared))
+        kind = copy(_activation(activation))
+        if isinstance(kind, Operation):
+            raise NetworkError(f"unit {name!r}: {kind!r} is an operation; use network.operation({name!r}, ...)")
+        kind.size = shape
+        self.units[name] = Unit(name, shape, kind, False, bias is not False, value, bias_shared=shared)
+        return name
+
+    def operation(self, name: str, operation: str | Operation, *operands: str) -> str:
+        """Add an operation on whole units: pooling, reshaping, a product, concatenation.
+
+        Args:
+            name: unique; the operation can be connected onwards like a unit, but not to.
+            operation: ``product``, ``concat``, ``flatten``, ``max_pool``, ``avg_pool``, ``global_avg_pool`` or an
+                :class:`mpgraph.Operation`.
+            operands: units, inputs or operations, each once.
+
+        Raises:
+            NetworkError: for a name in use, an unknown operation or operand, operands that do not fit.
+        """
+        self._free(name)
+        found: Any = operation if isinstance(operation, Operation) else OPERATIONS.get(str(operation))
+        if found is None:
+            raise NetworkError(unknown("operation", operation, OPERATIONS))
+        for operand in operands:
+            if operand not in self.units:
+                raise NetworkError(f"operation {name!r}: " + unknown("unit", operand, self.units))
+        if not operands or len(set(operands)) < len(operands):
+            raise NetworkError(f"operation {name!r} needs operands, each once, got {list(operands)}")
+        try:
+            kind = (found if isinstance(found, Operation) else found()).on(*map(self.shape, operands))
+        except NetworkError as error:
+            raise NetworkError(f"operation {name!r}: {error}") from None
+        self.units[name] = Unit(name, kind.size, kind, operands=operands)
         return name
 
     def connect(
@@ -113,15 +169,21 @@ class Network:
         *,
         weight: Tensor | float | None = None,
         trained: bool = True,
+        delay: int = 0,
+        tied: str | None = None,
+        transposed: bool = False,
     ) -> str:
         """Connect two units; the second connection of a pair is called ``pre->post#1``.
 
         Args:
             pre: where forward messages come from: an input or a unit.
             post: where they go: a unit (or a loss, for connections that carry feedback alone).
-            connection: ``dense``, ``one_to_one`` or a :class:`mpgraph.Connection`.
-            weight: initial weights ``(*post, *pre)`` (dense), or one number; by default the rule draws them.
+            connection: ``dense``, ``one_to_one``, ``identity`` (no weights) or a :class:`mpgraph.Connection`.
+            weight: initial weights, ``(*post, *pre)`` if dense, or one number; by default the rule draws them.
             trained: ``False`` keeps the weights fixed under every rule.
+            delay: ticks that a message travels; nothing arrives before. Delays start anew with each step.
+            tied: name of a connection whose weights (and all that is kept with them) this one uses too.
+            transposed: whether it uses them the other way round (dense only).
 
         Raises:
             NetworkError: for an unknown unit or connection, shapes that do not fit, an input as ``post``.
@@ -131,6 +193,10 @@ class Network:
                 raise NetworkError(f"connect({pre!r}, {post!r}): " + unknown("unit", name, self.units))
         if post in self.units and self.units[post].is_input:
             raise NetworkError(f"connect({pre!r}, {post!r}): {post!r} is an input and receives no connections")
+        if post in self.units and self.units[post].operands:
+            raise NetworkError(f"connect({pre!r}, {post!r}): {post!r} is an operation; its operands are given with it")
+        if not isinstance(delay, int) or delay < 0:
+            raise NetworkError(f"connect({pre!r}, {post!r}): delay must be a number of ticks, got {delay!r}")
         meeting = _connection(connection)
         shapes = self.shape(pre), self.shape(post)
         problem = meeting.check(*shapes)
@@ -138,11 +204,27 @@ class Network:
             raise NetworkError(f"connect({pre!r}, {post!r}): {problem}")
         name, count = f"{pre}->{post}", sum((w.pre, w.post) == (pre, post) for w in self.wires.values())
         name += f"#{count}" if count else ""
+        own = meeting.weight_shape(*shapes)
+        if transposed and not (tied and isinstance(meeting, Dense)):
+            raise NetworkError(f"{name!r}: transposed needs tied= and a dense connection")
+        if tied is not None:
+            self._tie(name, tied, (*shapes[0], *shapes[1]) if transposed else own)
         if weight is not None:
-            layout = (*shapes[1], *shapes[0]) if isinstance(meeting, Dense) else None
-            weight = _weight(name, weight, layout)
-        self.wires[name] = Wire(name, pre, post, meeting, weight, trained)
+            if tied or not meeting.weighted:
+                raise NetworkError(f"{name!r}: a {'tied' if tied else meeting} connection takes no weight of its own")
+            weight = _weight(name, weight, own)
+        self.wires[name] = Wire(name, pre, post, meeting, weight, trained, delay, tied, transposed)
         return name
+
+    def _tie(self, name: str, tied: str, shape: tuple[int, ...]) -> None:
+        if tied not in self.wires:
+            raise NetworkError(f"{name!r}: tied to an " + unknown("connection", tied, self.wires))
+        other = self.wires[tied]
+        theirs = other.connection.weight_shape(self.shape(other.pre), self.shape(other.post))
+        if other.tied or not other.connection.weighted:
+            raise NetworkError(f"{name!r}: {tied!r} has no weights of its own; tie to {other.tied or 'another'!r}")
+        if theirs != shape:
+            raise NetworkError(f"{name!r} needs weights of shape {shape}, but {tied!r} has {theirs}")
 
     def loss(self, pre: str, loss: str | Loss, name: str | None = None) -> str:
         """Add a loss on a unit, which makes it an output.
@@ -181,7 +263,68 @@ class Network:
         if with_loss:
             return tuple(with_loss)
         sources = {wire.pre for wire in self.wires.values()}
+        sources.update(operand for unit in self.units.values() for operand in unit.operands)
         return tuple(n for n, u in self.units.items() if not u.is_input and n not in sources)
+
+    def edge(self, u: Any, v: Any, key: Any = 0) -> tuple[str, tuple[int, ...]]:
+        """Where the weight of an edge of the graph given to :meth:`from_networkx` lies: connection and index.
+
+        Raises:
+            NetworkError: if there is no such edge, or the network was not read from a graph.
+        """
+        if self.edges is None:
+            raise NetworkError("this network was not made by Network.from_networkx, so it has no single edges")
+        return self.edges(u, v, key)
+
+    @classmethod
+    def from_networkx(cls, graph: Any, *, loss: str | Loss | None = None, ticks: int = 1) -> Network:
+        """A network in which every node of a networkx graph is one neuron and every edge one weight.
+
+        See :mod:`mpgraph.grouping` for the attributes that are read and how neurons are grouped.
+
+        Args:
+            graph: a directed (multi)graph.
+            loss: on the outputs, as in :meth:`loss`; ``None`` for a network without one.
+            ticks: as in ``Network(ticks=...)``, for graphs with delays.
+
+        Raises:
+            NetworkError: for a graph without inputs or outputs, unknown attributes, or a cycle without delay.
+        """
+        from .grouping import from_networkx
+
+        return from_networkx(graph, loss=loss, ticks=ticks)
+
+    @classmethod
+    def from_torch(
+        cls, module: torch.nn.Module, input_shape: tuple[int, ...], *, loss: str | Loss | None = None
+    ) -> Network:
+        """A network that computes what a torch module does, with its weights.
+
+        Args:
+            module: any ``torch.fx``-traceable module of Linear, Conv2d, activations, pooling, flatten, LayerNorm,
+                BatchNorm, additions and concatenations.
+            input_shape: of one batch, ``(1, 8, 8)``-like: the first entry is the batch when the module needs one more
+                dimension than given otherwise; see :mod:`mpgraph.modules`.
+            loss: on the output, as in :meth:`loss`.
+
+        Raises:
+            NetworkError: naming the submodule that cannot be traced or is not supported.
+        """
+        from .modules import from_torch
+
+        return from_torch(module, input_shape, loss=loss)
+
+    def to_networkx(self) -> networkx.MultiDiGraph:
+        """Inputs, units, operations and losses as nodes, connections as edges, keyed by their names."""
+        from .drawing import network_to_networkx
+
+        return network_to_networkx(self)
+
+    def draw(self, path: str | None = None, format: str = "matplotlib") -> Any:
+        """A picture; see :func:`mpgraph.drawing.draw_network`."""
+        from .drawing import draw_network
+
+        return draw_network(self, path, format)
 
     # -- variants -----------------------------------------------------------------------------------------
 
@@ -192,7 +335,8 @@ class Network:
             NetworkError: for a pattern that matches nothing.
         """
         other = self.copy()
-        names = [*self.wires, *(f"{n}.bias" for n, u in self.units.items() if u.bias)]
+        weights = [n for n, w in self.wires.items() if w.connection.weighted and not w.tied]
+        names = [*weights, *(f"{n}.bias" for n, u in self.units.items() if u.bias)]
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise NetworkError(f"frozen: no weight or bias matches {pattern!r}; there are {', '.join(names)}")
@@ -207,7 +351,11 @@ class Network:
 
     def readout_only(self) -> Network:
         """A copy in which only connections into outputs are trained: the floor that every rule must clear."""
-        hidden = [name for name, wire in self.wires.items() if wire.post not in self.outputs]
+        hidden = [
+            name
+            for name, wire in self.wires.items()
+            if wire.connection.weighted and not wire.tied and wire.post not in self.outputs
+        ]
         biases = [f"{n}.bias" for n, u in self.units.items() if u.bias and n not in self.outputs]
         return self.frozen(*hidden, *biases)
 
@@ -218,22 +366,36 @@ class Network:
         return other
 
     def _free(self, name: str) -> None:
-        if not isinstance(name, str) or not name or "->" in name or name in ("program", "one"):
+        if not isinstance(name, str) or not name or "->" in name or "@" in name or name in RESERVED:
             raise NetworkError(
-                f"{name!r} cannot name a node: use a non-empty string without '->', not 'program' or 'one'"
+                f"{name!r} cannot name a node: use a non-empty string without '->' or '@', not {', '.join(RESERVED)}"
             )
         if name in self.units or name in self.losses:
             raise NetworkError(f"there is already a node called {name!r}; names are unique")
 
     def __repr__(self) -> str:
-        units = [f"  {u.name}: {'input' if u.is_input else u.kind} {_text(u.shape)}" for u in self.units.values()]
-        wires = [f"  {w.name}: {w.connection}" + ("" if w.trained else ", fixed") for w in self.wires.values()]
+        units = [
+            f"  {u.name}: {'input' if u.is_input else u.kind} {_text(u.shape)}"
+            + f" of {', '.join(u.operands)}" * bool(u.operands)
+            for u in self.units.values()
+        ]
+        wires = [f"  {w.name}: {w.connection}{_remarks(w)}" for w in self.wires.values()]
         losses = [f"  {node.name}: {node.loss} on {node.pre}" for node in self.losses.values()]
         return "\n".join(["Network(", *units, *wires, *losses, ")"])
 
 
 # The arguments of the methods above are called like the functions that read them.
 _activation, _connection, _loss = activation, connection, loss
+
+
+def _remarks(wire: Wire) -> str:
+    return "".join(
+        [
+            "" if wire.trained else ", fixed",
+            f", delay {wire.delay}" if wire.delay else "",
+            f", weights of {wire.tied}{' transposed' if wire.transposed else ''}" if wire.tied else "",
+        ]
+    )
 
 
 def _text(shape: Iterable[int]) -> str:
@@ -250,7 +412,5 @@ def _shape(name: str, size: Size) -> tuple[int, ...]:
 def _weight(name: str, value: Tensor | float, shape: tuple[int, ...] | None) -> Tensor:
     tensor = torch.as_tensor(value).detach().cpu()
     if shape is not None and tensor.ndim and tuple(tensor.shape) != shape:
-        raise NetworkError(
-            f"{name!r}: weight has shape {tuple(tensor.shape)}, the connection needs {shape} (post, pre)"
-        )
+        raise NetworkError(f"{name!r}: weight has shape {tuple(tensor.shape)}, the connection needs {shape}")
     return tensor

@@ -18,8 +18,9 @@ from .checks import inside_transform
 from .compiler import Compiled, compile_passes, parameter_slots
 from .errors import FlatUnitWarning, InputError, ProtocolError, StateError, unknown
 from .explain import rows, table
-from .graph import AgentGraph, AgentNode, layout
+from .graph import AgentGraph
 from .network import Network
+from .nodes import AgentNode, layout
 from .protocol import Protocol
 
 State = dict[str, dict[str, Tensor]]
@@ -77,12 +78,15 @@ class Program(nn.Module):
         self._inputs, self._outputs = network.inputs, network.outputs
         self._targets = tuple(dict.fromkeys(node.pre for node in network.losses.values()))
         self._fed = {**{n: n for n in self._inputs}, **{f"{n}.target": n for n in self._targets}}
-        self._shapes = {name: graph.nodes[name].shape for name in (*self._inputs, *self._targets)}
+        ticks = (network.ticks,) if network.ticks > 1 else ()
+        self._shapes = {
+            n: (*(ticks if n in self._inputs else ()), *graph.nodes[n].shape) for n in (*self._inputs, *self._targets)
+        }
         self._channels = [
             (name, channel, declared, agent.size_of(declared))
             for name, agent in graph.agents.items()
             for channel, declared in agent.channels().items()
-            if declared.kept
+            if declared.kept and graph.nodes[name].owner == name
         ]
         self._wanted = [(n, c, self._shape_of(n, d, k)) for n, c, d, k in self._channels]
         self._slots = parameter_slots(self)
@@ -112,6 +116,7 @@ class Program(nn.Module):
             self._compiled[key] = compile_passes(
                 self.graph, self, self.dtype, passes=passes, learning=learning, online=online, record=record
             )
+            self._compiled[key].module.to(self.device)  # constants: patterns of sparse connections and the like
         return self._compiled[key]
 
     def _warn(self, compiled: Compiled) -> None:
@@ -140,7 +145,7 @@ class Program(nn.Module):
         """A table: for each arrow and update, what it became, with shapes, FLOPs and bytes at ``batch_size``."""
         compiled = self._function(online=batch_size == 1)
         size: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
-        fed = [torch.zeros((batch_size, *self.graph.nodes[name].shape), **size) for name in self._fed]
+        fed = [torch.zeros((batch_size, *self._shapes[name.removesuffix(".target")]), **size) for name in self._fed]
         noise = {name: torch.zeros((batch_size, *shape), **size) for name, shape in compiled.noise.items()}
         state = self.init(batch_size=batch_size)
         return table(rows(self.graph, compiled, (state, self._parameters_now(), noise, *fed), batch_size), batch_size)
@@ -210,6 +215,29 @@ class Program(nn.Module):
             FileError: for a missing or damaged file, or the state of another network.
         """
         return files.load(path, {(n, c): shape for n, c, shape in self._wanted}, self.device)
+
+    def edge_weight(self, state: State, u: Any, v: Any, key: Any = 0) -> Tensor:
+        """The weight of one edge of the graph that the network was read from with ``Network.from_networkx``.
+
+        Args:
+            state: from :meth:`init` or a step.
+            u, v, key: the edge, as networkx names it.
+
+        Raises:
+            NetworkError: if there is no such edge, or the network was not read from a graph.
+        """
+        wire, index = self.graph.network.edge(u, v, key)
+        return state[self.graph.nodes[wire].owner]["w"][index]
+
+    def to_torch(self, state: State) -> nn.Module:
+        """The module that the network was read from with ``Network.from_torch``, copied, with this state's weights.
+
+        Raises:
+            NetworkError: if the network was not read from a module.
+        """
+        from .modules import to_torch
+
+        return to_torch(self, state)
 
     # -- running ------------------------------------------------------------------------------------------
 

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from .agent import Agent
-from .defaults import Constant, Input, LossAgent, UnitAgent
+from .defaults import Constant, Input, LossAgent, OperationAgent, UnitAgent, Zero
 from .errors import ProtocolError, unknown
-from .graph import AgentNode
 from .network import Network
+from .nodes import AgentNode
+from .normalization import BatchNormAgent
 from .optimizer import SGD, Optimizer
 from .registry import lookup, registered
 
@@ -22,8 +23,9 @@ class Protocol(nn.Module):
     Args:
         optimizer: writes the channels that agents hand to ``s.descend``; plain gradient descent at 0.1 by default.
         agents: an agent for each kind of node: ``weight``, ``bias``, ``unit``, ``output``, ``loss``, ``input``,
-            ``target``, ``constant``, or the class name of a user's own :class:`mpgraph.Kind` in lower case. Biases
-            default to the weight's agent, outputs and own kinds to the unit's, everything else to the engine's own.
+            ``target``, ``constant``, ``operation``, or the class name of a user's own :class:`mpgraph.Kind` in
+            lower case. Biases default to the weight's agent, outputs and own kinds to the unit's, everything else to
+            the engine's own.
 
     Class attributes:
         passes: the schedule; names may repeat.
@@ -46,7 +48,10 @@ class Protocol(nn.Module):
             "input": Input(),
             "target": Input(),
             "constant": Constant(),
+            "zero": Zero(),
             "unit": UnitAgent(),
+            "operation": OperationAgent(),
+            "batchnorm": BatchNormAgent(),
             "loss": LossAgent(),
         }
         self.agents = nn.ModuleDict({**own, **agents})

@@ -120,15 +120,19 @@ class Recorder:
             )
         if tensor.ndim == 0 and not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             return Value(self, (Term(float(tensor)),))
-        name = next((n for n, t in self.constants.items() if t is tensor), f"constant_{len(self.constants)}")
-        self.constants[name] = tensor
         local = tuple(Axis(f"k{size}", size, rank=1) for size in tensor.shape)
+        node = self.constant(tensor)
+        converted = self.emit("to", node, self.dtype) if tensor.dtype != self.dtype else node
+        return Value(self, (), local).like(Factor(converted, local))
+
+    def constant(self, tensor: Tensor, hint: str = "constant") -> fx.Node:
+        """A tensor that the finished function holds."""
+        name = next((n for n, t in self.constants.items() if t is tensor), f"{hint}_{len(self.constants)}")
+        self.constants[name] = tensor
         key = ("constant", name)
         if key not in self._written:
             self._written[key] = self.graph.create_node("get_attr", name, (), {})
-        node = self._written[key]
-        converted = self.emit("to", node, self.dtype) if tensor.dtype != self.dtype else node
-        return Value(self, (), local).like(Factor(converted, local))
+        return self._written[key]
 
     def aligned(self, *operands: Operand) -> list[Value]:
         """Operands as values whose local axes are the same objects, by torch's broadcasting rule."""
@@ -170,15 +174,20 @@ class Recorder:
             for f in term.factors:
                 if axis in f.axes:
                     rest = tuple(a for a in f.axes if a is not axis)
-                    f = Factor(self.emit("select", f.node, f.axes.index(axis), index, work=()), rest)
+                    f = f._replace(node=self.emit("select", f.node, f.axes.index(axis), index, work=()), axes=rest)
                 factors.append(f)
             terms.append(term._replace(factors=tuple(factors)))
         return Value(self, terms, tuple(a for a in value.local if a is not axis))
 
     # -- layouts ------------------------------------------------------------------------------------------
 
+    def plain(self, factor: Factor) -> Factor:
+        """The factor as a tensor on its axes: a lazy look-up is carried out, once."""
+        return factor if factor.gathered is None else factor.gathered.look_up(self, factor)
+
     def arrange(self, factor: Factor, axes: Sequence[Axis]) -> fx.Node:
         """The tensor with its dimensions in the order of ``axes``, ready to broadcast over those it lacks."""
+        factor = self.plain(factor)
         present = [a for a in axes if a in factor.axes]
         node, order = factor.node, [factor.axes.index(a) for a in present]
         if order == [1, 0]:
@@ -245,20 +254,23 @@ class Recorder:
             raise ProtocolError("torch.where and comparisons need conditions and values of one local shape")
         return values
 
-    def opaque(self, func: Callable[..., Any], values: Sequence[Value], axes: Sequence[Axis], inline: bool) -> fx.Node:
-        """A function of whole tensors laid out as ``axes``; ``inline`` writes its torch calls, else a call of it."""
-        nodes = [self.full(self.coerce(value), axes) for value in values]
+    def opaque(
+        self, func: Callable[..., Any], values: Sequence[Value], layouts: Sequence[Sequence[Axis]], inline: bool
+    ) -> Any:
+        """A function of whole tensors in given layouts; ``inline`` writes its torch calls, else a call of it."""
+        nodes = [self.full(self.coerce(v), axes) for v, axes in zip(values, layouts, strict=True)]
+        work = tuple(max(layouts, key=len))
         if not inline:
-            return self.emit(func, *nodes, work=axes)
+            return self.emit(func, *nodes, work=work)
         last = next(reversed(self.graph.nodes))
         tracer = fx.proxy.GraphAppendingTracer(self.graph)
-        result = func(*(fx.Proxy(node, tracer) for node in nodes)).node
+        result = func(*(fx.Proxy(node, tracer) for node in nodes))
         node = last.next
         while node is not self.graph._root:
             node.meta.setdefault("origin", self.origin)
-            node.meta.setdefault("work", (1.0, tuple(axes)))
+            node.meta.setdefault("work", (1.0, work))
             node = node.next
-        return result
+        return tuple(part.node for part in result) if isinstance(result, tuple) else result.node
 
     def note(self, text: str) -> None:
         """Remember what could not stay a contraction, for ``explain()``."""
@@ -290,17 +302,16 @@ class Recorder:
                 stack.extend(node.all_input_nodes)
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
+        written: dict[Any, fx.Node] = {}  # calls written inline may say the same thing twice
         for node in self.graph.nodes:
             if node in live or node.op == "placeholder":
-                copy = graph.create_node(
-                    node.op,
-                    node.target,
-                    fx.map_arg(node.args, copies.__getitem__),
-                    fx.map_arg(node.kwargs, copies.__getitem__),
-                    name=node.meta.get("hint"),
-                )
-                copy.meta.update(node.meta)
-                copies[node] = copy
+                args = fx.map_arg(node.args, copies.__getitem__)
+                kwargs = fx.map_arg(node.kwargs, copies.__getitem__)
+                key = (node.op, node.target, _hashable(args), _hashable(kwargs))
+                if key not in written:
+                    written[key] = graph.create_node(node.op, node.target, args, kwargs, name=node.meta.get("hint"))
+                    written[key].meta.update(node.meta)
+                copies[node] = written[key]
         graph.output(fx.map_arg(outputs, copies.__getitem__))
         root = torch.nn.Module()
         for name, tensor in self.constants.items():

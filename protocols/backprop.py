@@ -41,8 +41,8 @@ class Weight(Agent):
         return s.w * s.e
 
     def learn_update(self, s: mg.View) -> mg.View:
-        """dL/dw = e x."""
-        return s.descend(w=s.e * s.x)
+        """dL/dw = <e x>, summed over the places where one example uses the synapse (positions, ticks)."""
+        return s.descend(w=s.examples(s.e * s.x))
 
 
 class Backprop(Protocol):

@@ -12,9 +12,10 @@ from conftest import ROOT
 import mpgraph as mg
 
 PUBLIC = {
-    "Agent", "Channel", "Connection", "Each", "FileError", "FlatUnitWarning", "Function", "InputError", "Kind", "Loss",
-    "LossAgent", "MPGraphError", "Network", "NetworkError", "Optimizer", "Output", "Program", "Protocol",
-    "ProtocolError", "SGD", "Softplus", "StateError", "UnitAgent", "View", "carry", "cite", "common", "compile", "fast",
+    "Agent", "AvgPool", "BatchNorm", "Channel", "Connection", "Conv2d", "Each", "FileError", "FlatUnitWarning",
+    "Function", "InputError", "Kind", "LayerNorm", "Loss", "LossAgent", "MPGraphError", "MaxPool", "Network",
+    "NetworkError", "OneToOne", "Operation", "Optimizer", "Output", "Program", "Protocol", "ProtocolError",
+    "Quantizer", "Reshape", "SGD", "Sparse", "Softplus", "StateError", "UnitAgent", "View", "carry", "cite", "common", "compile", "fast",
     "learnable", "list_protocols", "make_protocol", "slow", "xavier_uniform",
 }  # fmt: skip
 

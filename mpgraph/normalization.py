@@ -1,0 +1,91 @@
+"""Kinds that need their whole population or batch: normalisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .agent import View, slow
+from .defaults import UnitAgent
+from .kinds import Kind
+
+aten = torch.ops.aten
+
+
+class LayerNorm(Kind):
+    """Each example's numbers, centred and divided by their deviation; no gain or bias of its own.
+
+    Args:
+        eps: added to the variance.
+    """
+
+    over = "node"
+    inline = True
+
+    def __init__(self, eps: float = 1e-5) -> None:
+        self.eps = eps
+
+    def apply(self, z: Tensor) -> Tensor:  # noqa: D102
+        return self._whole(z)[0]
+
+    def _whole(self, z: Tensor) -> Any:
+        return aten.native_layer_norm.default(z, self.size, None, None, self.eps)
+
+    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+        _, mean, rstd = self._whole(z)
+        mask = [True, False, False]
+        return aten.native_layer_norm_backward.default(e, z, self.size, mean, rstd, None, None, mask)[0]
+
+
+class BatchNorm(Kind):
+    """Each channel (first dimension) centred and divided by its deviation over batch and positions.
+
+    ``predict`` uses running averages, which the node keeps in the channels ``mean`` and ``var``. A gain and a bias of
+    each channel, if wanted, are a connection ``OneToOne(shared=...)`` and the bias of the unit that follows.
+
+    Args:
+        eps: added to the variance.
+        momentum: of the running averages, as in ``torch.nn.BatchNorm2d``.
+    """
+
+    over = "batch"
+    inline = True
+    own_agent = True
+
+    def __init__(self, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        self.eps, self.momentum = eps, momentum
+
+    def shared(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """All dimensions but the channel."""
+        return tuple(range(1, len(shape)))
+
+    def _whole(self, z: Tensor) -> Any:
+        return aten.native_batch_norm.default(z, None, None, None, None, True, 0.0, self.eps)
+
+    def apply(self, z: Tensor) -> Tensor:  # noqa: D102
+        return self._whole(z)[0]
+
+    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+        _, mean, invstd = self._whole(z)
+        mask = [True, False, False]
+        back = aten.native_batch_norm_backward.default(e, z, None, None, None, mean, invstd, True, self.eps, mask)
+        return back[0]
+
+
+class BatchNormAgent(UnitAgent):
+    """Normalises by the statistics of the batch while learning, by their running averages in ``predict``."""
+
+    mean, var = slow(), slow(init=1.0)
+
+    def forward_update(self, s: View, pre: Any) -> View:
+        """y = (z - mean) / sqrt(var + eps), and the running averages."""
+        kind: Any = s.node.function
+        if not s.learning:
+            return s.set(z=pre, y=(pre - s.mean) * torch.rsqrt(s.var + kind.eps))
+        n = s.examples(1.0, "sum")
+        mean, square = (s.examples(v, "sum") / n for v in (pre, pre * pre))
+        var = (square - mean * mean) * (n / (n - 1.0))
+        old, new = 1.0 - kind.momentum, kind.momentum
+        return s.set(z=pre, y=s.apply(pre), mean=old * s.mean + new * mean, var=old * s.var + new * var)

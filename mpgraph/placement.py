@@ -1,0 +1,271 @@
+"""Network -> nodes and links: where a protocol's agents will sit, and who are neighbours.
+
+A network with delays is unrolled: each tick has nodes of its own, of which the last carry the plain names and the
+state; earlier ones (``h@0``) are uses of them. Tied weights are uses of one node in the same way.
+"""
+
+from __future__ import annotations
+
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+from .algebra import Axis
+from .connection import Connection, OneToOne
+from .errors import NetworkError
+from .network import Network, Unit, Wire
+from .nodes import AgentNode, Link
+
+
+class Placement:
+    """The nodes of a network and their links.
+
+    Args:
+        network: what was drawn.
+        bias: whether a bias is a weight from the number one (``beside``) or an agent after the sum (``between``).
+
+    Attributes:
+        nodes: by name.
+        links: neighbours.
+
+    Raises:
+        NetworkError: for a network that no rule could run.
+    """
+
+    def __init__(self, network: Network, bias: str) -> None:
+        check(network)
+        self.network, self.bias = network, bias
+        self.nodes: dict[str, AgentNode] = {}
+        self.links: list[Link] = []
+        self._into: dict[str, AgentNode] = {}  # where the messages of a unit's connections go
+        needed = _needed(network)
+        for tick in range(network.ticks):
+            for unit in network.units.values():
+                if (unit.name, tick) in needed:
+                    self._unit(unit, tick)
+        for loss in network.losses.values():
+            self._loss(loss.name, loss.pre, loss.loss)
+        for tick in range(network.ticks):
+            for unit in network.units.values():
+                if unit.operands and (unit.name, tick) in needed:
+                    self._operands(unit, tick)
+            for wire in network.wires.values():
+                if (wire.post, tick) in needed and tick >= wire.delay:
+                    self._wire(wire, tick)
+        for tick in range(network.ticks):
+            for unit in network.units.values():
+                if (unit.name, tick) in needed and not unit.is_input:
+                    self._beside(unit, tick)
+
+    def at(self, name: str, tick: int) -> str:
+        """Name of a node at a tick; the last tick has the plain names."""
+        return name if tick == self.network.ticks - 1 else f"{name}@{tick}"
+
+    def _node(self, name: str, kind: str, axes: tuple[Axis, ...] = (), **attributes: Any) -> AgentNode:
+        self.nodes[name] = AgentNode(name, kind, axes, **attributes)
+        return self.nodes[name]
+
+    def _copy(self, name: str, kind: str, of: AgentNode, **attributes: Any) -> tuple[AgentNode, dict[Axis, Axis]]:
+        """A node with one agent for each of another's."""
+        axes = tuple(Axis(axis.name, axis.size) for axis in of.axes)
+        shared = tuple(axes[of.axes.index(a)] for a in attributes.pop("shared", ()))
+        node = self._node(name, kind, axes, shared=shared, **attributes)
+        return node, dict(zip(of.axes, axes, strict=True))
+
+    def _unit(self, unit: Unit, tick: int) -> None:
+        axes = tuple(
+            Axis(unit.name if len(unit.shape) == 1 else f"{unit.name}.{i}", n) for i, n in enumerate(unit.shape)
+        )
+        kinds, name = _kinds(unit, self.network), self.at(unit.name, tick)
+        shared = tuple(axes[dim] for dim in unit.kind.shared(unit.shape))
+        node = self._node(
+            name, kinds[0], axes, shared=shared, function=unit.kind, kinds=kinds, owner=unit.name, tick=tick
+        )
+        self._into[name] = node
+        if unit.bias and self.bias == "between":
+            own, names = self._copy(
+                self.at(f"{unit.name}.bias", tick),
+                "bias",
+                node,
+                value=unit.bias_value,
+                trained=unit.bias_trained,
+                owner=f"{unit.name}.bias",
+                shared=tuple(axes[dim] for dim in unit.bias_shared),
+                tick=tick,
+            )
+            self.links.append(Link(own, node, {b: a for a, b in names.items()}))
+            self._into[name] = own
+
+    def _loss(self, name: str, pre: str, loss: Any) -> None:
+        target = self.nodes.get(f"{pre}.target")
+        if target is None:
+            target, _ = self._copy(f"{pre}.target", "target", self.nodes[pre])
+        node, names = self._copy(name, "loss", self.nodes[pre], function=loss)
+        self._into[name] = node
+        self.links.append(Link(self.nodes[pre], node, names))
+        self.links.append(Link(target, node, dict(zip(target.axes, node.axes, strict=True)), role="target"))
+
+    def _operands(self, unit: Unit, tick: int) -> None:
+        node = self.nodes[self.at(unit.name, tick)]
+        inner = {}
+        for operand in unit.operands:
+            source = self.nodes[self.at(operand, tick)]
+            inner[source.name] = tuple(Axis(axis.name, axis.size) for axis in source.axes)
+            self.links.append(Link(source, node, dict(zip(source.axes, inner[source.name], strict=True))))
+        node.inner = inner
+
+    def _wire(self, wire: Wire, tick: int) -> None:
+        last = wire.post in self.network.losses
+        pre = self.nodes[self.at(wire.pre, tick - wire.delay)]
+        post = self._into[wire.post if last else self.at(wire.post, tick)]
+        if not wire.connection.weighted:
+            meeting = wire.connection.build(pre.axes, post.axes)
+            at_post = {own: axis for axis, own in meeting.post.items()}
+            self.links.append(Link(pre, post, {axis: at_post[own] for axis, own in meeting.pre.items()}))
+            return
+        owner = self.network.wires[wire.tied] if wire.tied else wire
+        self._connect(
+            self.at(wire.name, tick),
+            "weight",
+            pre,
+            post,
+            wire.connection,
+            value=owner.weight,
+            trained=owner.trained,
+            owner=owner.name,
+            transposed=wire.transposed,
+            tick=tick,
+        )
+
+    def _beside(self, unit: Unit, tick: int) -> None:
+        name = self.at(unit.name, tick)
+        node = self.nodes[name]
+        if unit.bias and self.bias == "beside":
+            one = self.nodes.get("one") or self._node("one", "constant")
+            self._connect(
+                self.at(f"{unit.name}.bias", tick),
+                "bias",
+                one,
+                node,
+                Bias(unit.bias_shared),
+                value=unit.bias_value,
+                trained=unit.bias_trained,
+                owner=f"{unit.name}.bias",
+                tick=tick,
+            )
+        elif not any(link.post is self._into[name] for link in self.links):  # every source is delayed past the start
+            zero = self.nodes.get("zero") or self._node("zero", "zero")
+            self.links.append(Link(zero, self._into[name], {}))
+
+    def _connect(
+        self,
+        name: str,
+        kind: str,
+        pre: AgentNode,
+        post: AgentNode,
+        connection: Connection,
+        transposed: bool = False,
+        **attributes: Any,
+    ) -> None:
+        meeting = connection.build(pre.axes, post.axes)
+        axes = (*meeting.end("pre"), *meeting.end("post")) if transposed else meeting.axes
+        fan_in, fan_out = connection.fans(pre.shape, post.shape)
+        ends = {end: meeting.end(end) for end in ("pre", "post")}
+        node = self._node(
+            name, kind, axes, shared=meeting.shared, ends=ends, fan_in=fan_in, fan_out=fan_out, **attributes
+        )
+        self.links.append(Link(pre, node, meeting.pre, incidence=meeting.pre_incidence))
+        at_post = {own: axis for axis, own in meeting.post.items()}
+        self.links.append(Link(node, post, at_post, incidence=meeting.post_incidence))
+
+
+class Bias(OneToOne):
+    """From the number one to every agent of a unit."""
+
+    def check(self, pre: tuple[int, ...], post: tuple[int, ...]) -> str | None:  # noqa: D102
+        return None
+
+
+def _kinds(unit: Unit, network: Network) -> tuple[str, ...]:
+    """Under which names a protocol may hold the agent of a unit: the user's own class first."""
+    if unit.is_input:
+        return ("input",)
+    own = [type(unit.kind).__name__.lower()] if unit.kind.own_agent else []
+    if unit.operands:
+        return (*own, "operation")
+    return (*own, *(["output"] if unit.name in network.outputs else []), "unit")
+
+
+def _needed(network: Network) -> set[tuple[str, int]]:
+    """Units and ticks on which the outputs of the last tick depend; in a network without ticks, all."""
+    last = network.ticks - 1
+    if last == 0:
+        return {(name, 0) for name in network.units}
+    sources: dict[str, list[tuple[str, int]]] = {name: [] for name in network.units}
+    for wire in network.wires.values():
+        if wire.post in sources:
+            sources[wire.post].append((wire.pre, wire.delay))
+    for unit in network.units.values():
+        sources[unit.name] += [(operand, 0) for operand in unit.operands]
+    stack = [(name, last) for name in network.outputs]
+    stack += [(w.pre, last - w.delay) for w in network.wires.values() if w.post in network.losses]
+    found: set[tuple[str, int]] = set()
+    while stack:
+        name, tick = stack.pop()
+        if (name, tick) not in found and tick >= 0:
+            found.add((name, tick))
+            stack += [(source, tick - delay) for source, delay in sources[name]]
+    return found
+
+
+def check(network: Network) -> None:
+    """Refuse what no rule could run.
+
+    Raises:
+        NetworkError: naming the nodes.
+    """
+    if not network.inputs:
+        raise NetworkError("the network has no input; add one with network.input(name, size)")
+    if not network.outputs:
+        raise NetworkError("the network has no output: every unit feeds another; put a loss on one")
+    posts = {wire.post for wire in network.wires.values()}
+    lonely = [n for n, u in network.units.items() if not u.is_input and not u.operands and n not in posts]
+    if lonely:
+        raise NetworkError(f"nothing is connected to {', '.join(map(repr, lonely))}; connect an input or unit to it")
+    longest = [w for w in network.wires.values() if w.delay >= network.ticks]
+    if longest:
+        names = ", ".join(f"{w.name!r} (delay {w.delay})" for w in longest)
+        raise NetworkError(
+            f"the network runs for {network.ticks} tick{'s' * (network.ticks > 1)}, too few for {names}: a delayed "
+            "message would never arrive; use mg.Network(ticks=...)"
+        )
+    for name in network.outputs:
+        if not _reached(network, name):
+            raise NetworkError(f"output {name!r} is not reached from any input ({', '.join(network.inputs)})")
+    try:
+        TopologicalSorter(_sources(network, delayed=False)).prepare()
+    except CycleError as error:
+        cycle = " -> ".join(reversed(error.args[1]))
+        raise NetworkError(
+            f"cycle without a delay: {cycle}. A unit cannot wait for itself: remove one of these connections, or give "
+            "it a delay (network.connect(..., delay=1) in a mg.Network(ticks=...))"
+        ) from None
+
+
+def _sources(network: Network, delayed: bool) -> dict[str, list[str]]:
+    before: dict[str, list[str]] = {unit.name: list(unit.operands) for unit in network.units.values()}
+    for wire in network.wires.values():
+        if wire.post in before and (delayed or not wire.delay):
+            before[wire.post].append(wire.pre)
+    return before
+
+
+def _reached(network: Network, name: str) -> bool:
+    sources, stack, seen = _sources(network, delayed=True), [name], set()
+    while stack:
+        unit = stack.pop()
+        if unit in network.inputs:
+            return True
+        if unit not in seen:
+            seen.add(unit)
+            stack += sources[unit]
+    return False
