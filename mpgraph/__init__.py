@@ -12,6 +12,7 @@ from .connection import Conv2d as Conv2d
 from .connection import OneToOne as OneToOne
 from .connection import Sparse as Sparse
 from .defaults import LossAgent as LossAgent
+from .defaults import OperationAgent as OperationAgent
 from .defaults import UnitAgent as UnitAgent
 from .each import Each as Each
 from .errors import FileError as FileError
@@ -29,6 +30,7 @@ from .kinds import Softplus as Softplus
 from .losses import Loss as Loss
 from .network import Network as Network
 from .normalization import BatchNorm as BatchNorm
+from .normalization import BatchNormAgent as BatchNormAgent
 from .normalization import LayerNorm as LayerNorm
 from .operations import AvgPool as AvgPool
 from .operations import MaxPool as MaxPool

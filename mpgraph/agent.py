@@ -14,10 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
-
 from .errors import ProtocolError
 from .initializers import Initializer, constant, zeros
+from .sealed import Sealed
 
 if TYPE_CHECKING:
     from .nodes import AgentNode
@@ -75,7 +74,7 @@ def common(size: int | str | None = None, *, init: Initializer | float = 0.0) ->
     return Channel("common", size, _initializer(init))
 
 
-class Agent(nn.Module):
+class Agent(Sealed):
     """Base of all agents. Learned parts of a rule are its parameters and sub-modules, shared by whoever uses it.
 
     Class attributes:
@@ -179,6 +178,14 @@ class View(ABC):
         ``out`` is the function's value there. Where the function has zero derivative everywhere, ``instead`` names
         the activation whose derivative stands in (a surrogate); without one the result is zero.
         """
+
+    @abstractmethod
+    def statistics(self, z: Any) -> tuple[Any, ...]:
+        """What the node's kind measures on all agents and examples together (a batch normalisation's mean)."""
+
+    @abstractmethod
+    def loss(self, pre: Any, target: Any) -> Any:
+        """This node's loss of each example, the same for all agents of the node."""
 
     @abstractmethod
     def gradient(self, pre: Any, target: Any) -> Any:

@@ -254,12 +254,19 @@ class Value:
             return self.recorder.extremum(self, axes, how, local)
         if how not in ("sum", "mean"):
             raise ProtocolError(f"unknown aggregation {how!r}: allowed are sum, mean, max, min")
-        value = self._multipliable() if any(term.fold for term in self.terms) else self.simple()
+        # Sums of a convolution are taken of its result; only plain contractions are better summed inside.
+        lowered = any(term.fold or (term.bound and any(f.gathered for f in term.factors)) for term in self.terms)
+        value = self._multipliable() if lowered else self.simple()
         terms = [term.summed(axes, self.recorder.origin) for term in value.terms]
-        if how == "mean":
-            for axis in axes:
-                terms = [term.scaled(axis, -1) for term in terms]
-        return Value(self.recorder, terms, local)
+        total = Value(self.recorder, terms, local)
+        return total.shared_by(axes) if how == "mean" else total
+
+    def shared_by(self, axes: Iterable[Axis]) -> Value:
+        """Divided by the length of axes, the batch's included."""
+        terms = list(self.terms)
+        for axis in axes:
+            terms = [term.scaled(axis, -1) for term in terms]
+        return Value(self.recorder, terms, self.local)
 
     def gathered(self, incidence: Incidence) -> Value:
         """The value of the unit that each site of a connection meets; sites that meet none (padding) get zero."""
@@ -345,6 +352,33 @@ class Value:
     def __ge__(self, other: Operand) -> Value:
         return _dispatch("ge", torch.ge, (self, other), {})
 
+    def __eq__(self, other: Operand) -> Value:  # type: ignore[override]
+        return _dispatch("eq", torch.eq, (self, other), {})
+
+    def __ne__(self, other: Operand) -> Value:  # type: ignore[override]
+        return _dispatch("ne", torch.ne, (self, other), {})
+
+    def __mod__(self, other: Operand) -> Value:
+        return _dispatch("remainder", torch.remainder, (self, other), {})
+
+    def __floordiv__(self, other: Operand) -> Value:
+        return _dispatch("floor_divide", torch.floor_divide, (self, other), {})
+
+    def __and__(self, other: Operand) -> Value:
+        return _dispatch("logical_and", torch.logical_and, (self, other), {})
+
+    def __or__(self, other: Operand) -> Value:
+        return _dispatch("logical_or", torch.logical_or, (self, other), {})
+
+    def __invert__(self) -> Value:
+        return _dispatch("logical_not", torch.logical_not, (self,), {})
+
+    def __abs__(self) -> Value:
+        return _dispatch("abs", torch.abs, (self,), {})
+
+    def __pos__(self) -> Value:
+        return self
+
     __radd__ = __add__
     __rmul__ = __mul__
     __hash__ = object.__hash__
@@ -371,7 +405,7 @@ class Value:
         raise ProtocolError("values of a rule are immutable: build a new one with torch.cat or torch.where")
 
     def __getattr__(self, name: str) -> Callable[..., Value]:
-        method = getattr(torch, name, None) or getattr(torch.Tensor, name, None)
+        method = getattr(torch.Tensor, name, None)
         if name.startswith("_") or not callable(method):
             raise AttributeError(f"a rule's value has no attribute {name!r}")
         if name.endswith("_"):

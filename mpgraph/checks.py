@@ -69,6 +69,11 @@ def target(name: str, tensor: Any, size: int, shape: tuple[int, ...], dtype: tor
     if tensor.ndim == 0 or tensor.shape[0] != size:
         raise InputError(f"{what}: expected {size} examples like x, got shape {tuple(tensor.shape)}")
     if tensor.shape[1:] != shape:
+        if shape == (1,) and tensor.shape == (size,):
+            raise InputError(
+                f"{what}: an output of one unit has no classes; pass targets of shape (batch, 1) as numbers, "
+                f"y[:, None].to({dtype})"
+            )
         labels = "class labels (batch,) as integers or " if len(shape) == 1 else ""
         raise InputError(
             f"{what}: expected {labels}targets {_batch(shape)}, got {tensor.dtype} of shape {tuple(tensor.shape)}"
@@ -95,9 +100,32 @@ def labels(name: str, tensor: Tensor, one_hot: Tensor) -> Tensor:
     raise InputError(f"target of {name!r}: labels must lie in 0..{n - 1}, got {low}..{high}; the output has {n} units")
 
 
-def channel(name: str, channel: str, tensor: Tensor, wanted: tuple[int | None, ...], size: int | None) -> None:
-    """Refuse a state's tensor of the wrong shape; ``None`` in ``wanted`` stands for the batch."""
+def noise(given: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse noise of the wrong names or shapes."""
+    for name, shape in wanted.items():
+        if name not in given or tuple(given[name].shape) != shape:
+            found = tuple(given[name].shape) if name in given else "none"
+            raise InputError(
+                f"noise {name!r}: expected shape {shape}, got {found}; use program.noise(state, batch_size)"
+            )
+
+
+def channel(
+    name: str,
+    channel: str,
+    tensor: Tensor,
+    wanted: tuple[int | None, ...],
+    size: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Refuse a state's tensor of the wrong shape, dtype or device; ``None`` in ``wanted`` stands for the batch."""
     shape = tensor.shape
+    if tensor.dtype != dtype or tensor.device.type != device.type:
+        raise StateError(
+            f"state[{name!r}][{channel!r}] is {tensor.dtype} on {tensor.device}, the program was compiled for {dtype} "
+            f"on {device}; use .to(...) on every tensor, or mg.compile(..., dtype={tensor.dtype})"
+        )
     if len(shape) == len(wanted) and all(w in (None, n) for w, n in zip(wanted, shape, strict=True)):
         slots = [n for w, n in zip(wanted, shape, strict=True) if w is None]
         if not slots or size is None or slots[0] == size:

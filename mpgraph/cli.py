@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import __version__, experiment
-from .errors import InputError, MPGraphError, unknown
+from .errors import FileError, InputError, MPGraphError, unknown
 from .network import Network
 from .program import compile
 from .protocol import Protocol, list_protocols
@@ -106,8 +107,15 @@ def _compare(options: argparse.Namespace) -> int:
         "limit": options.limit,
     }  # fmt: skip
     done: list[experiment.Run] = []
+    if not options.protocols:
+        raise InputError(f"--protocols names no rule; allowed are {', '.join(list_protocols())}")
+    if not math.isfinite(options.lr):
+        raise InputError(f"--lr must be a finite number, got {options.lr}")
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"--out {options.out}: {error.strerror}") from None
         if options.resume and (options.out / "results.json").exists():
             done = experiment.read(options.out / "results.json", settings)
     elif options.resume:
@@ -138,7 +146,8 @@ def _compare(options: argparse.Namespace) -> int:
     if options.out:
         from .plots import curves
 
-        experiment.write(options.out / "results.json", runs, settings)
+        kept = {(run.protocol, run.seed): run for run in [*done, *runs]}
+        experiment.write(options.out / "results.json", list(kept.values()), settings)
         curves(runs, options.out / "curves.png", title)
         if not options.json:
             print(f"\nwrote {options.out / 'results.json'} and {options.out / 'curves.png'}")

@@ -37,6 +37,7 @@ class Compiled:
         module: the generated code; ``module.forward`` is the function.
         noise: shape, without the batch, of each tensor of standard normal numbers that it takes.
         notes: what fell back to a materialised form, as (origin, text).
+        remembers: whether it reads a memory that is kept for each example.
         flat: units whose derivative is zero everywhere and that a backward message met.
         still: trained weights whose learning signal is zero whatever the data.
     """
@@ -46,6 +47,7 @@ class Compiled:
     notes: list[tuple[Any, str]]
     flat: list[str]
     still: list[str]
+    remembers: bool
 
 
 def compile_passes(
@@ -81,7 +83,8 @@ def compile_passes(
             trace.merge(name)
         outputs = trace.results(learning, record or {})
     module = trace.recorder.finish(outputs)
-    return Compiled(module, trace.noise, trace.recorder.notes, trace.flat, trace.still)
+    used = {node.meta.get("carry") for node in module.graph.nodes}
+    return Compiled(module, trace.noise, trace.recorder.notes, trace.flat, trace.still, True in used)
 
 
 def _nodes(graph: AgentGraph, learning: bool) -> set[str]:
@@ -142,6 +145,7 @@ class Trace:
                     local = tuple(Axis(f"k{n}", n, rank=1) for n in agent.size_of(declared))
                     holder = self.item(self.inputs["state"], name, name)
                     leaf = self.item(holder, channel, f"{channel}_{name}")
+                    leaf.meta["carry"] = declared.extent == "carry"
                     self.kept[name][channel] = self.leaf(leaf, (*layout(node, declared), *local), local)
             self.values[name].update(self.kept[name])
 
@@ -365,14 +369,24 @@ class Trace:
     def whole(self, owner: Kind | Loss, method: str, values: Sequence[Value], axes: Sequence[Axis]) -> fx.Node:
         """A method of a kind or loss on whole tensors."""
         func = getattr(owner, method)
-        call = func if owner.inline else self.function(owner, method, lambda: func)
-        return self.recorder.opaque(call, values, [axes] * len(values), owner.inline)
+        base: Any = Loss if isinstance(owner, Loss) else Kind
+        inline = owner.inline and getattr(type(owner), method) is not getattr(base, method)
+        call = func if inline else self.function(owner, method, lambda: func)
+        return self.recorder.opaque(call, values, [axes] * len(values), inline)
 
     def prediction(self, name: str) -> fx.Node:
         """The readout of an output node, ``(batch, *axes, *local)``."""
         node, agent = self.graph.nodes[name], self.graph.agents[name]
         with self.recorder.at(("readout", node)):
             value = self.recorder.coerce(agent.readout(self.view(node, "forward")))
+            foreign = [axis for axis in value.axes if axis not in (BATCH, *node.axes)]
+            if foreign:
+                raise ProtocolError(f"the prediction of {name!r} depends on foreign axes {foreign}")
+            if value.local and self.learning and name in {n.pre for n in self.graph.network.losses.values()}:
+                raise ProtocolError(
+                    f"the prediction of {name!r} has local shape {tuple(value.shape)}, but its loss compares single "
+                    f"numbers; override {type(agent).__name__}.readout to return one"
+                )
             return self.recorder.full(value, (BATCH, *node.axes, *value.local))
 
     def written(self, name: str, channel: str) -> fx.Node:
@@ -393,6 +407,8 @@ class Trace:
         if name not in self.values:
             raise ProtocolError("record: " + unknown("node", name, self.values))
         value = self.view(self.graph.nodes[name], "record")._read(channel)
+        if isinstance(value, Each):
+            raise ProtocolError(f"record: channel {channel!r} of {name!r} holds a value for each neighbour")
         return self.recorder.full(value, (BATCH, *self.graph.nodes[name].axes, *value.local))
 
 

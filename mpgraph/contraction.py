@@ -47,6 +47,8 @@ def _add(code: Recorder, total: Factor | None, factor: Factor, scale: Number) ->
             return factor
         return Factor(code.emit(torch.mul, factor.node, scale, work=factor.axes), factor.axes)
     axes = ordered(total.axes + factor.axes)
+    if len(axes) > max(len(total.axes), len(factor.axes)) and BATCH in axes:
+        code.note("sum materialised")
     one, two = code.arrange(total, axes), code.arrange(factor, axes)
     if scale == 1.0:
         node = code.emit(torch.add, one, two, work=axes)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from .agent import Agent, View, fast
+from .errors import ProtocolError
+from .kinds import activation
 
 
 class Input(Agent):
@@ -48,6 +50,8 @@ class UnitAgent(Agent):
 
     def __init__(self, surrogate: str | None = None) -> None:
         super().__init__()
+        if surrogate is not None and activation(surrogate).is_flat():
+            raise ProtocolError(f"surrogate={surrogate!r} has zero derivative itself; choose tanh, sigmoid, relu, ...")
         self.surrogate = surrogate
 
     def forward_update(self, s: View, pre: Any) -> View:

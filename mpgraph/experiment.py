@@ -112,10 +112,10 @@ def compare(
         batch: examples in a step.
         device: where to run.
         done: runs of an earlier call, which are not repeated.
-        on_run: called with all runs so far after each one.
+        on_run: called after each run with all so far, those of ``done`` included.
         progress: whether to show a bar.
     """
-    runs = []
+    runs: list[Run] = []
     finished = {(run.protocol, run.seed): run for run in done}
     bar = tqdm(total=len(rules) * len(seeds) * epochs, disable=not progress, unit="epoch", leave=False)
     for seed in seeds:
@@ -146,7 +146,8 @@ def compare(
                     curve, losses)
             )  # fmt: skip
             if on_run:
-                on_run(runs)
+                here = {(run.protocol, run.seed) for run in runs}
+                on_run([*runs, *(run for key, run in finished.items() if key not in here)])
     bar.close()
     return runs
 

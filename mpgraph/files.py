@@ -25,6 +25,8 @@ def save(state: Mapping[str, Mapping[str, Tensor]], path: Any) -> None:
     """
     path = Path(path)
     # Channel names are identifiers, so the last dot of "x->h1.w" parts node and channel.
+    if not isinstance(state, Mapping):
+        raise FileError(f"cannot save a {type(state).__name__}: expected a state, as from program.init or program.step")
     tensors = {f"{n}.{c}": t.detach().cpu().clone().contiguous() for n, cs in state.items() for c, t in cs.items()}
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -33,7 +35,8 @@ def save(state: Mapping[str, Mapping[str, Tensor]], path: Any) -> None:
     except (OSError, SafetensorError) as error:
         raise FileError(f"cannot write {path}: {error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            partial.unlink(missing_ok=True)
 
 
 def load(
@@ -55,9 +58,9 @@ def load(
         raise FileError(f"{path} is no safetensors file, or is damaged: {error}") from None
     if metadata.get("format") != "mpgraph.state":
         raise FileError(f"{path} holds no mpgraph state (its format is {metadata.get('format')!r})")
-    if int(metadata.get("version", 0)) > VERSION:
+    if not metadata.get("version", "").isdecimal() or int(metadata["version"]) > VERSION:
         raise FileError(
-            f"{path} has format version {metadata['version']}, this mpgraph reads up to {VERSION}: upgrade it"
+            f"{path} has format version {metadata.get('version')}, this mpgraph reads up to {VERSION}: upgrade it"
         )
     found = {(name.rpartition(".")[0], name.rpartition(".")[2]): tensor for name, tensor in tensors.items()}
     needed = {**wanted, ("program", "seed"): (), ("program", "step"): ()}

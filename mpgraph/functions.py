@@ -42,6 +42,7 @@ POINTWISE = frozenset(
         "expm1",
         "fabs",
         "floor",
+        "floor_divide",
         "fmod",
         "frac",
         "gelu",
@@ -85,7 +86,6 @@ POINTWISE = frozenset(
         "tanhshrink",
         "threshold",
         "trunc",
-        "where",
         "xlogy",
     ]
 )
@@ -107,6 +107,7 @@ CONDITIONS = frozenset(
         "greater",
     ]
 )
+RANDOM = frozenset(["rand_like", "randn_like", "randint_like", "bernoulli", "dropout", "normal", "multinomial"])
 HANDLERS: dict[str, Callable[..., Any]] = {}
 
 
@@ -125,6 +126,9 @@ def dispatch(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs:
     recorder = _recorder(args, kwargs)
     if name in HANDLERS:
         return HANDLERS[name](recorder, *args, **kwargs)
+    if name in RANDOM:
+        raise ProtocolError(f"torch.{name} in a rule: a step is pure; use s.normal(), or s.normal() > 0 for a coin")
+    kwargs = {k: float(v) if isinstance(v, torch.Tensor) and v.ndim == 0 else v for k, v in kwargs.items()}
     if name in CONDITIONS:
         return recorder.pointwise(func, args, condition=True, **kwargs)
     if name in POINTWISE:
@@ -194,6 +198,22 @@ def _pow(recorder: Recorder, base: Any, exponent: Any) -> Value:
 @handles("square")
 def _square(recorder: Recorder, value: Value) -> Value:
     return value * value
+
+
+@handles("float", "double", "half", "to", "type", "type_as", "clone", "contiguous")
+def _number(recorder: Recorder, value: Value, *_: Any, **__: Any) -> Value:
+    """A program has one dtype and device; a condition becomes 0 and 1."""
+    return recorder.coerce(value)
+
+
+@handles("where")
+def _where(recorder: Recorder, *args: Any) -> Value:
+    if len(args) != 3:
+        raise ProtocolError("torch.where in a rule needs a condition and two values")
+    condition, *values = args
+    if not (isinstance(condition, Value) and recorder.is_condition(condition)):
+        values[0], condition = condition, values[0]  # the method: value.where(condition, other)
+    return recorder.pointwise(torch.where, (condition, *map(recorder.coerce, values)))
 
 
 @handles("matmul", "__matmul__", "__rmatmul__", "mm", "mv", "dot")
@@ -292,7 +312,7 @@ def _fresh(recorder: Recorder, node: Any, axes: tuple[Axis, ...], shape: Any) ->
     return Value(recorder, (), local).like(Factor(node, (*axes, *local)))
 
 
-def _mapped(recorder: Recorder, name: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Value:
+def _mapped(recorder: Recorder, name: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
     """Any function of local tensors: vmapped over every named axis."""
     nested = [v for a in (*args, *kwargs.values()) if isinstance(a, (list, tuple)) for v in a]
     if any(isinstance(v, Value) for v in (*kwargs.values(), *nested)):
@@ -306,7 +326,7 @@ def _mapped(recorder: Recorder, name: str, func: Callable[..., Any], args: Any, 
         return func(*(next(given) if slot else a for slot, a in zip(slots, args, strict=True)), **kwargs)
 
     try:
-        probe = local(*(torch.zeros(tuple(v.shape), dtype=recorder.dtype) for v in values))
+        probe = local(*(torch.ones(tuple(v.shape), dtype=recorder.dtype) for v in values))
     except Exception as error:
         raise ProtocolError(f"torch function {name!r} failed on the agent's local values: {error}") from error
     mapped: Callable[..., Any] = local
@@ -323,4 +343,19 @@ def _mapped(recorder: Recorder, name: str, func: Callable[..., Any], args: Any, 
         tuple(a for a in (*axes, *v.local) if a in f.axes or a.is_local) for v, f in zip(values, factors, strict=True)
     ]
     nodes = [recorder.full(v, order) for v, order in zip(values, orders, strict=True)]
-    return _fresh(recorder, recorder.emit(mapped, *nodes, work=axes), axes, probe.shape)
+    result = recorder.emit(mapped, *nodes, work=axes)
+    if isinstance(probe, tuple):
+        parts = [recorder.emit(operator.getitem, result, i) for i in range(len(probe))]
+        return tuple(_tensor(recorder, *pair, axes) for pair in zip(parts, probe, strict=True))
+    return _tensor(recorder, result, probe, axes)
+
+
+def _tensor(recorder: Recorder, node: Any, probe: Any, axes: tuple[Axis, ...]) -> Value:
+    """A result as a value of the program's dtype; truth values stay conditions."""
+    if not isinstance(probe, torch.Tensor):
+        raise ProtocolError(f"a torch function in a rule returned {type(probe).__name__} (in {recorder.origin})")
+    if probe.dtype == torch.bool:
+        node.meta["bool"] = True
+    elif probe.dtype != recorder.dtype:
+        node = recorder.emit("to", node, recorder.dtype, work=axes)
+    return _fresh(recorder, node, axes, probe.shape)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from .agent import AGGREGATIONS, Agent
 from .algebra import Axis
-from .errors import NetworkError, ProtocolError
+from .errors import NetworkError, ProtocolError, unknown
 from .incidence import Incidence
+from .kinds import Kind
 from .network import Network
 from .nodes import AgentNode, Arrow, Link
 from .placement import Placement
@@ -52,14 +53,36 @@ class AgentGraph:
             self.uses.setdefault(node.owner, []).append(name)
         self.arrows: dict[str, dict[str, dict[str, list[Arrow]]]] = {}
         self.order: dict[str, list[AgentNode]] = {}
+        self._check_rule()
         for name in dict.fromkeys(protocol.passes):
             self._wire(name)
+
+    def _check_rule(self) -> None:
+        """Refuse what a rule names and nothing answers to: the misspelt."""
+        rule, passes = type(self.protocol).__name__, tuple(dict.fromkeys(self.protocol.passes))
+        agents = list(dict.fromkeys(self.agents.values()))
+        if "forward" not in passes:
+            raise ProtocolError(f"{rule}: the schedule {passes} lacks a pass called 'forward', which predicts")
+        for name in passes:
+            if not any(agent.update_of(name) or agent.message_of(name) for agent in agents):
+                raise ProtocolError(f"{rule}: no agent has a {name}_update or {name}_message; is the pass misspelt?")
+        for agent in agents:
+            updates = [n.removesuffix("_update") for n in dir(type(agent)) if n.endswith("_update")]
+            roles = {role for name in updates for role in agent.roles(name)}
+            for role in agent.aggregate:
+                if role not in roles:
+                    raise ProtocolError(f"{type(agent).__name__}.aggregate: " + unknown("role", role, roles))
+        drawn = {kind for node in self.nodes.values() for kind in node.kinds}
+        known = {"weight", "bias", "unit", "output", *self.protocol.own, *_names_of(Kind), *drawn}
+        for kind in self.protocol.agents:
+            if kind not in known:
+                raise ProtocolError(f"{rule} holds an agent for an " + unknown("kind of node", kind, known))
 
     # -- arrows -------------------------------------------------------------------------------------------
 
     def _wire(self, name: str) -> None:
         """Derive the arrows of one pass, and an order in which sources come first."""
-        known = {"pre", "post"} | {link.role for link in self.links}
+        known = {"pre", "post"}.union(*((link.role, link.back) for link in self.links))
         into: dict[str, dict[str, list[Arrow]]] = {}
         before: dict[str, list[str]] = {}
         for target in self.nodes.values():
@@ -103,9 +126,9 @@ class AgentGraph:
     def _neighbours(
         self, target: AgentNode, role: str
     ) -> list[tuple[AgentNode, Mapping[Axis, Axis], Incidence | None]]:
-        if role == "post":
-            return [(k.post, {b: a for a, b in k.names.items()}, k.incidence) for k in self._from[target.name]]
-        return [(k.pre, k.names, k.incidence) for k in self._to[target.name] if k.role == role]
+        below = [(k.pre, k.names, k.incidence) for k in self._to[target.name] if k.role == role]
+        above = [k for k in self._from[target.name] if k.back == role]
+        return [*below, *((k.post, {b: a for a, b in k.names.items()}, k.incidence) for k in above)]
 
     def _unfilled(self, name: str, target: AgentNode, role: str) -> str:
         there = [source for source, *_ in self._neighbours(target, role)]
@@ -161,3 +184,8 @@ class AgentGraph:
         lines = [f"  {node}" for node in self.nodes.values()]
         arrows = [f"  {arrow}" for arrow in self.all_arrows()]
         return "\n".join([f"AgentGraph of {type(self.protocol).__name__}(", *lines, *arrows, ")"])
+
+
+def _names_of(kind: type[Kind]) -> set[str]:
+    """Under which names protocols may hold agents for kinds: those of all classes."""
+    return {kind.__name__.lower()}.union(*(_names_of(sub) for sub in kind.__subclasses__()))

@@ -3,7 +3,8 @@
 A synapse of a dense connection has the axes of both its ends, so a message is renamed on its way. The synapse of a
 convolution at offset ``(k, l)``, used at position ``(i, j)``, meets the pixel ``(i s + k d - p, j s + l d - p)``; an
 edge of a sparse pattern meets the agents that a list names. Such an end is an :class:`Incidence`: a table from *sites*
-(axes of the connection) to agents of the unit. Towards the connection a message is looked up, towards the unit it is added up.
+(axes of the connection) to agents of the unit. Towards the connection a message is looked up, towards the unit it is
+added up.
 
 Both stay lazy. Where a sum of products is recognised, it becomes what an expert calls (``conv2d``, its two gradients, a
 sparse product); everything else is an ``index_select`` or ``index_add`` and right.
@@ -259,11 +260,13 @@ class Edges(Incidence):
             return None
         if term.bound != set(weight.axes) or x.axes[-1] is not weight.axes[0]:
             return None
-        tables = self._tables(code, self.end)
-        node = code.emit(product, weight.node, _flat(code, x), *tables, work=x.axes, per=2)
+        tables, axes = self._tables(code, self.end), (*x.axes[:-1], *term.fold.unit)
+        fused = into is not None and len(self.unit) == 1 and into.axes in (axes, axes[-1:])
+        options = {"into": into.node} if into is not None and fused else {}
+        node = code.emit(product, weight.node, _flat(code, x), *tables, work=x.axes, per=2, **options)
         if len(self.unit) > 1:
             node = code.emit("unflatten", node, -1, _sizes(self.unit))
-        return Factor(node, (*x.axes[:-1], *term.fold.unit)), False
+        return Factor(node, axes), fused
 
     def _tables(self, code: Recorder, rows: str) -> list[Any]:
         """The pattern as constants of the code: CSR by the rows of the result, then by those of the other end."""

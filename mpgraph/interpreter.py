@@ -23,7 +23,7 @@ from .kinds import Kind, activation
 from .losses import Loss
 from .nodes import AgentNode, Arrow, layout
 from .operations import Operation
-from .totals import Batch, Group, Operands, Population, Pulled, answer, total
+from .totals import Batch, Group, Measured, Operands, Population, Pulled, answer, total
 
 if TYPE_CHECKING:
     from .program import Program
@@ -346,6 +346,12 @@ class ScalarView(View):
             return self._ask(tuple(z.values()), Operands(kind.apply, self.node.shape))
         return kind.apply(z) if kind.over == "agent" else self._on_node(kind.apply, z)
 
+    def statistics(self, z: Any) -> tuple[Any, ...]:  # noqa: D102
+        kind = self.node.function
+        assert isinstance(kind, Kind)
+        kept = [i for i, axis in enumerate(self.node.axes) if axis in self.node.kept]
+        return self._ask((z,), Measured(kind.statistics, self.node.shape, kept))
+
     def pull(self, e: Any, z: Any, *, out: Any, instead: str | None = None) -> Any:  # noqa: D102
         kind = self.node.function
         assert isinstance(kind, Kind)
@@ -358,6 +364,16 @@ class ScalarView(View):
             kind = activation(instead)
             return kind.pull(e, z, kind.apply(z))
         return kind.pull(e, z, out) if kind.over == "agent" else self._on_node(kind.pull, e, z, out)
+
+    def loss(self, pre: Any, target: Any) -> Any:  # noqa: D102
+        func, shape = self.node.function, self.node.shape
+        assert isinstance(func, Loss)
+
+        def everywhere(z: Tensor, t: Tensor) -> Tensor:
+            each = func.apply(z, t)
+            return each.reshape(-1, *(1 for _ in shape)).expand(-1, *shape)
+
+        return self._on_node(everywhere, pre, target)
 
     def gradient(self, pre: Any, target: Any) -> Any:  # noqa: D102
         assert isinstance(self.node.function, Loss)

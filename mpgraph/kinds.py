@@ -56,19 +56,27 @@ class Kind:
         _, back = torch.func.vjp(self.apply, z)  # type: ignore[misc]
         return back(e)[0]
 
+    def statistics(self, z: Tensor) -> tuple[Tensor, ...]:
+        """What the kind measures on the whole population and batch, each ``(*kept axes of the node)``; see ``shared``."""
+        raise NotImplementedError(f"{type(self).__name__} measures nothing")
+
     def shared(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Dimensions along which what the unit's agents keep between steps is one (positions of an image)."""
         return ()
 
     def is_flat(self) -> bool:
-        """Whether the derivative is zero everywhere (a step), found by probing it."""
-        z = torch.linspace(-4.0, 4.0, 257, dtype=torch.float64).add(1e-3)
-        if self.over != "agent":
-            return False
-        try:
-            return not bool(self.pull(torch.ones_like(z), z, self.apply(z)).any())
-        except RuntimeError:  # the user's function leaves torch: no derivative can reach its input
-            return True
+        """Whether the derivative is zero everywhere (a step), found by probing it near and far from zero."""
+        generator = torch.Generator().manual_seed(0)
+        shape = (32, *(self.size or (8,)))
+        for scale in (1.0, 10.0, 100.0, 1000.0):
+            z, e = (torch.randn(shape, generator=generator, dtype=torch.get_default_dtype()) for _ in range(2))
+            try:
+                y = self.apply(z * scale)
+                if bool(self.pull(e, z * scale, y).any()):
+                    return False
+            except RuntimeError:  # it runs, but not under autograd: the function leaves torch
+                return True
+        return True
 
     def __repr__(self) -> str:
         return self.name
@@ -258,6 +266,8 @@ def activation(given: str | Kind | Callable[[Tensor], Tensor]) -> Kind:
         if found is None:
             raise NetworkError(unknown("activation", given, ACTIVATIONS))
         return found()
+    if isinstance(given, type):
+        raise NetworkError(f"the activation is the class {given.__name__}; pass an instance, {given.__name__}()")
     if callable(given):
         return Function(given)
     raise NetworkError(f"an activation is a name, a function or an mg.Kind, got {given!r}")

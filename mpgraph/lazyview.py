@@ -97,9 +97,10 @@ class LazyView(View):
 
     def examples(self, value: Any, how: str = "mean") -> Value:  # noqa: D102
         value = self._trace.recorder.coerce(value)
-        if how in ("max", "min"):
+        if how not in ("sum", "mean"):
             return value.total((*self.node.shared, BATCH), how)
-        return value.total(self.node.shared).total((BATCH,), how) * self._trace.times(self.node)
+        total = value.total((*self.node.shared, BATCH))
+        return (total.shared_by((BATCH,)) if how == "mean" else total) * self._trace.times(self.node)
 
     def all(self, value: Any, how: str = "mean") -> Value:  # noqa: D102
         return self._trace.recorder.coerce(value).total((BATCH, *self.node.axes), how)
@@ -116,21 +117,29 @@ class LazyView(View):
             raise ProtocolError(f"{self._where()}: a {self.node.kind} has no function to apply")
         return self.node.function
 
-    def _whole(self, owner: Any, name: str, make: Callable[[], Callable[..., Any]], values: Sequence[Any]) -> Value:
+    def _whole(
+        self,
+        owner: Any,
+        name: str,
+        make: Callable[[], Callable[..., Any]],
+        values: Sequence[Any],
+        inline: bool = True,
+    ) -> Value:
         """A kind's function on tensors of the node, written inline or called."""
         recorder = self._trace.recorder
         values = recorder.aligned(*values)
         local = values[0].local
         axes = ordered(a for v in values for a in v.axes) if owner.over == "agent" else (BATCH, *self.node.axes)
         channels = bool(local) and owner.over != "agent"
-        call = self._callable(owner, name, make, channels)
-        node = recorder.opaque(call, values, [(*axes, *local)] * len(values), owner.inline and not channels)
+        inline = inline and owner.inline and not channels
+        call = make() if inline else self._callable(owner, name, make, channels)
+        node = recorder.opaque(call, values, [(*axes, *local)] * len(values), inline)
         return Value(recorder, (), local).like(Factor(node, (*axes, *local)))
 
     def _callable(self, owner: Any, name: str, make: Callable[[], Callable[..., Any]], channels: bool) -> Any:
         """What the generated code calls; ``channels`` maps it over the last dimension."""
         if not channels:
-            return make() if owner.inline else self._trace.function(owner, name, make)
+            return self._trace.function(owner, name, make)
         return self._trace.function(owner, f"{name}_by_channel", lambda: torch.func.vmap(make(), -1, -1))
 
     def _operation(self, operation: Operation, name: str, values: Sequence[Any], layouts: Any, results: Any) -> Any:
@@ -138,8 +147,10 @@ class LazyView(View):
         recorder = self._trace.recorder
         values = recorder.aligned(*values)
         local = values[0].local
-        call = self._callable(operation, name, lambda: self._packed(operation, name), bool(local))
         inline = operation.inline and not local
+        inline = inline and (name == "apply" or type(operation).pull is not Operation.pull)
+        packed = self._packed(operation, name)
+        call = packed if inline else self._callable(operation, name, lambda: packed, bool(local))
         node = recorder.opaque(call, values, [(BATCH, *axes, *local) for axes in layouts], inline)
         nodes = node if isinstance(node, tuple) else [self._trace.item(node, i) for i in range(len(results))]
         if name == "apply":
@@ -162,6 +173,12 @@ class LazyView(View):
             return self._operation(kind, "apply", [z[n] for n in inner], inner.values(), [self.node.axes])[0]
         return self._whole(kind, "apply", lambda: kind.apply, (z,))
 
+    def statistics(self, z: Any) -> tuple[Value, ...]:  # noqa: D102
+        kind, recorder = self._function(), self._trace.recorder
+        call = kind.statistics if kind.inline else self._trace.function(kind, "statistics", lambda: kind.statistics)
+        parts = recorder.opaque(call, [recorder.coerce(z)], [(BATCH, *self.node.axes)], kind.inline)
+        return tuple(self._trace.leaf(part, self.node.kept) for part in parts)
+
     def pull(self, e: Any, z: Any, *, out: Any, instead: str | None = None) -> Any:  # noqa: D102
         kind = self._function()
         e = self._trace.recorder.coerce(e)
@@ -180,15 +197,29 @@ class LazyView(View):
                 return e * 0.0
             other = activation(instead)
             return self._whole(other, "surrogate", lambda: lambda e, z: other.pull(e, z, other.apply(z)), (e, z))
-        return self._whole(kind, "pull", lambda: kind.pull, (e, z, out))
+        return self._whole(kind, "pull", lambda: kind.pull, (e, z, out), type(kind).pull is not Kind.pull)
+
+    def loss(self, pre: Any, target: Any) -> Value:  # noqa: D102
+        return self._of_loss("apply", pre, target)
 
     def gradient(self, pre: Any, target: Any) -> Value:  # noqa: D102
+        return self._of_loss("gradient", pre, target)
+
+    def _of_loss(self, method: str, pre: Any, target: Any) -> Value:
+        """A loss's method, which returns a number for each example or for each agent of each."""
         loss = self.node.function
         if not isinstance(loss, Loss):
             raise ProtocolError(f"{self._where()}: a {self.node.kind} has no loss to differentiate")
         axes = (BATCH, *self.node.axes)
         values = [self._trace.recorder.coerce(v) for v in (pre, target)]
-        return self._trace.leaf(self._trace.whole(loss, "gradient", values, axes), axes)
+        if any(v.local for v in values):
+            raise ProtocolError(
+                f"{self._where()}: the loss hears messages of shape {[tuple(v.shape) for v in values]}; it compares "
+                "single numbers, so the output's agent must send one"
+            )
+        return self._trace.leaf(
+            self._trace.whole(loss, method, values, axes), axes if method == "gradient" else (BATCH,)
+        )
 
     def _descend(self, channel: str, signal: Any) -> View:
         if channel not in self._channels:

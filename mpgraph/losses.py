@@ -58,7 +58,7 @@ class CrossEntropy(Loss):
         return "cross_entropy"
 
     def apply(self, z: Tensor, t: Tensor) -> Tensor:  # noqa: D102
-        return torch.sum(torch.log_softmax(z, -1) * t, -1).neg()
+        return torch.sum((torch.log_softmax(z, -1) * t).flatten(1), 1).neg()
 
     def gradient(self, z: Tensor, t: Tensor) -> Tensor:  # noqa: D102
         return torch.softmax(z, -1) - t

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -37,6 +37,7 @@ class Unit:
     bias_trained: bool = True
     bias_shared: tuple[int, ...] = ()  # dimensions along which one bias serves all
     operands: tuple[str, ...] = ()  # of an operation: it has no connections
+    values: Mapping[str, Tensor] = field(default_factory=dict)  # initial, of channels that its agent keeps
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Wire:
     delay: int = 0  # ticks
     tied: str | None = None  # the wire whose weights it uses
     transposed: bool = False
+    kind: str = "weight"
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class Network:
         activation: str | Kind | Callable[[Tensor], Tensor] = "identity",
         *,
         bias: bool | Tensor = True,
+        bias_shared: tuple[int, ...] | None = None,
+        values: Mapping[str, Tensor | float] | None = None,
     ) -> str:
         """Add a population of units, each computing ``activation(sum of messages + bias)``.
 
@@ -116,13 +120,19 @@ class Network:
                 :class:`mpgraph.Kind`, or any function of one tensor, differentiable or not.
             bias: whether there is one, or its initial value (zeros by default). Images ``(channels, height, width)``
                 have one bias for each channel.
+            bias_shared: dimensions along which one bias serves all units; by default those of an image but its
+                channels.
+            values: initial values of channels that the unit's agent keeps, such as the running statistics of a
+                :class:`mpgraph.BatchNorm`: ``{"mean": ..., "var": ...}``.
 
         Raises:
             NetworkError: for a name in use, a size that is not positive, an unknown activation.
         """
         self._free(name)
         shape = _shape(name, size)
-        shared = (1, 2) if len(shape) == 3 else ()
+        shared = bias_shared if bias_shared is not None else (1, 2) if len(shape) == 3 else ()
+        if any(not 0 <= dim < len(shape) for dim in shared):
+            raise NetworkError(f"unit {name!r}: bias_shared={shared} names dimensions that units of shape {shape} lack")
         value = None
         if not isinstance(bias, bool):
             value = _weight(f"{name}.bias", bias, tuple(n for i, n in enumerate(shape) if i not in shared))
@@ -130,7 +140,8 @@ class Network:
         if isinstance(kind, Operation):
             raise NetworkError(f"unit {name!r}: {kind!r} is an operation; use network.operation({name!r}, ...)")
         kind.size = shape
-        self.units[name] = Unit(name, shape, kind, False, bias is not False, value, bias_shared=shared)
+        given = {channel: _weight(f"{name}.{channel}", number, None) for channel, number in (values or {}).items()}
+        self.units[name] = Unit(name, shape, kind, False, bias is not False, value, bias_shared=shared, values=given)
         return name
 
     def operation(self, name: str, operation: str | Operation, *operands: str) -> str:
@@ -172,6 +183,7 @@ class Network:
         delay: int = 0,
         tied: str | None = None,
         transposed: bool = False,
+        kind: str = "weight",
     ) -> str:
         """Connect two units; the second connection of a pair is called ``pre->post#1``.
 
@@ -184,6 +196,8 @@ class Network:
             delay: ticks that a message travels; nothing arrives before. Delays start anew with each step.
             tied: name of a connection whose weights (and all that is kept with them) this one uses too.
             transposed: whether it uses them the other way round (dense only).
+            kind: under which a protocol holds the agent of its synapses. Those of another kind than ``weight`` fill a
+                role of that name at both ends: a pathway of its own (``feedback``).
 
         Raises:
             NetworkError: for an unknown unit or connection, shapes that do not fit, an input as ``post``.
@@ -213,7 +227,7 @@ class Network:
             if tied or not meeting.weighted:
                 raise NetworkError(f"{name!r}: a {'tied' if tied else meeting} connection takes no weight of its own")
             weight = _weight(name, weight, own)
-        self.wires[name] = Wire(name, pre, post, meeting, weight, trained, delay, tied, transposed)
+        self.wires[name] = Wire(name, pre, post, meeting, weight, trained, delay, tied, transposed, kind)
         return name
 
     def _tie(self, name: str, tied: str, shape: tuple[int, ...]) -> None:
@@ -296,15 +310,21 @@ class Network:
 
     @classmethod
     def from_torch(
-        cls, module: torch.nn.Module, input_shape: tuple[int, ...], *, loss: str | Loss | None = None
+        cls,
+        module: torch.nn.Module,
+        input_shape: int | tuple[int, ...] | Mapping[str, int | tuple[int, ...]],
+        *,
+        loss: str | Loss | None = None,
     ) -> Network:
-        """A network that computes what a torch module does, with its weights.
+        """A network that computes what a torch module does, with its weights; ``program.to_torch`` leads back.
+
+        See :mod:`mpgraph.modules` for what is read how, and how units are named.
 
         Args:
             module: any ``torch.fx``-traceable module of Linear, Conv2d, activations, pooling, flatten, LayerNorm,
-                BatchNorm, additions and concatenations.
-            input_shape: of one batch, ``(1, 8, 8)``-like: the first entry is the batch when the module needs one more
-                dimension than given otherwise; see :mod:`mpgraph.modules`.
+                BatchNorm, additions, products and concatenations.
+            input_shape: of one example, without the batch: ``(1, 8, 8)`` for an image, ``(64,)`` for a vector; by
+                argument of ``forward`` if it takes several.
             loss: on the output, as in :meth:`loss`.
 
         Raises:
@@ -313,6 +333,13 @@ class Network:
         from .modules import from_torch
 
         return from_torch(module, input_shape, loss=loss)
+
+    @classmethod
+    def from_pyg(cls, data: Any, *, loss: str | Loss | None = None, ticks: int | None = None) -> Network:
+        """A network from a PyTorch Geometric ``HeteroData`` or ``Data``; see :func:`mpgraph.pyg.from_pyg`."""
+        from .pyg import from_pyg
+
+        return from_pyg(data, loss=loss, ticks=ticks)
 
     def to_networkx(self) -> networkx.MultiDiGraph:
         """Inputs, units, operations and losses as nodes, connections as edges, keyed by their names."""
@@ -370,6 +397,8 @@ class Network:
             raise NetworkError(
                 f"{name!r} cannot name a node: use a non-empty string without '->' or '@', not {', '.join(RESERVED)}"
             )
+        if name.endswith((".bias", ".target")):
+            raise NetworkError(f"{name!r}: names that end in .bias and .target are those of biases and targets")
         if name in self.units or name in self.losses:
             raise NetworkError(f"there is already a node called {name!r}; names are unique")
 

@@ -83,7 +83,7 @@ def layout(node: AgentNode, channel: Channel) -> tuple[Axis, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Link:
-    """Two neighbours: ``pre`` fills ``role`` at ``post``, ``post`` fills ``"post"`` at ``pre``.
+    """Two neighbours: ``pre`` fills ``role`` at ``post``, ``post`` fills ``back`` at ``pre``.
 
     ``names`` match axes of ``pre`` with axes of ``post``; ``incidence`` says who meets whom along the others.
     """
@@ -93,6 +93,7 @@ class Link:
     names: Mapping[Axis, Axis]
     role: str = "pre"
     incidence: Incidence | None = None
+    back: str = "post"
 
 
 @dataclass(frozen=True, eq=False)

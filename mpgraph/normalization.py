@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -67,6 +68,12 @@ class BatchNorm(Kind):
     def apply(self, z: Tensor) -> Tensor:  # noqa: D102
         return self._whole(z)[0]
 
+    def statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased variance of each channel."""
+        _, mean, invstd = self._whole(z)  # written once: the code shares the call
+        n = z.size(0) * math.prod(self.size[1:])
+        return mean, (invstd**-2 - self.eps) * (n / (n - 1 + (n == 1)))
+
     def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
         _, mean, invstd = self._whole(z)
         mask = [True, False, False]
@@ -84,8 +91,6 @@ class BatchNormAgent(UnitAgent):
         kind: Any = s.node.function
         if not s.learning:
             return s.set(z=pre, y=(pre - s.mean) * torch.rsqrt(s.var + kind.eps))
-        n = s.examples(1.0, "sum")
-        mean, square = (s.examples(v, "sum") / n for v in (pre, pre * pre))
-        var = (square - mean * mean) * (n / (n - 1.0))
+        mean, var = s.statistics(pre)
         old, new = 1.0 - kind.momentum, kind.momentum
         return s.set(z=pre, y=s.apply(pre), mean=old * s.mean + new * mean, var=old * s.var + new * var)

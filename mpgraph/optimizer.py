@@ -5,12 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-from torch import nn
-
 from .agent import View
+from .sealed import Sealed
 
 
-class Optimizer(nn.Module, ABC):
+class Optimizer(Sealed, ABC):
     """Base of inner optimisers, written like a rule: for one agent, on its view."""
 
     @abstractmethod

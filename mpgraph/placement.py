@@ -10,7 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from .algebra import Axis
-from .connection import Connection, OneToOne
+from .connection import Connection, Meeting, OneToOne
 from .errors import NetworkError
 from .network import Network, Unit, Wire
 from .nodes import AgentNode, Link
@@ -38,6 +38,13 @@ class Placement:
         self.links: list[Link] = []
         self._into: dict[str, AgentNode] = {}  # where the messages of a unit's connections go
         needed = _needed(network)
+        self._last: dict[str, int] = {}
+        for unit, tick in needed:
+            self._last[unit] = self._last[f"{unit}.bias"] = max(tick, self._last.get(unit, 0))
+        for wire in network.wires.values():
+            end = wire.pre if wire.post in network.losses else wire.post
+            if end in self._last:
+                self._last[wire.name] = self._last[end]
         for tick in range(network.ticks):
             for unit in network.units.values():
                 if (unit.name, tick) in needed:
@@ -49,7 +56,8 @@ class Placement:
                 if unit.operands and (unit.name, tick) in needed:
                     self._operands(unit, tick)
             for wire in network.wires.values():
-                if (wire.post, tick) in needed and tick >= wire.delay:
+                end = wire.pre if wire.post in network.losses else wire.post
+                if (end, tick) in needed and tick >= wire.delay:
                     self._wire(wire, tick)
         for tick in range(network.ticks):
             for unit in network.units.values():
@@ -57,8 +65,9 @@ class Placement:
                     self._beside(unit, tick)
 
     def at(self, name: str, tick: int) -> str:
-        """Name of a node at a tick; the last tick has the plain names."""
-        return name if tick == self.network.ticks - 1 else f"{name}@{tick}"
+        """Name of a node at a tick; its last one has the plain name."""
+        last = self._last.get(name, self.network.ticks - 1)
+        return name if tick == last else f"{name}@{tick}"
 
     def _node(self, name: str, kind: str, axes: tuple[Axis, ...] = (), **attributes: Any) -> AgentNode:
         self.nodes[name] = AgentNode(name, kind, axes, **attributes)
@@ -125,7 +134,7 @@ class Placement:
         owner = self.network.wires[wire.tied] if wire.tied else wire
         self._connect(
             self.at(wire.name, tick),
-            "weight",
+            wire.kind,
             pre,
             post,
             wire.connection,
@@ -167,15 +176,17 @@ class Placement:
         **attributes: Any,
     ) -> None:
         meeting = connection.build(pre.axes, post.axes)
+        _check_meeting(name, connection, meeting, pre, post)
         axes = (*meeting.end("pre"), *meeting.end("post")) if transposed else meeting.axes
         fan_in, fan_out = connection.fans(pre.shape, post.shape)
         ends = {end: meeting.end(end) for end in ("pre", "post")}
         node = self._node(
             name, kind, axes, shared=meeting.shared, ends=ends, fan_in=fan_in, fan_out=fan_out, **attributes
         )
-        self.links.append(Link(pre, node, meeting.pre, incidence=meeting.pre_incidence))
         at_post = {own: axis for axis, own in meeting.post.items()}
-        self.links.append(Link(node, post, at_post, incidence=meeting.post_incidence))
+        role, back = ("pre", "post") if kind in ("weight", "bias") else (kind, kind)
+        self.links.append(Link(pre, node, meeting.pre, incidence=meeting.pre_incidence, back=back))
+        self.links.append(Link(node, post, at_post, role=role, incidence=meeting.post_incidence))
 
 
 class Bias(OneToOne):
@@ -183,6 +194,20 @@ class Bias(OneToOne):
 
     def check(self, pre: tuple[int, ...], post: tuple[int, ...]) -> str | None:  # noqa: D102
         return None
+
+
+def _check_meeting(name: str, connection: Connection, meeting: Meeting, pre: AgentNode, post: AgentNode) -> None:
+    """Refuse a connection of a user's own that does not say for every axis of a unit what stands for it."""
+    ends = (("pre", pre, meeting.pre, meeting.pre_incidence), ("post", post, meeting.post, meeting.post_incidence))
+    for end, node, names, incidence in ends:
+        told = {*names, *(incidence.unit if incidence else ())}
+        missing = [axis for axis in node.axes if axis not in told]
+        unfit = [axis for axis, own in names.items() if axis.size != own.size or own not in meeting.axes]
+        if missing or unfit or told - set(node.axes):
+            raise NetworkError(
+                f"{name!r}: {connection.name}.build does not match the axes of {node.name!r} {node.shape} at its {end} "
+                f"end: {(missing or unfit or list(told - set(node.axes)))[0]!r} has no namesake of its size"
+            )
 
 
 def _kinds(unit: Unit, network: Network) -> tuple[str, ...]:
@@ -207,14 +232,14 @@ def _needed(network: Network) -> set[tuple[str, int]]:
     for unit in network.units.values():
         sources[unit.name] += [(operand, 0) for operand in unit.operands]
     stack = [(name, last) for name in network.outputs]
-    stack += [(w.pre, last - w.delay) for w in network.wires.values() if w.post in network.losses]
     found: set[tuple[str, int]] = set()
     while stack:
         name, tick = stack.pop()
         if (name, tick) not in found and tick >= 0:
             found.add((name, tick))
             stack += [(source, tick - delay) for source, delay in sources[name]]
-    return found
+    heard = {name for name, _ in found}
+    return found | {(name, last) for name in network.inputs if name not in heard}
 
 
 def check(network: Network) -> None:

@@ -18,10 +18,12 @@ from .checks import inside_transform
 from .compiler import Compiled, compile_passes, parameter_slots
 from .errors import FlatUnitWarning, InputError, ProtocolError, StateError, unknown
 from .explain import rows, table
+from .functionality import check_functions
 from .graph import AgentGraph
 from .network import Network
 from .nodes import AgentNode, layout
 from .protocol import Protocol
+from .sealed import Sealed
 
 State = dict[str, dict[str, Tensor]]
 Batch = Tensor | Mapping[str, Tensor]
@@ -93,10 +95,14 @@ class Program(nn.Module):
         self._one_hot = {
             name: torch.eye(shape[-1], device=device, dtype=dtype)
             for name, shape in self._shapes.items()
-            if name in self._targets and len(shape) == 1
+            if name in self._targets and len(shape) == 1 and shape[0] > 1
         }
         self._compiled: dict[Any, Compiled] = {}
         compiled = self._function()
+        self._function(learning=False)
+        for module in self.modules():
+            if isinstance(module, Sealed):
+                module.seal()
         if warn:
             self._warn(compiled)
 
@@ -112,6 +118,10 @@ class Program(nn.Module):
         """The generated function for these outputs, compiled on first use; ``online`` for batches of one."""
         key = (learning, online, tuple((n, tuple(c)) for n, c in record.items()) if record else ())
         if key not in self._compiled:
+            if torch.compiler.is_compiling():
+                if not record and learning:
+                    return self._function()
+                raise InputError("under torch.compile, call step with this record= once eagerly first")
             passes = self.protocol.passes if learning else ("forward",)
             self._compiled[key] = compile_passes(
                 self.graph, self, self.dtype, passes=passes, learning=learning, online=online, record=record
@@ -123,10 +133,11 @@ class Program(nn.Module):
         if compiled.flat and compiled.still:
             units = ", ".join(f"{n!r} ({self.graph.nodes[n].function})" for n in dict.fromkeys(compiled.flat))
             still = ", ".join(dict.fromkeys(compiled.still))
+            rule = type(self.protocol).__name__
+            choice = f", or choose a surrogate: {rule}(surrogate='tanh')" if hasattr(self.protocol, "surrogate") else ""
             warnings.warn(
-                f"{type(self.protocol).__name__}: {units} has zero derivative everywhere, so these receive no learning "
-                f"signal and stay as they are: {still}. Use a rule that needs no derivative, or choose a surrogate: "
-                f"{type(self.protocol).__name__}(surrogate='tanh')",
+                f"{rule}: {units} has zero derivative everywhere, so these receive no learning signal and stay as they "
+                f"are: {still}. Use a rule that needs no derivative{choice}",
                 FlatUnitWarning,
                 stacklevel=4,
             )
@@ -176,20 +187,22 @@ class Program(nn.Module):
             axes = layout(node, declared)
             shape = (*((batch_size or 0) if axis.size is None else axis.size for axis in axes), *local)
             generator = torch.Generator().manual_seed(_seed(seed, name, channel))
-            given = self._given(node, shape) if channel == "w" else None
+            given = self._given(node, channel, shape)
             tensor = declared.init(shape, node, generator, self.dtype) if given is None else given
             state.setdefault(name, {})[channel] = tensor.to(device=self.device, dtype=self.dtype)
         counters = {"seed": torch.tensor(seed), "step": torch.tensor(0)}
         state["program"] = {k: v.to(self.device) for k, v in counters.items()}
         return state
 
-    def _given(self, node: AgentNode, shape: tuple[int, ...]) -> Tensor | None:
-        """The weight that the network prescribes: a connection's value; zero for biases."""
-        if node.value is not None:
-            if node.value.ndim and tuple(node.value.shape) != shape:
-                raise StateError(f"node {node.name!r}: given weight {tuple(node.value.shape)} for a channel {shape}")
-            return node.value.to(self.dtype).expand(shape).clone()
-        return torch.zeros(shape, dtype=self.dtype) if node.kind == "bias" else None
+    def _given(self, node: AgentNode, channel: str, shape: tuple[int, ...]) -> Tensor | None:
+        """What the network prescribes: a connection's weight, a unit's values; zero for biases."""
+        unit = self.graph.network.units.get(node.name)
+        value = node.value if channel == "w" else unit.values.get(channel) if unit else None
+        if value is not None:
+            if value.ndim and tuple(value.shape) != shape:
+                raise StateError(f"node {node.name!r}: given {channel} {tuple(value.shape)} for a channel {shape}")
+            return value.to(self.dtype).expand(shape).clone()
+        return torch.zeros(shape, dtype=self.dtype) if node.kind == "bias" and channel == "w" else None
 
     def noise(self, state: State, batch_size: int) -> dict[str, Tensor]:
         """The standard normal numbers of the next step, from the state's seed and step; empty for most rules."""
@@ -239,6 +252,12 @@ class Program(nn.Module):
 
         return to_torch(self, state)
 
+    def to_pyg(self, state: State) -> Any:
+        """The network with a state as a ``torch_geometric.data.HeteroData``; see :func:`mpgraph.pyg.to_pyg`."""
+        from .pyg import to_pyg
+
+        return to_pyg(self, state)
+
     # -- running ------------------------------------------------------------------------------------------
 
     def forward(
@@ -278,6 +297,8 @@ class Program(nn.Module):
                     "under torch.func transforms pass noise= yourself: noise=program.noise(state, batch_size)"
                 )
             noise = self.noise(state, size)
+        if compiled.noise:
+            checks.noise(noise or {}, {n: (size, *shape) for n, shape in compiled.noise.items()})
         self._check_state(state, size)
         parameters = self._parameters_now()
         state, predictions, losses, recorded = compiled.module.forward(state, parameters, noise or {}, *tensors)
@@ -287,7 +308,8 @@ class Program(nn.Module):
     def predict(self, state: State, x: Batch) -> Any:
         """Predictions ``(batch, *output)`` by the forward pass alone; the state stays as it is.
 
-        Any batch size works. Several outputs are returned as a dictionary.
+        Any batch size works, but for rules whose forward pass reads a memory kept for each example. Several
+        outputs are returned as a dictionary.
 
         Raises:
             InputError: for a batch that does not fit.
@@ -295,7 +317,7 @@ class Program(nn.Module):
         """
         compiled = self._function(learning=False)
         tensors, size = self._feed(x, None, learning=False)
-        self._check_state(state, None)
+        self._check_state(state, size if compiled.remembers else None)
         noise = {
             name: torch.zeros((size, *shape), device=self.device, dtype=self.dtype)
             for name, shape in compiled.noise.items()
@@ -383,10 +405,13 @@ class Program(nn.Module):
 
     def _check_state(self, state: State, size: int | None) -> None:
         """Every kept channel is there, with its shape (and the batch's, for carries)."""
+        name, channel = "program", "step"
         try:
+            state[name][channel].shape  # noqa: B018 - whether it is there
             for name, channel, wanted in self._wanted:
-                if state[name][channel].shape != wanted:
-                    checks.channel(name, channel, state[name][channel], wanted, size)
+                tensor = state[name][channel]
+                if tensor.shape != wanted or tensor.dtype != self.dtype or tensor.device.type != self.device.type:
+                    checks.channel(name, channel, tensor, wanted, size, self.dtype, self.device)
         except (KeyError, TypeError, AttributeError):
             raise StateError(
                 f"the state has no tensor {channel!r} at node {name!r}; was it made by this program's init?"
@@ -435,9 +460,28 @@ def compile(
         raise ProtocolError(f"mg.compile(network, protocol): the second argument is {protocol!r}{hint}")
     if checks not in ("none", "labels", "all"):
         raise InputError(unknown("checks", checks, ("none", "labels", "all")))
-    device = torch.device(device) if device is not None else torch.get_default_device()
-    graph = AgentGraph(protocol.rewrite(network), protocol)
-    return Program(graph, device, dtype or torch.get_default_dtype(), checks)
+    place, dtype = _device(device), dtype or torch.get_default_dtype()
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f"dtype must be a floating-point torch.dtype such as torch.float64, got {dtype!r}")
+    if place.type == "cpu":
+        # glibc hands freed memory back to the system above a threshold that follows the largest block ever freed.
+        # With small tensors only, every step would fault its pages in again (measured: a quarter of LeNet's step).
+        torch.empty(31 << 20, dtype=torch.uint8)
+    drawn = protocol.rewrite(network.copy())
+    if not isinstance(drawn, Network):
+        raise ProtocolError(f"{type(protocol).__name__}.rewrite must return a network, got {drawn!r}")
+    check_functions(drawn, dtype, place)
+    return Program(AgentGraph(drawn, protocol), place, dtype, checks)
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    """The device, which must exist."""
+    try:
+        place = torch.device(device) if device is not None else torch.get_default_device()
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise InputError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return place
 
 
 def readable(code: str) -> str:

@@ -15,9 +15,10 @@ from .nodes import AgentNode
 from .normalization import BatchNormAgent
 from .optimizer import SGD, Optimizer
 from .registry import lookup, registered
+from .sealed import Sealed
 
 
-class Protocol(nn.Module):
+class Protocol(Sealed):
     """Base of learning rules. Its parameters are the meta-parameters; a fixed rule has none.
 
     Args:
@@ -40,11 +41,16 @@ class Protocol(nn.Module):
 
     def __init__(self, *, optimizer: Optimizer | None = None, **agents: Agent) -> None:
         super().__init__()
+        if optimizer is not None and not isinstance(optimizer, Optimizer):
+            raise ProtocolError(f"{type(self).__name__}: optimizer must be an mg.Optimizer, got {optimizer!r}")
         self.optimizer = optimizer or SGD()
         for kind, agent in agents.items():
             if not isinstance(agent, Agent):
-                raise ProtocolError(f"{type(self).__name__}: the agent for {kind!r} must be an mg.Agent, got {agent!r}")
-        own = {
+                raise ProtocolError(
+                    f"{type(self).__name__}: {kind}={agent!r} is neither one of its arguments nor an agent (mg.Agent) "
+                    "for a kind of node"
+                )
+        own: dict[str, Agent] = {
             "input": Input(),
             "target": Input(),
             "constant": Constant(),
@@ -54,6 +60,7 @@ class Protocol(nn.Module):
             "batchnorm": BatchNormAgent(),
             "loss": LossAgent(),
         }
+        self.own = tuple(own)
         self.agents = nn.ModuleDict({**own, **agents})
 
     def agent(self, node: AgentNode) -> Agent:

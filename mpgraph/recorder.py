@@ -6,6 +6,7 @@ sub-expressions), and calls that nobody reads are dropped when the graph is fini
 
 from __future__ import annotations
 
+import builtins
 import keyword
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from . import contraction
 from .algebra import BATCH, Axis, Factor, Operand, Term, Value, ordered
 from .errors import ProtocolError
 
+TAKEN = frozenset(["self", "torch", "device", *dir(builtins)])  # what generated code calls something else
 Number = Any  # a float, or an fx node that holds one
 
 
@@ -134,9 +136,12 @@ class Recorder:
             self._written[key] = self.graph.create_node("get_attr", name, (), {})
         return self._written[key]
 
-    def aligned(self, *operands: Operand) -> list[Value]:
-        """Operands as values whose local axes are the same objects, by torch's broadcasting rule."""
-        values = [self.coerce(operand) for operand in operands]
+    def aligned(self, *operands: Operand, conditions: bool = False) -> list[Value]:
+        """Operands as values whose local axes are the same objects, by torch's broadcasting rule.
+
+        ``conditions`` leaves truth values what they are.
+        """
+        values = [o if conditions and self.is_condition(o) else self.coerce(o) for o in operands]
         local: tuple[Axis, ...] = ()
         for value in values:
             longest = max(local, value.local, key=len)
@@ -151,6 +156,11 @@ class Recorder:
                 shape.append(keep)
             local = tuple(axis for axis in shape if axis is not None)
         return [self._on(value, local) for value in values]
+
+    @staticmethod
+    def is_condition(value: Any) -> bool:
+        """Whether a value holds truth values."""
+        return isinstance(value, Value) and any(f.node.meta.get("bool") for t in value.terms for f in t.factors)
 
     def _on(self, value: Value, local: tuple[Axis, ...]) -> Value:
         """The value broadcast to other local axes: axes renamed, axes of length 1 dropped."""
@@ -231,10 +241,8 @@ class Recorder:
 
         ``condition`` marks a function that returns truth values. Python numbers are passed on as they are.
         """
-        values = [a if isinstance(a, (int, float)) or _is_condition(a) else self.coerce(a) for a in args]
-        lazy = [v for v in values if isinstance(v, Value)]
-        numeric = iter(self._aligned_conditions(lazy))
-        values = [next(numeric) if isinstance(v, Value) else v for v in values]
+        lazy = iter(self.aligned(*(a for a in args if not isinstance(a, (int, float))), conditions=True))
+        values = [a if isinstance(a, (int, float)) else next(lazy) for a in args]
         factors = [v.settle() for v in values if isinstance(v, Value)]
         axes = ordered(a for f in factors for a in f.axes)
         if BATCH in axes and len(axes) > max(len(f.axes) for f in factors):
@@ -245,14 +253,6 @@ class Recorder:
             node.meta["bool"] = True
         local = max((v.local for v in values if isinstance(v, Value)), key=len)
         return Value(self, (), local).like(Factor(node, axes))
-
-    def _aligned_conditions(self, values: list[Value]) -> list[Value]:
-        flags = [_is_condition(v) for v in values]
-        if not any(flags):
-            return self.aligned(*values)
-        if any(v.local != values[0].local for v in values):
-            raise ProtocolError("torch.where and comparisons need conditions and values of one local shape")
-        return values
 
     def opaque(
         self, func: Callable[..., Any], values: Sequence[Value], layouts: Sequence[Sequence[Axis]], inline: bool
@@ -322,7 +322,8 @@ class Recorder:
 def identifier(text: str) -> str:
     """A Python name that resembles a node's."""
     name = "".join(c if c.isalnum() and c.isascii() else "_" for c in text)
-    return name if name[:1].isalpha() else f"n{name}"
+    name = name if name[:1].isalpha() else f"n{name}"
+    return f"{name}_" if name in TAKEN else name
 
 
 def _hashable(item: Any) -> Any:
@@ -337,7 +338,3 @@ def _hashable(item: Any) -> Any:
 
 def _right(axes: tuple[Axis, ...], length: int) -> list[Axis | None]:
     return [None] * (length - len(axes)) + list(axes)
-
-
-def _is_condition(value: Any) -> bool:
-    return isinstance(value, Value) and any(f.node.meta.get("bool") for t in value.terms for f in t.factors)

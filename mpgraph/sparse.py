@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import inside_transform
+
 
 class Pattern:
     """Which agents a list of edges joins.
@@ -43,9 +45,13 @@ class Pattern:
 
 
 def _compressed(row: Tensor, column: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    order = torch.argsort(row, stable=True)
+    """CSR form; the order of the edges is empty where they are in order already, which saves a permutation."""
     count = torch.bincount(row, minlength=size)
-    return torch.cat([count.new_zeros(1), count.cumsum(0)]), column[order], order
+    starts = torch.cat([count.new_zeros(1), count.cumsum(0)])
+    order = row[:0] if bool((row[1:] >= row[:-1]).all()) else torch.argsort(row, stable=True)
+    columns = column[order] if len(order) else column
+    small = torch.int32 if max(len(row), size) < 2**31 else torch.int64  # the kernels would convert at each call
+    return starts.to(small), columns.to(small), order
 
 
 def _matrix(starts: Tensor, columns: Tensor, values: Tensor, width: int) -> Tensor:
@@ -54,37 +60,58 @@ def _matrix(starts: Tensor, columns: Tensor, values: Tensor, width: int) -> Tens
         return torch.sparse_csr_tensor(starts, columns, values, (len(starts) - 1, width), check_invariants=False)
 
 
-@torch.library.custom_op("mpgraph::sparse_product", mutates_args=())
-def _product(values: Tensor, x: Tensor, starts: Tensor, columns: Tensor, order: Tensor) -> Tensor:
-    matrix = _matrix(starts, columns, values.index_select(0, order), x.shape[-1])
-    return (matrix @ x.t()).t().contiguous()
+# Results lie agent by agent, ``(batch, agents)`` with strides ``(1, batch)``: that is what the kernels read and write,
+# elementwise calls keep it, and transposing in between took more than half of a step.
+
+
+def _multiply(
+    values: Tensor, x: Tensor, starts: Tensor, columns: Tensor, order: Tensor, into: Tensor | None = None
+) -> Tensor:
+    matrix = _matrix(starts, columns, values.index_select(0, order) if len(order) else values, x.shape[-1])
+    if len(x) == 1:
+        vector = x.new_zeros(1) if into is None else into[0] if into.ndim == 2 else into
+        return torch.addmv(vector, matrix, x[0], beta=0.0 if into is None else 1.0)[None]
+    if into is None:
+        result = torch.addmm(x.new_zeros(1, 1), matrix, x.t(), beta=0.0)  # a plain product makes two more copies
+    else:
+        result = torch.addmm(into.unsqueeze(1) if into.ndim == 1 else into.t(), matrix, x.t())
+    return result.contiguous().t()
+
+
+def _sample(rows: Tensor, columns_: Tensor, starts: Tensor, columns: Tensor, order: Tensor) -> Tensor:
+    like = _matrix(starts, columns, rows.new_zeros(len(columns)), columns_.shape[-1])
+    sampled = torch.sparse.sampled_addmm(like, rows.t().contiguous(), columns_, beta=0.0).values()
+    return torch.empty_like(sampled).index_copy_(0, order, sampled) if len(order) else sampled
+
+
+_product = torch.library.custom_op("mpgraph::sparse_product", _multiply, mutates_args=())
+_outer = torch.library.custom_op("mpgraph::sparse_outer", _sample, mutates_args=())
 
 
 @_product.register_fake
-def _(values: Tensor, x: Tensor, starts: Tensor, columns: Tensor, order: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], starts.shape[0] - 1)
+def _(values: Tensor, x: Tensor, starts: Tensor, columns: Tensor, order: Tensor, into: Tensor | None = None) -> Tensor:
+    return x.new_empty(starts.shape[0] - 1, x.shape[0]).t()
 
 
 @_product.register_vmap
-def _(info: Any, dims: Any, values: Tensor, x: Tensor, *pattern: Tensor) -> tuple[Tensor, int]:
+def _(info: Any, dims: Any, values: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, int]:
+    pattern, into = rest[:3], rest[3] if len(rest) > 3 else None
     if dims[0] is None:  # more rows of one matrix
-        rows = x.movedim(dims[1], 0)
-        return _product(values, rows.flatten(0, 1), *pattern).unflatten(0, rows.shape[:2]), 0
-    each = values.movedim(dims[0], 0)
-    rows = x.expand(info.batch_size, *x.shape) if dims[1] is None else x.movedim(dims[1], 0)
-    return torch.stack([_product(v, r.contiguous(), *pattern) for v, r in zip(each, rows, strict=True)]), 0
-
-
-@torch.library.custom_op("mpgraph::sparse_outer", mutates_args=())
-def _outer(rows: Tensor, columns_: Tensor, starts: Tensor, columns: Tensor, order: Tensor) -> Tensor:
-    like = _matrix(starts, columns, rows.new_zeros(len(columns)), columns_.shape[-1])
-    sampled = torch.sparse.sampled_addmm(like, rows.t().contiguous(), columns_, beta=0.0).values()
-    return torch.empty_like(sampled).index_copy_(0, order, sampled)
+        rows = x.movedim(dims[1], 0) if dims[1] is not None else x.expand(info.batch_size, *x.shape)
+        result = _product(values, rows.flatten(0, 1), *pattern).unflatten(0, rows.shape[:2])
+    else:
+        each = values.movedim(dims[0], 0)
+        rows = x.expand(info.batch_size, *x.shape) if dims[1] is None else x.movedim(dims[1], 0)
+        result = torch.stack([_product(v, r, *pattern) for v, r in zip(each, rows, strict=True)])
+    if into is not None:
+        own = into if dims[5] is None else into.movedim(dims[5], 0)
+        result = result + (own.unsqueeze(-2) if own.ndim == 1 + (dims[5] is not None) else own)
+    return result, 0
 
 
 @_outer.register_fake
 def _(rows: Tensor, columns_: Tensor, starts: Tensor, columns: Tensor, order: Tensor) -> Tensor:
-    return rows.new_empty(order.shape[0])
+    return rows.new_empty(columns.shape[0])
 
 
 @_outer.register_vmap
@@ -93,28 +120,30 @@ def _(info: Any, dims: Any, rows: Tensor, columns_: Tensor, *pattern: Tensor) ->
         t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
         for t, d in zip((rows, columns_), dims, strict=False)
     ]
-    each = [_outer(r.contiguous(), c.contiguous(), *pattern) for r, c in zip(*pair, strict=True)]
-    return torch.stack(each), 0
+    return torch.stack([_outer(r, c, *pattern) for r, c in zip(*pair, strict=True)]), 0
 
 
 class _Product(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(values: Tensor, x: Tensor, *sides: Tensor) -> Tensor:
-        return _product(values, x, *sides[:3])
+    def forward(values: Tensor, x: Tensor, into: Tensor | None, *sides: Tensor) -> Tensor:
+        return _product(values, x, *sides[:3], into)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        values, x, into, *sides = inputs
+        ctx.dims = 0 if into is None else into.ndim
+        ctx.save_for_backward(values, x, *sides)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         values, x, *sides = ctx.saved_tensors
         needs = ctx.needs_input_grad
         by_values = _Outer.apply(grad, x, *sides) if needs[0] else None
-        by_x = _Product.apply(values, grad, *sides[3:], *sides[:3]) if needs[1] else None
-        return by_values, by_x, None, None, None, None, None, None
+        by_x = _Product.apply(values, grad, None, *sides[3:], *sides[:3]) if needs[1] else None
+        by_into = (grad.sum(0) if ctx.dims == 1 else grad) if needs[2] else None
+        return by_values, by_x, by_into, None, None, None, None, None, None
 
 
 class _Outer(torch.autograd.Function):
@@ -132,20 +161,33 @@ class _Outer(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         rows, columns, *sides = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        by_rows = _Product.apply(grad, columns, *sides) if needs[0] else None
-        by_columns = _Product.apply(grad, rows, *sides[3:], *sides[:3]) if needs[1] else None
+        by_rows = _Product.apply(grad, columns, None, *sides) if needs[0] else None
+        by_columns = _Product.apply(grad, rows, None, *sides[3:], *sides[:3]) if needs[1] else None
         return by_rows, by_columns, None, None, None, None, None, None
 
 
-def product(values: Tensor, x: Tensor, *sides: Tensor) -> Tensor:
+def _direct(*tensors: Tensor | None) -> bool:
+    """Whether to call the kernel itself: an operator costs more than a small product and nobody would notice it."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or inside_transform():
+        return False
+    learning = torch.is_grad_enabled()
+    return all(t is None or (type(t) is Tensor and not (learning and t.requires_grad)) for t in tensors)
+
+
+def product(values: Tensor, x: Tensor, *sides: Tensor, into: Tensor | None = None) -> Tensor:
     """For each row agent the sum of ``values * x`` over its edges.
 
     Args:
         values: one number for each edge, ``(edges,)``.
         x: ``(batch, agents)`` at the other end, or ``(agents,)``.
         sides: the pattern's CSR form by the rows of the result, then by those of ``x``: six tensors.
+        into: what the sums are added to: of the shape of the result, or ``(agents,)`` for every example.
     """
-    result = _Product.apply(values, x if x.ndim == 2 else x[None], *sides)
+    rows = x if x.ndim == 2 else x[None]
+    if _direct(values, x, into):
+        result = _multiply(values, rows, sides[0], sides[1], sides[2], into)
+    else:
+        result = _Product.apply(values, rows, into, *sides)
     return result if x.ndim == 2 else result[0]
 
 
@@ -157,4 +199,6 @@ def outer(rows: Tensor, columns: Tensor, *sides: Tensor) -> Tensor:
         columns: ``(batch, agents)`` at the other end.
         sides: six tensors, as in :func:`product`.
     """
+    if _direct(rows, columns):
+        return _sample(rows, columns, *sides[:3])
     return _Outer.apply(rows, columns, *sides)

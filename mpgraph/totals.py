@@ -59,6 +59,18 @@ class Population:
         return {key: whole[(key[1], *key[0])] for key in values}
 
 
+class Measured(Population):
+    """What a kind measures on the whole node and batch, for each agent along the given dimensions."""
+
+    def __init__(self, func: Any, shape: tuple[int, ...], kept: Sequence[int]) -> None:
+        super().__init__(func, shape)
+        self.kept = kept
+
+    def __call__(self, values: Mapping[Key, Any]) -> dict[Key, Any]:  # noqa: D102
+        parts = self.func(self.stacked(values, 0))
+        return {key: tuple(part[tuple(key[0][i] for i in self.kept)] for part in parts) for key in values}
+
+
 class Operands(Population):
     """An operation on whole operands, which all agents of an example hold."""
 

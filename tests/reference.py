@@ -71,7 +71,12 @@ def randomised(state, generator):
     return {
         name: channels
         if name == "program"
-        else {c: torch.randn(t.shape, generator=generator, dtype=t.dtype) for c, t in channels.items()}
+        else {
+            c: torch.randn(t.shape, generator=generator, dtype=t.dtype).abs() + 0.5
+            if c == "var"
+            else torch.randn(t.shape, generator=generator, dtype=t.dtype)
+            for c, t in channels.items()
+        }
         for name, channels in state.items()
     }
 

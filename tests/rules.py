@@ -188,7 +188,7 @@ class Offset(Agent):
 class EachUnit(mg.UnitAgent):
     """Keeps backward messages apart and answers each connection alone."""
 
-    aggregate = {"reply": "each", "post": "each"}  # noqa: RUF012
+    aggregate = {"post": "each"}  # noqa: RUF012
 
     def backward_update(self, s, post):
         total = sum(post.values())

@@ -261,7 +261,7 @@ def test_messages_that_differ_in_shape_name_the_arrow():
 def test_a_rule_without_an_agent_for_a_kind():
     with refuses(mg.ProtocolError, "'x->h1'", "'weight'"):
         mg.compile(mlp([4, 5, 3]), mg.Protocol())
-    with refuses(mg.ProtocolError, "'weight'", "mg.Agent"):
+    with refuses(mg.ProtocolError, "weight=3", "mg.Agent"):
         mg.Protocol(weight=3)
 
 

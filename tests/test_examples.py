@@ -31,6 +31,15 @@ def test_meta_learning_finds_a_better_rate(capsys):
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")
+@pytest.mark.parametrize("kind", ["step", "sign", "quantizer", "winner_take_all", "numpy function"])
+def test_rules_train_through_nodes_without_a_derivative(kind):
+    module = example("non_differentiable")
+    found = module.accuracies(*module.KINDS[kind], epochs=100)
+    assert found["direct_feedback_alignment"] > found["readout_only"] + 0.03
+    assert found["node_perturbation"] > found["readout_only"] + 0.03
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
 def test_examples_are_short_and_have_a_test(path):
     assert len(path.read_text().splitlines()) <= 80

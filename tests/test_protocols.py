@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from graphs import GRAPHS, batch
 from reference import distance, randomised
 
 import mpgraph as mg
@@ -22,14 +23,15 @@ def rule(name):
     return lookup("mpgraph.protocols", name)
 
 
-@pytest.fixture(params=["chain", "skip", "two inputs", "one to one", "step units"])
+@pytest.fixture(params=["chain", "skip", "two inputs", "one to one", *GRAPHS])
 def network(request):
+    if request.param in GRAPHS:
+        return GRAPHS[request.param]()
     if request.param == "chain":
         return mlp([3, 4, 4, 2], activation="sigmoid")
     network = mg.Network()
     network.input("x", 3)
-    kind = "step" if request.param == "step units" else "tanh"
-    network.unit("h", 3, kind), network.unit("y", 2)
+    network.unit("h", 3, "tanh"), network.unit("y", 2)
     network.connect("x", "h", "one_to_one" if request.param == "one to one" else "dense")
     network.connect("h", "y")
     if request.param == "skip":
@@ -40,19 +42,14 @@ def network(request):
     return network
 
 
-def batch(network, size):
-    generator = torch.Generator().manual_seed(1)
-    x = {n: torch.randn(size, *network.shape(n), generator=generator, dtype=torch.float64) for n in network.inputs}
-    return x, torch.randint(0, 2, (size,), generator=generator)
-
-
 @pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")
 def test_compiled_means_what_the_interpreter_does(rule, network):
     program = mg.compile(network, rule(), dtype=torch.float64)
     state = randomised(program.init(batch_size=3), torch.Generator().manual_seed(0))
     x, y = batch(network, 3)
     after, _ = program.step(state, x, y)
-    meaning, _ = interpreter.step(program, state, x, {"y": torch.eye(2, dtype=torch.float64)[y]})
+    targets = {"y": torch.eye(2, dtype=torch.float64)[y]}
+    meaning, _ = interpreter.step(program, state, x, targets, program.noise(state, 3))
     assert distance(after, meaning) < 1e-10
 
 

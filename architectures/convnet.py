@@ -1,0 +1,60 @@
+"""Convolutional networks of LeNet's kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from torch import Tensor
+
+import mpgraph as mg
+
+
+def convnet(
+    image: tuple[int, int, int] = (1, 28, 28),
+    channels: Sequence[int] = (6, 16),
+    hidden: Sequence[int] = (120, 84),
+    classes: int = 10,
+    *,
+    kernel: int = 5,
+    pool: Literal["max", "avg"] = "max",
+    activation: str | mg.Kind | Callable[[Tensor], Tensor] = "tanh",
+    loss: str | mg.Loss | None = "cross_entropy",
+) -> mg.Network:
+    """LeNet-5 by default (LeCun et al., 1998): convolutions ``c1, c2`` with pooling ``p1, p2``, then ``h1, h2, y``.
+
+    Differs from the paper as usual today: every feature map sees all maps below, the output is linear. The first
+    convolution is padded so that a 28-pixel image keeps its size.
+
+    Args:
+        image: ``(channels, height, width)`` of the input ``x``.
+        channels: feature maps of each convolution.
+        hidden: units of each dense layer.
+        classes: units of the output ``y``.
+        kernel: side of the kernels.
+        pool: how 2x2 windows become one.
+        activation: of all hidden units.
+        loss: on the output; ``None`` for a network without one.
+
+    Raises:
+        NetworkError: for an image that is too small.
+    """
+    network = mg.Network()
+    below = network.input("x", image)
+    for depth, count in enumerate(channels, start=1):
+        convolution = mg.Conv2d(kernel, padding=kernel // 2 if depth == 1 else 0)
+        size = convolution.size(network.shape(below), count)
+        if min(size[1:]) < 2:
+            raise mg.NetworkError(f"convnet: nothing is left of an image {image} at convolution {depth}")
+        unit = network.unit(f"c{depth}", size, activation)
+        network.connect(below, unit, convolution)
+        below = network.operation(f"p{depth}", mg.MaxPool(2) if pool == "max" else mg.AvgPool(2), unit)
+    below = network.operation("flat", "flatten", below)
+    for depth, count in enumerate(hidden, start=1):
+        unit = network.unit(f"h{depth}", count, activation)
+        network.connect(below, unit)
+        below = unit
+    network.connect(below, network.unit("y", classes))
+    if loss is not None:
+        network.loss("y", loss)
+    return network

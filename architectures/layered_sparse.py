@@ -1,0 +1,53 @@
+"""Layers joined by sparse random connections."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+import mpgraph as mg
+
+
+def layered_sparse(
+    sizes: Sequence[int],
+    fan_in: int = 10,
+    activation: str | mg.Kind | Callable[[Tensor], Tensor] = "tanh",
+    loss: str | mg.Loss | None = "cross_entropy",
+    bias: bool = True,
+    seed: int = 0,
+) -> mg.Network:
+    """Layers ``x, h1, ..., y`` in which each neuron hears a few random neurons of the layer below.
+
+    Args:
+        sizes: numbers of units from input to output, at least two.
+        fan_in: how many different neurons each one hears; all of a layer that has fewer.
+        activation: of the hidden layers; the output is linear.
+        loss: on the output ``y``; ``None`` for a network without one.
+        bias: whether units have biases.
+        seed: of the connections.
+
+    Raises:
+        NetworkError: for fewer than two sizes, sizes that are not positive integers, a fan-in below one.
+    """
+    if len(sizes) < 2 or fan_in < 1:
+        raise mg.NetworkError(
+            f"layered_sparse needs an input and an output size and a positive fan_in, got {list(sizes)}, {fan_in}"
+        )
+    network, generator = mg.Network(), random.Random(seed)
+    units = [network.input("x", sizes[0])]
+    for depth, size in enumerate(sizes[1:], start=1):
+        is_output = depth == len(sizes) - 1
+        name, kind = ("y", "identity") if is_output else (f"h{depth}", activation)
+        units.append(network.unit(name, size, kind, bias=bias))
+    for (before, pre), (after, post) in pairwise(zip(sizes, units, strict=True)):
+        heard = [sorted(generator.sample(range(before), min(fan_in, before))) for _ in range(after)]
+        sources = torch.tensor(heard)
+        targets = torch.arange(after)[:, None].expand_as(sources)
+        network.connect(pre, post, mg.Sparse(torch.stack([sources.flatten(), targets.flatten()])))
+    if loss is not None:
+        network.loss(units[-1], loss)
+    return network

@@ -1,0 +1,43 @@
+"""Recurrent networks, unrolled by ticks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+import mpgraph as mg
+
+
+def recurrent(
+    sizes: Sequence[int],
+    ticks: int,
+    activation: str | mg.Kind | Callable[[Tensor], Tensor] = "tanh",
+    loss: str | mg.Loss | None = "cross_entropy",
+) -> mg.Network:
+    """Elman's network (1990): each hidden layer ``h1, ...`` hears itself one tick later; the output ``y`` is linear.
+
+    Inputs are ``(batch, ticks, sizes[0])``; the prediction is that of the last tick.
+
+    Args:
+        sizes: numbers of units from input to output, at least three.
+        ticks: length of a sequence.
+        activation: of the hidden layers.
+        loss: on the output; ``None`` for a network without one.
+
+    Raises:
+        NetworkError: for fewer than three sizes, or fewer than two ticks.
+    """
+    if len(sizes) < 3 or ticks < 2:
+        raise mg.NetworkError(f"recurrent needs at least three sizes and two ticks, got {list(sizes)} and {ticks}")
+    network = mg.Network(ticks=ticks)
+    below = network.input("x", sizes[0])
+    for depth, size in enumerate(sizes[1:-1], start=1):
+        hidden = network.unit(f"h{depth}", size, activation)
+        network.connect(below, hidden)
+        network.connect(hidden, hidden, delay=1)
+        below = hidden
+    network.connect(below, network.unit("y", sizes[-1]))
+    if loss is not None:
+        network.loss("y", loss)
+    return network

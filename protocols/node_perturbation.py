@@ -1,0 +1,203 @@
+"""Node perturbation.
+
+Fiete and Seung (2006), "Gradient learning in spiking neural networks by dynamic perturbation of conductances", Physical
+Review Letters 97, 048104; Werfel, Xie and Seung (2005), Neural Computation 17. The network runs twice, the second time
+with noise at every unit; what the noise did to the loss tells each unit which way to go:
+
+    forward     z_i = sum_j w_ij x_j                      loss L
+    perturb     z'_i = sum_j w_ij x'_j + sigma xi_i       loss L'
+    backward    e_i = (L' - L) / sigma * xi_i             an estimate of dL/dz_i
+    learn       w_ij <- w_ij - lr <e_i x_j>
+
+No derivative is used anywhere, so any unit will do. The one number L' - L reaches every unit from the loss itself, by
+connections of the kind ``reward`` that are drawn into the network before it is compiled. Each example has a difference
+of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mpgraph as mg
+from mpgraph import Agent, Protocol, fast
+
+from .backprop import Weight as PlainWeight
+
+
+class Input(Agent):
+    """Sends what was fed, both times."""
+
+    value = fast()
+
+    def forward_message(self, s: mg.View) -> Any:
+        """The value."""
+        return s.value
+
+    perturb_message = forward_message
+
+
+class Constant(Agent):
+    """Sends one, both times."""
+
+    def forward_message(self, s: mg.View) -> Any:
+        """One."""
+        return 1.0
+
+    perturb_message = forward_message
+
+
+class Zero(Agent):
+    """Sends zero, both times."""
+
+    def forward_message(self, s: mg.View) -> Any:
+        """Zero."""
+        return 0.0
+
+    perturb_message = forward_message
+
+
+class Weight(PlainWeight):
+    """A synapse of backpropagation that sends nothing back, and carries the perturbed activity as well."""
+
+    noisy_x = fast()
+    backward_message = None  # type: ignore[assignment]
+
+    def perturb_update(self, s: mg.View, pre: Any) -> mg.View:
+        """Keep the perturbed activity."""
+        return s.set(noisy_x=pre)
+
+    def perturb_message(self, s: mg.View) -> Any:
+        """w x'."""
+        return s.w * s.noisy_x
+
+
+class Reward(Agent):
+    """Tells a unit what the noise did to a loss."""
+
+    change = fast()
+
+    def backward_update(self, s: mg.View, post: Any) -> mg.View:
+        """Keep it."""
+        return s.set(change=post)
+
+    def backward_message(self, s: mg.View) -> Any:
+        """Hand it on."""
+        return s.change
+
+
+class Unit(mg.UnitAgent):
+    """A unit that is shaken once.
+
+    Args:
+        sigma: standard deviation of the noise.
+    """
+
+    noisy_y, xi = fast(), fast()
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__()
+        self.sigma = sigma
+
+    def perturb_update(self, s: mg.View, pre: Any) -> mg.View:
+        """y' = f(z' + sigma xi)."""
+        xi = s.normal()
+        return s.set(xi=xi, noisy_y=s.apply(pre + self.sigma * xi))
+
+    def perturb_message(self, s: mg.View) -> Any:
+        """The perturbed activity."""
+        return s.noisy_y
+
+    def backward_update(self, s: mg.View, reward: Any) -> mg.View:  # type: ignore[override]
+        """e = (L' - L) / sigma * xi."""
+        return s.set(e=reward * s.xi / self.sigma)
+
+
+class BatchNorm(Unit, mg.BatchNormAgent):
+    """A batch normalisation that is shaken once."""
+
+    forward_update = mg.BatchNormAgent.forward_update
+
+
+class Operation(mg.OperationAgent):
+    """An operation, run twice."""
+
+    noisy_y = fast()
+    backward_update = backward_message = None  # type: ignore[assignment]
+
+    def perturb_update(self, s: mg.View, pre: mg.Each) -> mg.View:
+        """f(z1', z2', ...)."""
+        return s.set(noisy_y=s.apply(pre))
+
+    def perturb_message(self, s: mg.View) -> Any:
+        """The perturbed result."""
+        return s.noisy_y
+
+
+class Loss(Agent):
+    """Compares the two losses."""
+
+    z, t, noisy_z, change = fast(), fast(), fast(), fast()
+
+    def forward_update(self, s: mg.View, pre: Any, target: Any) -> mg.View:
+        """Keep the prediction and the target."""
+        return s.set(z=pre, t=target)
+
+    def perturb_update(self, s: mg.View, pre: Any) -> mg.View:
+        """Keep the perturbed prediction."""
+        return s.set(noisy_z=pre)
+
+    def backward_update(self, s: mg.View) -> mg.View:
+        """L' - L in equal shares, so that the sum over all agents of the loss is the whole."""
+        return s.set(change=(s.loss(s.noisy_z, s.t) - s.loss(s.z, s.t)) / s.peers(1.0))
+
+    def backward_message(self, s: mg.View) -> Any:
+        """The share."""
+        return s.change
+
+
+class NodePerturbation(Protocol):
+    """Gradient descent on what random shaking of the units reveals; needs no derivative.
+
+    Args:
+        lr: learning rate of plain gradient descent, a float or ``mg.learnable(0.01)``; ignored with ``optimizer``.
+        sigma: standard deviation of the noise.
+        optimizer: another inner optimiser.
+    """
+
+    passes = ("forward", "perturb", "backward", "learn")
+    source = """
+@article{fiete2006gradient,
+  title={Gradient learning in spiking neural networks by dynamic perturbation of conductances},
+  author={Fiete, Ila R. and Seung, H. Sebastian},
+  journal={Physical Review Letters}, volume={97}, pages={048104}, year={2006}
+}"""
+
+    def __init__(
+        self, lr: Any = 0.01, sigma: float = 0.1, *, optimizer: mg.Optimizer | None = None, **agents: Agent
+    ) -> None:
+        own: dict[str, Agent] = {
+            "input": Input(),
+            "target": Input(),
+            "constant": Constant(),
+            "zero": Zero(),
+            "weight": Weight(),
+            "reward": Reward(),
+            "unit": Unit(sigma),
+            "batchnorm": BatchNorm(sigma),
+            "operation": Operation(),
+            "loss": Loss(),
+        }
+        super().__init__(optimizer=optimizer or mg.SGD(lr), **{**own, **agents})
+        self.sigma = sigma
+
+    def rewrite(self, network: mg.Network) -> mg.Network:
+        """The network with a reward connection between every unit and every loss."""
+        for name, unit in network.units.items():
+            if not (unit.is_input or unit.operands):
+                for loss in network.losses:
+                    network.connect(name, loss, kind="reward")
+        return network
+
+    def extra_repr(self) -> str:
+        """Arguments, for ``repr``."""
+        return f"{super().extra_repr()}, sigma={self.sigma:g}"
