@@ -45,7 +45,8 @@ def random_graph(
     Raises:
         NetworkError: for an unknown kind or numbers that do not fit together.
     """
-    first, last = (max(1, neurons // 4) if n is None else n for n in (first, last))
+    quarter = max(1, neurons // 4)
+    first, last = quarter if first is None else first, quarter if last is None else last
     if min(inputs, outputs, first, last) < 1 or max(first, last) > neurons:
         raise mg.NetworkError(
             f"random_graph: needs inputs and outputs and 1 <= first, last <= neurons, got {inputs} inputs, {outputs} "

@@ -245,7 +245,7 @@ class Trace:
                 for channel in dict.fromkeys(c for _, signals in uses for c in signals):
                     values = [signals[channel] for _, signals in uses if channel in signals]
                     total = sum(values[1:], values[0]) / len(values)
-                    view = self.graph.protocol.optimizer.update(view, channel, total)
+                    view = self.graph.protocol.optimizer_of(channel).update(view, channel, total)
             self.values[name] = {**self.values[name], **view._values}
         self._written = {}
 

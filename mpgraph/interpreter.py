@@ -159,7 +159,7 @@ class _Run:
             declared = self.graph.agents[owner].channels()[channel]
 
             def step(view: View, key: Key, mean: Any = mean, channel: str = channel, d: Any = declared) -> View:
-                return self.graph.protocol.optimizer.update(view, channel, mean[_place(view.node, d, key)])
+                return self.graph.protocol.optimizer_of(channel).update(view, channel, mean[_place(view.node, d, key)])
 
             self.everywhere(node, step)
         for (owner, channel), values in self.wrote.items():
@@ -388,7 +388,7 @@ class ScalarView(View):
             view = self._copy()
             view._signals[channel] = signal
             return view
-        return self._run.graph.protocol.optimizer.update(self, channel, signal)
+        return self._run.graph.protocol.optimizer_of(channel).update(self, channel, signal)
 
 
 def _scaled(message: Any, factor: float) -> Any:

@@ -235,5 +235,5 @@ class LazyView(View):
         if self._trace.times(self.node) > 1:  # the optimiser takes one step for all uses, after the last
             signals = {**self._signals, channel: signal}
             return LazyView(self._trace, self.node, self._pass, self._values, signals)
-        optimizer = self._trace.graph.protocol.optimizer
+        optimizer = self._trace.graph.protocol.optimizer_of(channel)
         return optimizer.update(self, channel, signal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -23,6 +24,7 @@ class Protocol(Sealed):
 
     Args:
         optimizer: writes the channels that agents hand to ``s.descend``; plain gradient descent at 0.1 by default.
+        optimizers: others, for channels of a name: ``{"b": mg.SGD(0.01)}``.
         agents: an agent for each kind of node: ``weight``, ``bias``, ``unit``, ``output``, ``loss``, ``input``,
             ``target``, ``constant``, ``operation``, or the class name of a user's own :class:`mpgraph.Kind` in
             lower case. Biases default to the weight's agent, outputs and own kinds to the unit's, everything else to
@@ -39,11 +41,19 @@ class Protocol(Sealed):
     bias: ClassVar[Literal["beside", "between"]] = "beside"
     source: ClassVar[str] = ""
 
-    def __init__(self, *, optimizer: Optimizer | None = None, **agents: Agent) -> None:
+    def __init__(
+        self,
+        *,
+        optimizer: Optimizer | None = None,
+        optimizers: Mapping[str, Optimizer] | None = None,
+        **agents: Agent,
+    ) -> None:
         super().__init__()
-        if optimizer is not None and not isinstance(optimizer, Optimizer):
-            raise ProtocolError(f"{type(self).__name__}: optimizer must be an mg.Optimizer, got {optimizer!r}")
+        for given in (optimizer, *(optimizers or {}).values()):
+            if given is not None and not isinstance(given, Optimizer):
+                raise ProtocolError(f"{type(self).__name__}: optimizer must be an mg.Optimizer, got {given!r}")
         self.optimizer = optimizer or SGD()
+        self.optimizers = nn.ModuleDict(optimizers or {})
         for kind, agent in agents.items():
             if not isinstance(agent, Agent):
                 raise ProtocolError(
@@ -78,6 +88,12 @@ class Protocol(Sealed):
             f"{type(self).__name__} has no agent for node {node.name!r} of kind {node.kind!r}; it knows "
             f"{', '.join(self.agents)}"
         )
+
+    def optimizer_of(self, channel: str) -> Optimizer:
+        """The inner optimiser that writes channels of this name."""
+        found = self.optimizers[channel] if channel in self.optimizers else self.optimizer
+        assert isinstance(found, Optimizer)
+        return found
 
     def rewrite(self, network: Network) -> Network:
         """The network as this rule needs it (added feedback connections); by default unchanged."""
