@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,19 +12,17 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import checks, files
-from .agent import Channel
 from .checks import inside_transform
 from .compiler import Compiled, compile_passes, parameter_slots
-from .errors import FlatUnitWarning, InputError, ProtocolError, StateError, unknown
+from .errors import FlatUnitWarning, InputError, ProtocolError, unknown
 from .explain import rows, table
 from .functionality import check_functions
 from .graph import AgentGraph
+from .keeping import Keeping, State
 from .network import Network
-from .nodes import AgentNode, layout
 from .protocol import Protocol
 from .sealed import Sealed
 
-State = dict[str, dict[str, Tensor]]
 Batch = Tensor | Mapping[str, Tensor]
 Checks = Literal["none", "labels", "all"]
 
@@ -84,13 +81,7 @@ class Program(nn.Module):
         self._shapes = {
             n: (*(ticks if n in self._inputs else ()), *graph.nodes[n].shape) for n in (*self._inputs, *self._targets)
         }
-        self._channels = [
-            (name, channel, declared, agent.size_of(declared))
-            for name, agent in graph.agents.items()
-            for channel, declared in agent.channels().items()
-            if declared.kept and graph.nodes[name].owner == name
-        ]
-        self._wanted = [(n, c, self._shape_of(n, d, k)) for n, c, d, k in self._channels]
+        self._keeping = Keeping(graph, device, dtype)
         self._slots = parameter_slots(self)
         self._one_hot = {
             name: torch.eye(shape[-1], device=device, dtype=dtype)
@@ -176,46 +167,12 @@ class Program(nn.Module):
         Raises:
             StateError: if ``batch_size`` is needed and missing.
         """
-        state: State = {}
-        for name, channel, declared, local in self._channels:
-            node = self.graph.nodes[name]
-            if declared.extent == "carry" and batch_size is None:
-                raise StateError(
-                    f"channel {channel!r} of node {name!r} keeps one value for each example: call "
-                    "program.init(seed, batch_size=...)"
-                )
-            axes = layout(node, declared)
-            shape = (*((batch_size or 0) if axis.size is None else axis.size for axis in axes), *local)
-            generator = torch.Generator().manual_seed(_seed(seed, name, channel))
-            given = self._given(node, channel, shape)
-            tensor = declared.init(shape, node, generator, self.dtype) if given is None else given
-            state.setdefault(name, {})[channel] = tensor.to(device=self.device, dtype=self.dtype)
-        counters = {"seed": torch.tensor(seed), "step": torch.tensor(0)}
-        state["program"] = {k: v.to(self.device) for k, v in counters.items()}
-        return state
-
-    def _given(self, node: AgentNode, channel: str, shape: tuple[int, ...]) -> Tensor | None:
-        """What the network prescribes: a connection's weight, a unit's values; zero for biases."""
-        unit = self.graph.network.units.get(node.name)
-        value = node.value if channel == "w" else unit.values.get(channel) if unit else None
-        if value is not None:
-            if value.ndim and tuple(value.shape) != shape:
-                raise StateError(f"node {node.name!r}: given {channel} {tuple(value.shape)} for a channel {shape}")
-            return value.to(self.dtype).expand(shape).clone()
-        return torch.zeros(shape, dtype=self.dtype) if node.kind == "bias" and channel == "w" else None
+        return self._keeping.fresh(seed, batch_size)
 
     def noise(self, state: State, batch_size: int) -> dict[str, Tensor]:
         """The standard normal numbers of the next step, from the state's seed and step; empty for most rules."""
         needed = self._function().noise
-        if not needed:
-            return {}
-        seed, step = int(state["program"]["seed"]), int(state["program"]["step"])
-        drawn = {}
-        for name, shape in needed.items():
-            generator = torch.Generator().manual_seed(_seed(seed, name, str(step)))
-            numbers = torch.randn((batch_size, *shape), generator=generator, dtype=torch.float64)
-            drawn[name] = numbers.to(device=self.device, dtype=self.dtype)
-        return drawn
+        return self._keeping.noise(state, needed, batch_size) if needed else {}
 
     def save(self, state: State, path: Any) -> None:
         """Write a state as safetensors with named tensors, atomically."""
@@ -227,7 +184,7 @@ class Program(nn.Module):
         Raises:
             FileError: for a missing or damaged file, or the state of another network.
         """
-        return files.load(path, {(n, c): shape for n, c, shape in self._wanted}, self.device)
+        return files.load(path, {(n, c): shape for n, c, shape in self._keeping.wanted}, self.device)
 
     def edge_weight(self, state: State, u: Any, v: Any, key: Any = 0) -> Tensor:
         """The weight of one edge of the graph that the network was read from with ``Network.from_networkx``.
@@ -299,7 +256,7 @@ class Program(nn.Module):
             noise = self.noise(state, size)
         if compiled.noise:
             checks.noise(noise or {}, {n: (size, *shape) for n, shape in compiled.noise.items()})
-        self._check_state(state, size)
+        self._keeping.check(state, size)
         parameters = self._parameters_now()
         state, predictions, losses, recorded = compiled.module.forward(state, parameters, noise or {}, *tensors)
         prediction = predictions if len(predictions) > 1 else predictions[self._outputs[0]]
@@ -317,7 +274,7 @@ class Program(nn.Module):
         """
         compiled = self._function(learning=False)
         tensors, size = self._feed(x, None, learning=False)
-        self._check_state(state, size if compiled.remembers else None)
+        self._keeping.check(state, size if compiled.remembers else None)
         noise = {
             name: torch.zeros((size, *shape), device=self.device, dtype=self.dtype)
             for name, shape in compiled.noise.items()
@@ -400,26 +357,9 @@ class Program(nn.Module):
                 raise InputError(f"target of {name!r}, loss {drawn.name!r}: {problem}")
         return tensor
 
-    def _shape_of(self, name: str, declared: Channel, local: tuple[int, ...]) -> tuple[int | None, ...]:
-        return (*(axis.size for axis in layout(self.graph.nodes[name], declared)), *local)
-
-    def _check_state(self, state: State, size: int | None) -> None:
-        """Every kept channel is there, with its shape (and the batch's, for carries)."""
-        name, channel = "program", "step"
-        try:
-            state[name][channel].shape  # noqa: B018 - whether it is there
-            for name, channel, wanted in self._wanted:
-                tensor = state[name][channel]
-                if tensor.shape != wanted or tensor.dtype != self.dtype or tensor.device.type != self.device.type:
-                    checks.channel(name, channel, tensor, wanted, size, self.dtype, self.device)
-        except (KeyError, TypeError, AttributeError):
-            raise StateError(
-                f"the state has no tensor {channel!r} at node {name!r}; was it made by this program's init?"
-            ) from None
-
     def extra_repr(self) -> str:
         """The network's size, the rule and where it runs."""
-        numbers = sum(torch.Size(n or 1 for n in shape).numel() for _, _, shape in self._wanted)
+        numbers = sum(torch.Size(n or 1 for n in shape).numel() for _, _, shape in self._keeping.wanted)
         arrows = len(self.graph.all_arrows())
         return (
             f"{len(self.graph.nodes)} nodes, {arrows} arrows, {numbers} numbers of state, {self.dtype}, {self.device}"
@@ -487,8 +427,3 @@ def _device(device: torch.device | str | None) -> torch.device:
 def readable(code: str) -> str:
     """Generated code without the statements that free memory."""
     return re.sub(r";  (?:\w+ = )+None", "", code).strip() + "\n"
-
-
-def _seed(*parts: object) -> int:
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1

@@ -153,8 +153,22 @@ def shared():
 
 
 def shared_convolution():
-    conv = nn.Conv2d(2, 2, 3, padding=1)
-    return nn.Sequential(nn.Conv2d(1, 2, 1), conv, nn.ReLU(), nn.MaxPool2d(2), conv, nn.Flatten(), nn.Linear(32, 3))
+    first, conv = nn.Conv2d(1, 2, (3, 5), padding="same"), nn.Conv2d(2, 2, 3, padding=1)
+    return nn.Sequential(first, conv, nn.ReLU(), nn.MaxPool2d(2), conv, nn.Flatten(), nn.Linear(32, 3))
+
+
+def skips():
+    """Values that several calls use, through layers without effect or not."""
+
+    def forward(self, x):
+        h = self.one(x.flatten(1))
+        h = torch.relu(h) + h
+        g = self.two(h)
+        same = self.dropout(g)
+        return self.three((torch.tanh(same) - g).view(-1, 2, 3).flatten(1))
+
+    layers = {"one": nn.Linear(64, 6), "two": nn.Linear(6, 6), "three": nn.Linear(6, 3)}
+    return Net(forward, dropout=nn.Dropout(0.0), **layers)
 
 
 def mlp(activation=None):
@@ -165,7 +179,7 @@ MODULES = {
     f.__name__: f
     for f in (
         mlp, lenet, resnet, functional, branches, grouped, normalised, batch_normalised, sequences, shared,
-        shared_convolution,
+        shared_convolution, skips,
     )
 }  # fmt: skip
 ACTIVATIONS = [
@@ -422,6 +436,13 @@ class Values(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+class Absolute(nn.Linear):
+    """A layer that computes something else than its class says."""
+
+    def forward(self, x):
+        return super().forward(x).abs()
+
+
 class Scaled(nn.Module):
     def __init__(self):
         super().__init__()
@@ -459,6 +480,7 @@ REFUSED = {
     "control flow": (nn.Sequential(nn.Linear(4, 4), Values()), ["1 (Values)", "torch.fx", "control flow"]),
     "own control flow": (Values(), ["the module itself (Values)", "control flow"]),
     "parameter": (nn.Sequential(nn.Linear(4, 4), Scaled()), ["1 (Scaled)", "1.scale", "directly"]),
+    "subclass": (nn.Sequential(Absolute(4, 4)), ["0 (Absolute)", "0.weight", "directly"]),
     "tensor": (functions(lambda s, x: s.fc(x) + torch.ones(4)), ["directly"]),
     "function": (functions(lambda s, x: torch.softmax(s.fc(x), 1)), ["itself (Net)", "softmax()", "not supported"]),
     "method": (functions(lambda s, x: s.fc(x).cumsum(1)), ["cumsum()", "not supported", "relu"]),

@@ -195,7 +195,8 @@ def test_neurons_that_lead_nowhere_keep_their_weights():
 
 def test_inputs_and_outputs_keep_their_order():
     nodes = [("p", {"index": 7}), ("q", {"index": 3}), ("u", {"index": 1}), ("v", {"index": 0})]
-    program = compiled(grouped([("p", "u", {"weight": 1.0}), ("q", "v", {"weight": 1.0})], nodes))
+    network = grouped([("p", "u", {"weight": 1.0}), ("q", "v", {"weight": 1.0})], nodes, loss="l2")
+    program = compiled(network)
     x = torch.tensor([[10.0, 20.0]]).double()  # q, p
     assert program.predict(program.init(), x).tolist() == [[10.0, 20.0]]  # v, u
 
@@ -217,7 +218,7 @@ def test_inputs_and_outputs_keep_their_order():
         ([("a", "b")], [("a", {"activation": "tanh"})], {}, "'a' is an input and has no activation"),
         ([("a", "b")], [("a", {"bias": 1.0})], {}, "inputs have no bias: 'a'"),
         ([("a", "b")], [("b", {"bias": math.inf})], {}, "neuron 'b': bias must be a finite number"),
-        ([("a", "b")], [("b", {"kind": "input"})], {}, "edges into inputs: 'a' -> 'b'"),
+        ([("a", "b"), ("b", "c")], [("b", {"kind": "input"})], {}, "edges into inputs: 'a' -> 'b'"),
         ([("a", "b")], [("a", {"kind": "unit"})], {}, "the graph has no input"),
         ([("a", "b")], [("b", {"kind": "unit"})], {}, "the graph has no output"),
         ([("a", "b"), ("c", "b")], [("c", {"kind": "unit"})], {}, "no edge leads to 'c'"),
@@ -440,12 +441,12 @@ def test_convolutions_and_bad_data_are_refused():
     program = compiled(network)
     with pytest.raises(mg.NetworkError, match="'x->y' is conv2d"):
         program.to_pyg(program.init())
-    with pytest.raises(mg.StateError, match="'w' at node 'x->y'"):
+    with pytest.raises(mg.StateError, match="'w' at node 'y.bias'"):
         compiled(mlp([2, 3])).to_pyg({})
     data = HeteroData()
     data["a"].num_nodes = 3
     data["a", "to", "b"].edge_index = torch.tensor([[0], [0]])
-    with pytest.raises(mg.NetworkError, match="'b' has no number of nodes"):
+    with pytest.raises(mg.NetworkError, match="joins 'b', which is no node type"):
         mg.Network.from_pyg(data)
     data["b"].num_nodes = 2
     data["a", "to", "b"].w = torch.ones(5)
