@@ -40,9 +40,9 @@ def aggregated(trace: Trace, arrows: Sequence[Arrow], values: Sequence[Any]) -> 
         indices.append(index[keep])
     messages = parts[0] if len(parts) == 1 else code.emit(torch.cat, parts, 1)
     agents = math.prod(target.shape)
-    index = code.constant(torch.cat(indices), "receivers")
+    receivers = code.constant(torch.cat(indices), "receivers")
     call = trace.function(how, "aggregate", lambda: _call(how, agents))
-    result = code.emit(call, messages, index, work=target.axes)
+    result = code.emit(call, messages, receivers, work=target.axes)
     code.note(f"messages materialised for {type(how).__name__}")
     sizes = [axis.size for axis in (*target.axes, *local)]
     result = code.emit("reshape", result, (-1, *sizes))

@@ -211,7 +211,7 @@ class Builder:
         name = self.name(*((*value.parts, *more) or (value.label,)))
         bias: bool | Tensor = False
         if value.bias is not None:
-            bias = value.bias.detach().clone()
+            bias = value.bias.detach()
             self.places[self._names[id(value.bias)]] = (f"{name}.bias", "w")
         shared = None if value.bias is None else tuple(range(value.bias.ndim, len(value.shape)))
         self.network.unit(name, value.shape, kind, bias=bias, bias_shared=shared, values=values)
@@ -227,8 +227,8 @@ class Builder:
             tied = None if weight is None else self._wires[id(weight)]
             self.network.connect(term.pre, post, term.connection, tied=tied)
             return
-        number = weight.detach().clone()
-        wire = self.network.connect(term.pre, post, term.connection, weight=number, trained=weight.requires_grad)
+        trained = weight.requires_grad
+        wire = self.network.connect(term.pre, post, term.connection, weight=weight.detach(), trained=trained)
         self._wires[id(weight)] = wire
         self.places[self._names[id(weight)]] = (wire, "w")
 

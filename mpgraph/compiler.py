@@ -237,7 +237,7 @@ class Trace:
     def merge(self, pass_name: str) -> None:
         """Kept channels of nodes with several uses, after a pass: the average of what the uses wrote."""
         for name, uses in self._written.items():
-            view = self.view(self.graph.nodes[name], pass_name)
+            view: Any = self.view(self.graph.nodes[name], pass_name)
             with self.recorder.at((pass_name, view.node)):
                 for channel in dict.fromkeys(c for wrote, _ in uses for c in wrote):
                     values = [wrote[channel] for wrote, _ in uses if channel in wrote]

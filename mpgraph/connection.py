@@ -269,7 +269,7 @@ def _pair(name: str, given: int | tuple[int, int], least: int) -> tuple[int, int
     pair = (given, given) if isinstance(given, int) else tuple(given)
     if len(pair) != 2 or not all(isinstance(n, int) and n >= least for n in pair):
         raise NetworkError(f"conv2d: {name} must be one or two integers of at least {least}, got {given!r}")
-    return pair  # type: ignore[return-value]
+    return pair
 
 
 CONNECTIONS: dict[str, type[Connection]] = {"dense": Dense, "one_to_one": OneToOne, "identity": Identity}

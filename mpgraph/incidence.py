@@ -184,8 +184,11 @@ class Windows(Incidence):
             out, within, *kernel, height, width = names
         else:
             within, *kernel, height, width = names
-            (out,) = [a for a in other.axes if a not in names and a is not batch] or [None]
-        if out is None or any(a.is_local for a in (batch, within, out)):
+            outer = [a for a in other.axes if a not in names and a is not batch]
+            if len(outer) != 1:
+                return None
+            out = outer[0]
+        if any(a.is_local for a in (batch, within, out)):
             return None
         window, image = {within, *kernel}, {batch, height, width}
         work: dict[str, Any] = {"work": (batch, out, height, width, *window), "per": 2}
@@ -211,11 +214,12 @@ class Windows(Incidence):
         if channels:
             out, within = channels
         else:
-            (out,) = [a for a in error.axes if a in bound and a not in fold.sites] or [None]
-            within = next((a for a in weight.axes if a not in bound), None)
-        batch = next((a for a in error.axes if a not in bound), None)
-        if out is None or within is None or batch is not BATCH:
-            return None
+            outer = [a for a in error.axes if a in bound and a not in fold.sites]
+            inner = [a for a in weight.axes if a not in bound]
+            if len(outer) != 1 or len(inner) != 1:
+                return None
+            (out,), (within,) = outer, inner
+        batch = BATCH
         if set(weight.axes) != {out, within, kernel_h, kernel_w} or set(error.axes) != {batch, out, height, width}:
             return None
         if bound != {*fold.sites, out}:
@@ -248,7 +252,7 @@ class Edges(Incidence):
         if term.fold is None:
             if not all(isinstance(i, Edges) and i.pattern is self.pattern for i in ends) or ends[0] is ends[1]:
                 return None
-            post, pre = factors if ends[0] is not None and ends[0].end == "post" else factors[::-1]
+            post, pre = factors if isinstance(ends[0], Edges) and ends[0].end == "post" else factors[::-1]
             if len(pre.axes) != 2 or pre.axes != post.axes or term.bound != {pre.axes[0]}:
                 return None
             tables = self._tables(code, "post")

@@ -7,7 +7,7 @@ An agent that asks for a total over its node or the batch is run again once all 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -204,7 +204,7 @@ class _Run:
             shape = tuple(axis.size or 0 for axis in incidence.unit)
             met = torch.unravel_index(torch.tensor(max(agent, 0)), shape)
             there = dict(zip(incidence.unit, map(int, met), strict=True))
-        choices = []
+        choices: list[Sequence[int]] = []
         for axis in arrow.source.axes:
             if axis in arrow.names:
                 choices.append([place[arrow.names[axis]]])

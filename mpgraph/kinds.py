@@ -51,13 +51,13 @@ class Kind:
         """The value of the node for the sum ``z`` of its messages."""
         raise NotImplementedError(f"{type(self).__name__} must define apply(self, z)")
 
-    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:
+    def pull(self, e: Tensor, z: Any, y: Tensor) -> Any:
         """Transposed derivative of ``apply`` at ``z``, times ``e``; ``y = apply(z)``."""
         _, back = torch.func.vjp(self.apply, z)  # type: ignore[misc]
         return back(e)[0]
 
     def statistics(self, z: Tensor) -> tuple[Tensor, ...]:
-        """What the kind measures on the whole population and batch, each ``(*kept axes of the node)``; see ``shared``."""
+        """What the kind measures on population and batch, each ``(*kept axes of the node)``; see :meth:`shared`."""
         raise NotImplementedError(f"{type(self).__name__} measures nothing")
 
     def shared(self, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -52,7 +52,7 @@ def _batch_norm(builder: Builder, node: fx.Node, layer: nn.BatchNorm2d) -> Drawi
         builder.refuse(node, "needs running statistics (track_running_stats) with a momentum")
     if sum(n.op == "call_module" and n.target == node.target for n in builder.traced.nodes) > 1:
         builder.refuse(node, "is used more than once; running statistics cannot be shared")
-    values = {"mean": mean.detach().clone(), "var": var.detach().clone()}
+    values = {"mean": mean, "var": var}
     shared = tuple(range(1, len(builder.shape(node))))
     drawn = _normalised(builder, node, layer, BatchNorm(layer.eps, layer.momentum), OneToOne(shared), values)
     unit = drawn.terms[0].pre if isinstance(drawn, Sum) else drawn.name

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from copy import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,11 +46,11 @@ class Operation(Kind):
         """
         raise NotImplementedError(f"{type(self).__name__} must define shape(self, *operands)")
 
-    def apply(self, *z: Tensor) -> Tensor:  # type: ignore[override]
+    def apply(self, *z: Tensor) -> Tensor:
         """The result ``(batch, *shape)`` for operands ``(batch, *their shape)``."""
         raise NotImplementedError(f"{type(self).__name__} must define apply(self, *z)")
 
-    def pull(self, e: Tensor, z: Sequence[Tensor], y: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:
         """For each operand the transposed derivative of ``apply`` at ``z``, times ``e``."""
         _, back = torch.func.vjp(self.apply, *z)  # type: ignore[misc]
         return back(e)
@@ -66,8 +67,8 @@ class _Pool(Operation):
 
     def __init__(self, size: int | tuple[int, int] = 2, stride: int | tuple[int, int] | None = None, padding: int = 0):
         self.window = (size, size) if isinstance(size, int) else tuple(size)
-        stride = self.window if stride is None else stride
-        self.stride = (stride, stride) if isinstance(stride, int) else tuple(stride)
+        steps = self.window if stride is None else stride
+        self.stride = (steps, steps) if isinstance(steps, int) else tuple(steps)
         self.padding = (padding, padding) if isinstance(padding, int) else tuple(padding)
         if min(*self.window, *self.stride) < 1 or any(
             2 * p > k for p, k in zip(self.padding, self.window, strict=True)
@@ -108,7 +109,7 @@ class MaxPool(_Pool):
     def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
         return aten.max_pool2d_with_indices.default(z[0], self.window, self.stride, self.padding)[0]
 
-    def pull(self, e: Tensor, z: Sequence[Tensor], y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         window = (self.window, self.stride, self.padding)
         chosen = aten.max_pool2d_with_indices.default(z[0], *window)[1]  # written once: the code shares the call
         return (aten.max_pool2d_with_indices_backward.default(e, z[0], *window, (1, 1), False, chosen),)
@@ -126,7 +127,7 @@ class AvgPool(_Pool):
     def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
         return functional.avg_pool2d(z[0], self.window, self.stride, self.padding)
 
-    def pull(self, e: Tensor, z: Sequence[Tensor], y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         window = (self.window, self.stride, self.padding)
         return (aten.avg_pool2d_backward.default(e, z[0], *window, False, True, None),)
 
@@ -145,7 +146,7 @@ class GlobalAvgPool(Operation):
     def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
         return torch.mean(z[0], (-2, -1))
 
-    def pull(self, e: Tensor, z: Sequence[Tensor], y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         _, height, width = self.operands[0]
         return ((e / (height * width)).unsqueeze(-1).unsqueeze(-1).expand_as(z[0]),)
 
@@ -173,7 +174,7 @@ class Reshape(Operation):
     def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
         return z[0].reshape((-1, *self.wanted))
 
-    def pull(self, e: Tensor, z: Sequence[Tensor], y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         return (e.reshape_as(z[0]),)
 
 
@@ -188,7 +189,7 @@ class Flatten(Operation):
     def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
         return z[0].flatten(1)
 
-    def pull(self, e: Tensor, z: Sequence[Tensor], y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         return (e.reshape_as(z[0]),)
 
 
@@ -203,10 +204,10 @@ class Product(Operation):
         return operands[0]
 
     def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
-        return math.prod(z[1:], start=z[0])  # type: ignore[return-value]
+        return math.prod(z[1:], start=z[0])
 
-    def pull(self, e: Tensor, z: Sequence[Tensor], y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
-        return tuple(math.prod([*z[:i], *z[i + 1 :]], start=e) for i in range(len(z)))  # type: ignore[misc]
+    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+        return tuple(math.prod([*z[:i], *z[i + 1 :]], start=e) for i in range(len(z)))
 
 
 class Concat(Operation):
@@ -222,7 +223,7 @@ class Concat(Operation):
     def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
         return torch.cat(list(z), 1)
 
-    def pull(self, e: Tensor, z: Sequence[Tensor], y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         sizes = [shape[0] for shape in self.operands]
         return tuple(e.narrow(1, sum(sizes[:i]), size) for i, size in enumerate(sizes))
 

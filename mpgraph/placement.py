@@ -39,8 +39,8 @@ class Placement:
         self._into: dict[str, AgentNode] = {}  # where the messages of a unit's connections go
         needed = _needed(network)
         self._last: dict[str, int] = {}
-        for unit, tick in needed:
-            self._last[unit] = self._last[f"{unit}.bias"] = max(tick, self._last.get(unit, 0))
+        for name, tick in needed:
+            self._last[name] = self._last[f"{name}.bias"] = max(tick, self._last.get(name, 0))
         for wire in network.wires.values():
             end = wire.pre if wire.post in network.losses else wire.post
             if end in self._last:

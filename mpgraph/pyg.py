@@ -87,6 +87,9 @@ def from_pyg(data: Any, *, loss: str | Loss | None = None, ticks: int | None = N
     for name in data.node_types:
         _read_unit(network, data, name)
     for kind in data.edge_types:
+        lost = [end for end in (kind[0], kind[2]) if end not in network.units]
+        if lost:
+            raise NetworkError(f"from_pyg: edge type {kind} joins {lost[0]!r}, which is no node type of the data")
         if data[kind].get("connection") != OPERAND:
             _read_wire(network, kind, data[kind])
     losses = data.get("losses") if "losses" in data else None

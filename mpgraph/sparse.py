@@ -79,34 +79,38 @@ def _multiply(
 
 
 def _sample(rows: Tensor, columns_: Tensor, starts: Tensor, columns: Tensor, order: Tensor) -> Tensor:
+    if len(columns) > rows.shape[-1] * columns_.shape[-1]:  # so many parallel edges that torch refuses the matrix
+        ends = torch.repeat_interleave(starts.diff(), output_size=len(columns))
+        sampled = (rows.index_select(1, ends) * columns_.index_select(1, columns)).sum(0)
+        return torch.empty_like(sampled).index_copy_(0, order, sampled) if len(order) else sampled
     like = _matrix(starts, columns, rows.new_zeros(len(columns)), columns_.shape[-1])
     sampled = torch.sparse.sampled_addmm(like, rows.t().contiguous(), columns_, beta=0.0).values()
     return torch.empty_like(sampled).index_copy_(0, order, sampled) if len(order) else sampled
 
 
-_product = torch.library.custom_op("mpgraph::sparse_product", _multiply, mutates_args=())
-_outer = torch.library.custom_op("mpgraph::sparse_outer", _sample, mutates_args=())
+@torch.library.custom_op("mpgraph::sparse_product", mutates_args=())
+def _product(values: Tensor, x: Tensor, starts: Tensor, columns: Tensor, order: Tensor) -> Tensor:
+    return _multiply(values, x, starts, columns, order)
 
 
 @_product.register_fake
-def _(values: Tensor, x: Tensor, starts: Tensor, columns: Tensor, order: Tensor, into: Tensor | None = None) -> Tensor:
+def _(values: Tensor, x: Tensor, starts: Tensor, columns: Tensor, order: Tensor) -> Tensor:
     return x.new_empty(starts.shape[0] - 1, x.shape[0]).t()
 
 
 @_product.register_vmap
-def _(info: Any, dims: Any, values: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, int]:
-    pattern, into = rest[:3], rest[3] if len(rest) > 3 else None
+def _(info: Any, dims: Any, values: Tensor, x: Tensor, *pattern: Tensor) -> tuple[Tensor, int]:
     if dims[0] is None:  # more rows of one matrix
-        rows = x.movedim(dims[1], 0) if dims[1] is not None else x.expand(info.batch_size, *x.shape)
-        result = _product(values, rows.flatten(0, 1), *pattern).unflatten(0, rows.shape[:2])
-    else:
-        each = values.movedim(dims[0], 0)
-        rows = x.expand(info.batch_size, *x.shape) if dims[1] is None else x.movedim(dims[1], 0)
-        result = torch.stack([_product(v, r, *pattern) for v, r in zip(each, rows, strict=True)])
-    if into is not None:
-        own = into if dims[5] is None else into.movedim(dims[5], 0)
-        result = result + (own.unsqueeze(-2) if own.ndim == 1 + (dims[5] is not None) else own)
-    return result, 0
+        rows = x.movedim(dims[1], 0)
+        return _product(values, rows.flatten(0, 1), *pattern).unflatten(0, rows.shape[:2]), 0
+    each = values.movedim(dims[0], 0)
+    rows = x.expand(info.batch_size, *x.shape) if dims[1] is None else x.movedim(dims[1], 0)
+    return torch.stack([_product(v, r, *pattern) for v, r in zip(each, rows, strict=True)]), 0
+
+
+@torch.library.custom_op("mpgraph::sparse_outer", mutates_args=())
+def _outer(rows: Tensor, columns_: Tensor, starts: Tensor, columns: Tensor, order: Tensor) -> Tensor:
+    return _sample(rows, columns_, starts, columns, order)
 
 
 @_outer.register_fake
@@ -126,32 +130,33 @@ def _(info: Any, dims: Any, rows: Tensor, columns_: Tensor, *pattern: Tensor) ->
 class _Product(torch.autograd.Function):
     generate_vmap_rule = True
 
-    @staticmethod
-    def forward(values: Tensor, x: Tensor, into: Tensor | None, *sides: Tensor) -> Tensor:
-        return _product(values, x, *sides[:3], into)
+    @staticmethod  # no *sides: torch.compile would take the first argument for the context
+    def forward(
+        values: Tensor, x: Tensor, starts: Tensor, columns: Tensor, order: Tensor, a: Tensor, b: Tensor, c: Tensor
+    ) -> Tensor:
+        return _product(values, x, starts, columns, order)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        values, x, into, *sides = inputs
-        ctx.dims = 0 if into is None else into.ndim
-        ctx.save_for_backward(values, x, *sides)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         values, x, *sides = ctx.saved_tensors
         needs = ctx.needs_input_grad
         by_values = _Outer.apply(grad, x, *sides) if needs[0] else None
-        by_x = _Product.apply(values, grad, None, *sides[3:], *sides[:3]) if needs[1] else None
-        by_into = (grad.sum(0) if ctx.dims == 1 else grad) if needs[2] else None
-        return by_values, by_x, by_into, None, None, None, None, None, None
+        by_x = _Product.apply(values, grad, *sides[3:], *sides[:3]) if needs[1] else None
+        return by_values, by_x, None, None, None, None, None, None
 
 
 class _Outer(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(rows: Tensor, columns: Tensor, *sides: Tensor) -> Tensor:
-        return _outer(rows, columns, *sides[:3])
+    def forward(
+        rows: Tensor, x: Tensor, starts: Tensor, columns: Tensor, order: Tensor, a: Tensor, b: Tensor, c: Tensor
+    ) -> Tensor:
+        return _outer(rows, x, starts, columns, order)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -161,8 +166,8 @@ class _Outer(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         rows, columns, *sides = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        by_rows = _Product.apply(grad, columns, None, *sides) if needs[0] else None
-        by_columns = _Product.apply(grad, rows, None, *sides[3:], *sides[:3]) if needs[1] else None
+        by_rows = _Product.apply(grad, columns, *sides) if needs[0] else None
+        by_columns = _Product.apply(grad, rows, *sides[3:], *sides[:3]) if needs[1] else None
         return by_rows, by_columns, None, None, None, None, None, None
 
 
@@ -187,7 +192,8 @@ def product(values: Tensor, x: Tensor, *sides: Tensor, into: Tensor | None = Non
     if _direct(values, x, into):
         result = _multiply(values, rows, sides[0], sides[1], sides[2], into)
     else:
-        result = _Product.apply(values, rows, into, *sides)
+        result = _Product.apply(values, rows, *sides)
+        result = result if into is None else result + into
     return result if x.ndim == 2 else result[0]
 
 

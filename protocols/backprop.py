@@ -70,7 +70,7 @@ class Backprop(Protocol):
         surrogate: str | None = None,
         **agents: Agent,
     ) -> None:
-        own: dict[str, Agent] = {"weight": Weight(), "unit": mg.UnitAgent(surrogate)}
+        own: dict[str, Any] = {"weight": Weight(), "unit": mg.UnitAgent(surrogate)}
         super().__init__(optimizer=optimizer or mg.SGD(lr), **{**own, **agents})
         self.surrogate = surrogate
 

@@ -7,8 +7,9 @@ the error of the loss itself, through fixed random weights of its own, at once a
     learn       w_ij <- w_ij - lr <e_i x_j>
 
 The feedback is drawn into the network before it is compiled: a connection ``h -> loss`` for each unit ``h`` that is no
-output, which carries nothing forward. No other synapse, and no unit, passes errors on. The paper draws B uniformly; here
-it is drawn like W (Xavier-uniform). Units of a kind without derivative learn with a surrogate's, if one is chosen.
+output. It carries nothing forward, and fills a role of its own, ``feedback``; whatever else is sent back is not heard.
+The paper draws B uniformly; here it is drawn like W (Xavier-uniform). Units of a kind without derivative learn with a
+surrogate's, if one is chosen.
 """
 
 from __future__ import annotations
@@ -47,15 +48,13 @@ class DirectUnit(mg.UnitAgent):
 
     def backward_update(self, s: mg.View, feedback: Any) -> mg.View:  # type: ignore[override]
         """e = f'(z) * the feedback."""
-        return super().backward_update(s, feedback)
+        return mg.UnitAgent.backward_update(self, s, feedback)
 
 
-class DirectBatchNorm(mg.BatchNormAgent):
+class DirectBatchNorm(DirectUnit, mg.BatchNormAgent):
     """A hidden batch normalisation: likewise."""
 
-    def backward_update(self, s: mg.View, feedback: Any) -> mg.View:  # type: ignore[override]
-        """The transposed derivative times the feedback."""
-        return super().backward_update(s, feedback)
+    forward_update = mg.BatchNormAgent.forward_update
 
 
 class ForwardOperation(mg.OperationAgent):
@@ -88,7 +87,7 @@ class DirectFeedbackAlignment(Backprop):
         surrogate: str | None = None,
         **agents: Agent,
     ) -> None:
-        own: dict[str, Agent] = {
+        own: dict[str, Any] = {
             "weight": ForwardWeight(),
             "feedback": Feedback(),
             "unit": DirectUnit(surrogate),

@@ -54,5 +54,5 @@ class FeedbackAlignment(Backprop):
         surrogate: str | None = None,
         **agents: mg.Agent,
     ) -> None:
-        own: dict[str, mg.Agent] = {"weight": FeedbackWeight(), "bias": Weight()}
+        own: dict[str, Any] = {"weight": FeedbackWeight(), "bias": Weight()}
         super().__init__(lr, optimizer=optimizer, surrogate=surrogate, **{**own, **agents})

@@ -37,21 +37,15 @@ class Input(Agent):
 
 
 class Constant(Agent):
-    """Sends one, both times."""
+    """Sends the same number both times: one to biases, zero to a unit that hears nothing yet."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__()
+        self.number = number
 
     def forward_message(self, s: mg.View) -> Any:
-        """One."""
-        return 1.0
-
-    perturb_message = forward_message
-
-
-class Zero(Agent):
-    """Sends zero, both times."""
-
-    def forward_message(self, s: mg.View) -> Any:
-        """Zero."""
-        return 0.0
+        """The number."""
+        return self.number
 
     perturb_message = forward_message
 
@@ -107,7 +101,7 @@ class Unit(mg.UnitAgent):
         """The perturbed activity."""
         return s.noisy_y
 
-    def backward_update(self, s: mg.View, reward: Any) -> mg.View:  # type: ignore[override]
+    def backward_update(self, s: mg.View, reward: Any) -> mg.View:
         """e = (L' - L) / sigma * xi."""
         return s.set(e=reward * s.xi / self.sigma)
 
@@ -175,11 +169,11 @@ class NodePerturbation(Protocol):
     def __init__(
         self, lr: Any = 0.01, sigma: float = 0.1, *, optimizer: mg.Optimizer | None = None, **agents: Agent
     ) -> None:
-        own: dict[str, Agent] = {
+        own: dict[str, Any] = {
             "input": Input(),
             "target": Input(),
-            "constant": Constant(),
-            "zero": Zero(),
+            "constant": Constant(1.0),
+            "zero": Constant(0.0),
             "weight": Weight(),
             "reward": Reward(),
             "unit": Unit(sigma),

@@ -185,7 +185,7 @@ def test_tied_weights_are_one_tensor_that_sums_its_gradients():
         return F.linear(h, w["x->code"].T, w["y.bias"])
 
     network = autoencoder([4, 3], loss="cross_entropy", tied=True)
-    program, state = follows_autograd(network, function, labels=4)
+    _, state = follows_autograd(network, function, labels=4)
     assert "code->y" not in state
     assert sorted(n for n in state if n != "program") == ["code.bias", "x->code", "y.bias"]
 
