@@ -72,7 +72,7 @@ class Ones(Operation):
     def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
         return z[0].new_ones((z[0].shape[0], *self.wanted))
 
-    def pull(self, e: Any, z: Any, y: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def pull(self, e: Any, z: Any, y: Any) -> tuple[Tensor, ...]:
         """Nothing: one depends on no operand."""
         return (torch.zeros_like(z[0]),)
 

@@ -60,7 +60,8 @@ class AgentGraph:
     def _check_rule(self) -> None:
         """Refuse what a rule names and nothing answers to: the misspelt."""
         rule, passes = type(self.protocol).__name__, tuple(dict.fromkeys(self.protocol.passes))
-        agents = list(dict.fromkeys(self.agents.values()))
+        held = [module for module in self.protocol.modules() if isinstance(module, Agent)]
+        agents = list(dict.fromkeys([*self.agents.values(), *held]))
         if "forward" not in passes:
             raise ProtocolError(f"{rule}: the schedule {passes} lacks a pass called 'forward', which predicts")
         for name in passes:

@@ -38,6 +38,7 @@ from .losses import Loss
 from .network import Network
 from .neurons import INPUT, OUTPUT, Edges, Neurons, check, levels, read_edges, read_neurons
 from .operations import Concat, Operation, Shape
+from .sparse import direct
 
 
 class Select(Operation):
@@ -58,7 +59,7 @@ class Select(Operation):
     def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
         return torch.index_select(z[0], 1, self.index.to(z[0].device))
 
-    def pull(self, e: Tensor, z: Sequence[Tensor], y: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # noqa: D102
+    def pull(self, e: Tensor, z: Sequence[Tensor], y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         return (torch.index_add(torch.zeros_like(z[0]), 1, self.index.to(e.device), e),)
 
     def __repr__(self) -> str:
@@ -66,12 +67,35 @@ class Select(Operation):
 
 
 class Bus(Concat):
-    """Units one after the other, laid out agent by agent as sparse products read and write them."""
+    """Units one after the other, laid out agent by agent as sparse products read and write them.
 
-    inline = True
+    A bus that continues another one finds room behind that one's numbers and writes only what is new: else a deep
+    graph would copy most of its activity once for each level. What was written never changes.
+
+    Args:
+        room: numbers of an example that the longest bus of a chain will hold, the same list for all of them.
+    """
+
+    def __init__(self, room: list[int]) -> None:
+        self.room = room
 
     def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
-        return torch.cat([operand.t() for operand in z], 0).t()
+        first, batch = z[0], len(z[0])
+        if not direct(*z):
+            return torch.cat([operand.t() for operand in z], 0).t()
+        size, known = self.size[0], vars(first).pop("bus", None)  # popped, so that only one bus continues it
+        if known is None:
+            known, new = first.new_empty(max(size, *self.room), batch), [operand.t() for operand in z]
+            torch.cat(new, 0, out=known[:size])
+        else:
+            torch.cat([operand.t() for operand in z[1:]], 0, out=known[first.shape[1] : size])
+        result = known[:size].t()
+        result.bus = known  # type: ignore[attr-defined]
+        return result
+
+    @property
+    def name(self) -> str:  # noqa: D102
+        return "concat"
 
 
 def from_networkx(graph: Any, *, loss: str | Loss | None = None, ticks: int = 1) -> Network:
@@ -237,16 +261,19 @@ class _Grouping:
         A bus may start before the range, up to twice its size, so that it can be an earlier one continued.
         """
         found: dict[tuple[int, int], tuple[str, int]] = {}
-        drawn: list[tuple[int, int, str]] = []  # first and last unit
+        drawn: list[tuple[int, int, str, list[int]]] = []  # first and last unit
         for low, high in sorted(set(wanted), key=lambda ends: ends[::-1]):
             end, first = self._last(high), int(np.searchsorted(self.level, self.level[low]))
             earliest = 2 * self.starts[first] - self.starts[end + 1]
             near = [bus for bus in drawn if bus[0] <= first and self.starts[bus[0]] >= earliest]
-            start, done, before = max(near, key=lambda bus: bus[1:2], default=(first, first, self.names[first]))
+            start, done, before, room = max(
+                near, key=lambda bus: bus[1:2], default=(first, first, self.names[first], [0])
+            )
             if done < end:
                 name = f"bus{self.level[start]}to{self.level[end]}"
-                before = network.operation(name, Bus(), before, *self.names[done + 1 : end + 1])
-                drawn.append((start, end, before))
+                before = network.operation(name, Bus(room), before, *self.names[done + 1 : end + 1])
+                drawn.append((start, end, before, room))
+                room[0] = network.shape(before)[0]
             found[low, high] = (before, int(self.starts[start]))
         return found
 

@@ -259,7 +259,7 @@ class Recorder:
     ) -> Any:
         """A function of whole tensors in given layouts; ``inline`` writes its torch calls, else a call of it."""
         nodes = [self.full(self.coerce(v), axes) for v, axes in zip(values, layouts, strict=True)]
-        work = tuple(max(map(tuple, layouts), key=len))
+        work: tuple[Axis, ...] = max((tuple(axes) for axes in layouts), key=len)
         if not inline:
             return self.emit(func, *nodes, work=work)
         last = next(reversed(self.graph.nodes))

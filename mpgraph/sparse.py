@@ -78,6 +78,12 @@ def _multiply(
     return result.contiguous().t()
 
 
+def _spread(values: Tensor, x: Tensor, starts: Tensor, columns: Tensor, into: Tensor) -> Tensor:
+    """The same for one example and few edges, from the form by the rows of ``x``: nothing happens for rows without."""
+    each = torch.repeat_interleave(x[0], starts.diff(), output_size=len(values))
+    return torch.index_add(into, 0, columns, each.mul_(values))[None]
+
+
 def _sample(rows: Tensor, columns_: Tensor, starts: Tensor, columns: Tensor, order: Tensor) -> Tensor:
     if len(columns) > rows.shape[-1] * columns_.shape[-1]:  # so many parallel edges that torch refuses the matrix
         ends = torch.repeat_interleave(starts.diff(), output_size=len(columns))
@@ -171,7 +177,7 @@ class _Outer(torch.autograd.Function):
         return by_rows, by_columns, None, None, None, None, None, None
 
 
-def _direct(*tensors: Tensor | None) -> bool:
+def direct(*tensors: Tensor | None) -> bool:
     """Whether to call the kernel itself: an operator costs more than a small product and nobody would notice it."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or inside_transform():
         return False
@@ -189,7 +195,12 @@ def product(values: Tensor, x: Tensor, *sides: Tensor, into: Tensor | None = Non
         into: what the sums are added to: of the shape of the result, or ``(agents,)`` for every example.
     """
     rows = x if x.ndim == 2 else x[None]
-    if _direct(values, x, into):
+    if direct(values, x, into):
+        size = len(sides[0]) - 1
+        if len(rows) == 1 and x.device.type == "cpu" and len(sides[2]) and not len(sides[5]) and len(values) < 4 * size:
+            start = x.new_zeros(size) if into is None else into.flatten()
+            result = _spread(values, rows, sides[3], sides[4], start)
+            return result if x.ndim == 2 else result[0]
         result = _multiply(values, rows, sides[0], sides[1], sides[2], into)
     else:
         result = _Product.apply(values, rows, *sides)
@@ -205,6 +216,6 @@ def outer(rows: Tensor, columns: Tensor, *sides: Tensor) -> Tensor:
         columns: ``(batch, agents)`` at the other end.
         sides: six tensors, as in :func:`product`.
     """
-    if _direct(rows, columns):
+    if direct(rows, columns):
         return _sample(rows, columns, *sides[:3])
     return _Outer.apply(rows, columns, *sides)

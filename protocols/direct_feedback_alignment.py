@@ -46,7 +46,7 @@ class Feedback(Agent):
 class DirectUnit(mg.UnitAgent):
     """A hidden unit: its error comes from the loss alone."""
 
-    def backward_update(self, s: mg.View, feedback: Any) -> mg.View:  # type: ignore[override]
+    def backward_update(self, s: mg.View, feedback: Any) -> mg.View:
         """e = f'(z) * the feedback."""
         return mg.UnitAgent.backward_update(self, s, feedback)
 
