@@ -37,6 +37,7 @@ from .operations import MaxPool as MaxPool
 from .operations import Operation as Operation
 from .operations import Reshape as Reshape
 from .optimizer import SGD as SGD
+from .optimizer import Adam as Adam
 from .optimizer import Optimizer as Optimizer
 from .program import Output as Output
 from .program import Program as Program
@@ -46,5 +47,6 @@ from .protocol import cite as cite
 from .protocol import learnable as learnable
 from .protocol import list_protocols as list_protocols
 from .protocol import make_protocol as make_protocol
+from .regions import Regions as Regions
 
 __version__ = "0.1.0"

@@ -78,8 +78,9 @@ class Agent(Sealed):
     """Base of all agents. Learned parts of a rule are its parameters and sub-modules, shared by whoever uses it.
 
     Class attributes:
-        aggregate: for a role, how the messages of all neighbours become one: ``sum`` (default), ``mean`` (total sum
-            over total count), ``max``, ``min``, or ``each`` (kept apart by connection, see :class:`Each`).
+        aggregate: for a role, or for a role in one pass (``"project:pre"``), how the messages of all neighbours become
+            one: ``sum`` (default), ``mean`` (total sum over total count), ``max``, ``min``, or ``each`` (kept apart by
+            connection, see :class:`Each`).
     """
 
     aggregate: dict[str, str] = {}  # noqa: RUF012 - overridden whole, never changed
@@ -164,8 +165,16 @@ class View(ABC):
         """Aggregate over the agents and the batch."""
 
     @abstractmethod
-    def normal(self) -> Any:
-        """A standard normal number for each agent and example; drawn outside, so that a step stays pure."""
+    def normal(self, per: Literal["example", "agent"] = "example") -> Any:
+        """A standard normal number for each agent and example; drawn outside, so that a step stays pure.
+
+        With ``per="agent"`` one for each agent's kept state, the same for all examples and uses: the shape of a weight.
+        """
+
+    @property
+    @abstractmethod
+    def step(self) -> Any:
+        """How many steps the state has taken: a number of the program's dtype, for schedules."""
 
     @abstractmethod
     def apply(self, z: Any) -> Any:

@@ -100,9 +100,10 @@ def labels(name: str, tensor: Tensor, one_hot: Tensor) -> Tensor:
     raise InputError(f"target of {name!r}: labels must lie in 0..{n - 1}, got {low}..{high}; the output has {n} units")
 
 
-def noise(given: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse noise of the wrong names or shapes."""
-    for name, shape in wanted.items():
+def noise(given: Mapping[str, Tensor], wanted: Mapping[str, tuple[int | None, ...]], size: int) -> None:
+    """Refuse noise of the wrong names or shapes; ``None`` in ``wanted`` stands for the batch."""
+    for name, sizes in wanted.items():
+        shape = tuple(size if n is None else n for n in sizes)
         if name not in given or tuple(given[name].shape) != shape:
             found = tuple(given[name].shape) if name in given else "none"
             raise InputError(

@@ -26,6 +26,7 @@ from .kinds import Kind
 from .lazyview import LazyView
 from .losses import Loss
 from .nodes import AgentNode, Arrow, layout
+from .optimizer import Optimizer
 from .recorder import Recorder, identifier
 
 
@@ -35,19 +36,21 @@ class Compiled:
 
     Attributes:
         module: the generated code; ``module.forward`` is the function.
-        noise: shape, without the batch, of each tensor of standard normal numbers that it takes.
+        noise: shape of each tensor of standard normal numbers that it takes; ``None`` stands for the batch.
         notes: what fell back to a materialised form, as (origin, text).
         remembers: whether it reads a memory that is kept for each example.
+        passes: the schedule.
         flat: units whose derivative is zero everywhere and that a backward message met.
         still: trained weights whose learning signal is zero whatever the data.
     """
 
     module: fx.GraphModule
-    noise: dict[str, tuple[int, ...]]
+    noise: dict[str, tuple[int | None, ...]]
     notes: list[tuple[Any, str]]
     flat: list[str]
     still: list[str]
     remembers: bool
+    passes: tuple[str, ...]
 
 
 def compile_passes(
@@ -74,17 +77,31 @@ def compile_passes(
     """
     trace = Trace(graph, dtype, online, learning)
     with trace.parameters_of(modules):
-        nodes = _nodes(graph, learning)
-        trace.feed(nodes)
-        for index, name in enumerate(passes):
-            for node in graph.order[name]:
-                if node.name in nodes:
-                    trace.run(name, index, node)
-            trace.merge(name)
+        trace.follow(passes)
         outputs = trace.results(learning, record or {})
     module = trace.recorder.finish(outputs)
     used = {node.meta.get("carry") for node in module.graph.nodes}
-    return Compiled(module, trace.noise, trace.recorder.notes, trace.flat, trace.still, True in used)
+    return Compiled(module, trace.noise, trace.recorder.notes, trace.flat, trace.still, True in used, tuple(passes))
+
+
+def declare_optimizers(graph: AgentGraph, modules: nn.Module, dtype: torch.dtype) -> None:
+    """Give the channels of inner optimisers to the nodes whose rule hands them a signal, and to no others.
+
+    Which those are only the rule's methods know, so they are run once with optimisers that do nothing.
+    """
+    if not any(isinstance(m, Optimizer) and m.channels() for m in graph.protocol.modules()):
+        return
+    descended: list[tuple[str, str]] = []
+    for phase in graph.protocol.phases or [None]:
+        trace = Trace(graph, dtype, dry=True)
+        with trace.parameters_of(modules):
+            trace.follow(graph.protocol.passes_of(phase))
+        descended += trace.descended
+    for name, channel in dict.fromkeys(descended):
+        optimizer = graph.protocol.optimizer_of(graph.nodes[name], channel)
+        added = optimizer.declare(channel, graph.channels[name])
+        for use in graph.uses[name]:
+            graph.channels[use] = {**graph.channels[use], **added}
 
 
 def _nodes(graph: AgentGraph, learning: bool) -> set[str]:
@@ -113,13 +130,15 @@ class Trace:
     dtype: torch.dtype
     online: bool = False
     learning: bool = True
-    noise: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    noise: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
     flat: list[str] = field(default_factory=list)
     still: list[str] = field(default_factory=list)
+    dry: bool = False  # whether inner optimisers are only noted, in ``descended``, by node and channel
+    descended: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.recorder = Recorder(self.dtype, self.online)
-        self.inputs = {name: self.recorder.input(name) for name in ("state", "parameters", "noise")}
+        self.inputs = {name: self.recorder.input(name, own=True) for name in ("state", "parameters", "noise")}
         self.kept: dict[str, dict[str, Value]] = {}
         self.values: dict[str, dict[str, Value]] = {}
         self._written: dict[str, list[tuple[dict[str, Value], dict[str, Value]]]] = {}  # by owner, of each use
@@ -140,7 +159,7 @@ class Trace:
             agent, self.values[name], self.kept[name] = self.graph.agents[name], {}, {}
             if node.kind in ("input", "target") and name in nodes:
                 self.values[name]["value"] = self.leaf(self.fed(node), (BATCH, *node.axes))
-            for channel, declared in agent.channels().items():
+            for channel, declared in self.graph.channels[name].items():
                 if declared.kept and name == node.owner:
                     local = tuple(Axis(f"k{n}", n, rank=1) for n in agent.size_of(declared))
                     holder = self.item(self.inputs["state"], name, name)
@@ -169,7 +188,7 @@ class Trace:
             return LazyView(self, node, pass_name, self.values[node.name])
         kept = {
             channel: self.values[node.owner][channel].renamed({b: a for a, b in self._to_owner(node, declared).items()})
-            for channel, declared in self.graph.agents[node.name].channels().items()
+            for channel, declared in self.graph.channels[node.name].items()
             if declared.kept
         }
         return LazyView(self, node, pass_name, {**self.values[node.name], **kept})
@@ -199,7 +218,17 @@ class Trace:
             for store, name, tensor in before:
                 store[name] = tensor
 
-    # -- running an update --------------------------------------------------------------------------------
+    # -- running updates ----------------------------------------------------------------------------------
+
+    def follow(self, passes: Sequence[str]) -> None:
+        """The whole schedule."""
+        nodes = _nodes(self.graph, self.learning)
+        self.feed(nodes)
+        for index, name in enumerate(passes):
+            for node in self.graph.order[name]:
+                if node.name in nodes:
+                    self.run(name, index, node)
+            self.merge(name)
 
     def run(self, name: str, index: int, node: AgentNode) -> None:
         """The update of one node: fill its inbox, run its method, keep what it wrote."""
@@ -221,7 +250,7 @@ class Trace:
         if self.times(node) == 1:
             self.values[node.name] = result._values
             return
-        channels, wrote = agent.channels(), {}
+        channels, wrote = self.graph.channels[node.name], {}
         own = self.values[node.name] = dict(self.values[node.name])
         for channel, value in result._values.items():
             declared = channels.get(channel)
@@ -245,9 +274,22 @@ class Trace:
                 for channel in dict.fromkeys(c for _, signals in uses for c in signals):
                     values = [signals[channel] for _, signals in uses if channel in signals]
                     total = sum(values[1:], values[0]) / len(values)
-                    view = self.graph.protocol.optimizer_of(channel).update(view, channel, total)
+                    view = self.descend(view, channel, total)
             self.values[name] = {**self.values[name], **view._values}
         self._written = {}
+
+    def descend(self, view: Any, channel: str, signal: Value) -> Any:
+        """A step of the inner optimiser; while optimisers are still to declare their channels, only a note of it."""
+        node = self.graph.nodes[view.node.owner]
+        if self.dry:
+            self.descended.append((node.name, channel))
+            return view
+        if signal.is_zero:
+            self.still.append(node.name)
+        optimizer = self.graph.protocol.optimizer_of(node, channel)
+        if optimizer.rereads and not signal.is_zero:
+            signal.settle()
+        return optimizer.update(view, channel, signal)
 
     def _to_owner(self, node: AgentNode, declared: Channel) -> dict[Axis, Axis]:
         owner = layout(self.graph.nodes[node.owner], declared)
@@ -394,7 +436,7 @@ class Trace:
         before, value = self.kept[name][channel], self.values[name][channel]
         if value is before:
             return before.settle().node
-        node, declared = self.graph.nodes[name], self.graph.agents[name].channels()[channel]
+        node, declared = self.graph.nodes[name], self.graph.channels[name][channel]
         axes = (*layout(node, declared), *value.local)
         with self.recorder.at(("write", node)):
             tensor = self.recorder.full(value, axes)

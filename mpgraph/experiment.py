@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .data import Dataset
 from .errors import FileError
 from .network import Network
-from .program import Program, State, compile
+from .program import Program, State, compile, usable
 from .protocol import Protocol
 
 READOUT_ONLY = "readout_only"  # the floor: the same network with only its output connections trained
@@ -120,7 +120,7 @@ def compare(
     bar = tqdm(total=len(rules) * len(seeds) * epochs, disable=not progress, unit="epoch", leave=False)
     for seed in seeds:
         data = load(seed).flat()
-        data = data.to(device) if device else data
+        data = data.to(usable(device)) if device else data
         for name, make in rules.items():
             if (name, seed) in finished:
                 runs.append(finished[name, seed])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -99,7 +100,7 @@ def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_
             )
         )
 
-    for name in dict.fromkeys(graph.protocol.passes):
+    for name in dict.fromkeys(compiled.passes):
         for node in graph.order[name]:
             for arrows in graph.arrows[name][node.name].values():
                 for arrow in arrows:
@@ -149,3 +150,8 @@ def _short(number: float) -> str:
             return f"{number:.3g}{unit}"
         number /= 1000
     return f"{number:.3g}T"
+
+
+def readable(code: str) -> str:
+    """Generated code without the statements that free memory."""
+    return re.sub(r";  (?:\w+ = )+None", "", code).strip() + "\n"

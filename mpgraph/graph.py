@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
-from .agent import AGGREGATIONS, Agent
+from .agent import AGGREGATIONS, Agent, Channel
 from .algebra import Axis
 from .errors import NetworkError, ProtocolError, unknown
 from .incidence import Incidence
@@ -31,6 +31,7 @@ class AgentGraph:
     Attributes:
         nodes: by name.
         agents: by node name.
+        channels: by node name, those of its agent and those that an inner optimiser keeps for them.
         uses: for each node that keeps a state, the nodes that use it (ticks, tied weights); mostly itself alone.
         arrows: for each pass the arrows into each node (by name), grouped by role.
         order: for each pass the nodes, sources first.
@@ -43,6 +44,7 @@ class AgentGraph:
         self.agents: dict[str, Agent] = {name: protocol.agent(node) for name, node in self.nodes.items()}
         for name, node in self.nodes.items():  # uses of one node are one agent
             self.agents[name] = self.agents.get(node.owner, self.agents[name])
+        self.channels: dict[str, dict[str, Channel]] = {n: agent.channels() for n, agent in self.agents.items()}
         self._to: dict[str, list[Link]] = {name: [] for name in self.nodes}
         self._from: dict[str, list[Link]] = {name: [] for name in self.nodes}
         for link in self.links:
@@ -54,30 +56,35 @@ class AgentGraph:
         self.arrows: dict[str, dict[str, dict[str, list[Arrow]]]] = {}
         self.order: dict[str, list[AgentNode]] = {}
         self._check_rule()
-        for name in dict.fromkeys(protocol.passes):
+        for name in protocol.all_passes:
             self._wire(name)
+        protocol.check(self)
 
     def _check_rule(self) -> None:
         """Refuse what a rule names and nothing answers to: the misspelt."""
-        rule, passes = type(self.protocol).__name__, tuple(dict.fromkeys(self.protocol.passes))
+        rule = type(self.protocol).__name__
         held = [module for module in self.protocol.modules() if isinstance(module, Agent)]
         agents = list(dict.fromkeys([*self.agents.values(), *held]))
-        if "forward" not in passes:
-            raise ProtocolError(f"{rule}: the schedule {passes} lacks a pass called 'forward', which predicts")
-        for name in passes:
+        for passes in self.protocol.phases.values() if self.protocol.phases else [self.protocol.passes]:
+            if "forward" not in passes:
+                raise ProtocolError(f"{rule}: the schedule {passes} lacks a pass called 'forward', which predicts")
+        for name in self.protocol.all_passes:
             if not any(agent.update_of(name) or agent.message_of(name) for agent in agents):
                 raise ProtocolError(f"{rule}: no agent has a {name}_update or {name}_message; is the pass misspelt?")
         for agent in agents:
             updates = [n.removesuffix("_update") for n in dir(type(agent)) if n.endswith("_update")]
             roles = {role for name in updates for role in agent.roles(name)}
+            roles |= {f"{name}:{role}" for name in updates for role in agent.roles(name)}
             for role in agent.aggregate:
                 if role not in roles:
                     raise ProtocolError(f"{type(agent).__name__}.aggregate: " + unknown("role", role, roles))
         drawn = {kind for node in self.nodes.values() for kind in node.kinds}
-        known = {"weight", "bias", "unit", "output", *self.protocol.own, *_names_of(Kind), *drawn}
-        for kind in self.protocol.agents:
-            if kind not in known:
-                raise ProtocolError(f"{rule} holds an agent for an " + unknown("kind of node", kind, known))
+        for part in self.protocol.parts:
+            known = {"weight", "input_weight", "bias", "unit", "output", *part.own, *_names_of(Kind), *drawn}
+            for kind in part.agents:
+                if kind not in known:
+                    name = type(part).__name__
+                    raise ProtocolError(f"{name} holds an agent for an " + unknown("kind of node", kind, known))
 
     # -- arrows -------------------------------------------------------------------------------------------
 
@@ -98,7 +105,7 @@ class AgentGraph:
                         f"{type(agent).__name__}.{name}_update names the role {role!r}; the roles here are "
                         f"{', '.join(sorted(known))}"
                     )
-                how = agent.aggregate.get(role, "sum")
+                how = agent.aggregate.get(f"{name}:{role}", agent.aggregate.get(role, "sum"))
                 if how not in AGGREGATIONS and not callable(how):
                     raise ProtocolError(
                         f"{type(agent).__name__}.aggregate[{role!r}] is {how!r}; allowed are "

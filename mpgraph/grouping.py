@@ -76,21 +76,23 @@ class Bus(Concat):
         room: numbers of an example that the longest bus of a chain will hold, the same list for all of them.
     """
 
+    inline = False
+
     def __init__(self, room: list[int]) -> None:
         self.room = room
 
     def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
-        first, batch = z[0], len(z[0])
+        first = z[0]
         if not direct(*z):
             return torch.cat([operand.t() for operand in z], 0).t()
         size, known = self.size[0], vars(first).pop("bus", None)  # popped, so that only one bus continues it
-        if known is None:
-            known, new = first.new_empty(max(size, *self.room), batch), [operand.t() for operand in z]
+        if known is None or len(known) < size:
+            known, new = first.new_empty(max(size, *self.room), len(first)), [operand.t() for operand in z]
             torch.cat(new, 0, out=known[:size])
         else:
             torch.cat([operand.t() for operand in z[1:]], 0, out=known[first.shape[1] : size])
         result = known[:size].t()
-        result.bus = known  # type: ignore[attr-defined]
+        result.bus = known
         return result
 
     @property

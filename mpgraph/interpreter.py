@@ -23,6 +23,7 @@ from .kinds import Kind, activation
 from .losses import Loss
 from .nodes import AgentNode, Arrow, layout
 from .operations import Operation
+from .phases import phase_of
 from .totals import Batch, Group, Measured, Operands, Population, Pulled, answer, total
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def step(
     inputs: Mapping[str, Tensor],
     targets: Mapping[str, Tensor],
     noise: Mapping[str, Tensor] | None = None,
+    phase: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """One learning step: the new state, and the predictions by output.
 
@@ -50,9 +52,11 @@ def step(
         inputs: for each input a batch of numbers.
         targets: for each output a batch of numbers, labels already as one-hot vectors.
         noise: as from ``program.noise``, for rules that use it.
+        phase: which one, of a rule that has several; by default the one whose turn it is.
     """
-    run = _Run(program.graph, state, {**inputs, **{f"{k}.target": v for k, v in targets.items()}}, noise or {})
-    for name in program.graph.protocol.passes:
+    fed = {**inputs, **{f"{k}.target": v for k, v in targets.items()}}
+    run = _Run(program.graph, state, fed, noise or {}, program.dtype)
+    for name in program.graph.protocol.passes_of(phase_of(program.protocol, state, phase)):
         for node in program.graph.order[name]:
             run.update(name, node)
         run.merge()
@@ -66,8 +70,9 @@ class _Run:
         state: Mapping[str, Any],
         fed: Mapping[str, Tensor],
         noise: Mapping[str, Tensor],
+        dtype: torch.dtype,
     ) -> None:
-        self.graph, self.noise = graph, noise
+        self.graph, self.noise, self.dtype = graph, noise, dtype
         self.batch = len(next(iter(fed.values())))
         self.noise_count = 0
         self.pass_name = ""
@@ -90,7 +95,7 @@ class _Run:
 
     def view(self, node: AgentNode, key: Key, answers: Any = None, asked: Any = None) -> ScalarView:
         """The view of one agent: its fast channels, and what its owner keeps."""
-        declared = self.graph.agents[node.name].channels()
+        declared = self.graph.channels[node.name]
         kept = {c: self.kept[node.owner][c][_place(node, d, key)] for c, d in declared.items() if d.kept}
         return ScalarView(self, node, key, {**self.fast[node.name][key], **kept}, answers, asked)
 
@@ -121,7 +126,7 @@ class _Run:
                 break
             answers.append(answer(asked))
         several = len(self.graph.uses[node.owner]) > 1
-        for channel, declared in self.graph.agents[node.name].channels().items():
+        for channel, declared in self.graph.channels[node.name].items():
             if not declared.kept:
                 for key, view in done.items():
                     if channel in view._values:
@@ -140,7 +145,7 @@ class _Run:
 
     def tensor(self, node: AgentNode, channel: str, values: Mapping[Key, Any]) -> Tensor:
         """A channel's tensor from what all agents and examples say, averaged over what it has no axis for."""
-        declared = self.graph.agents[node.name].channels()[channel]
+        declared = self.graph.channels[node.name][channel]
         tensor = torch.zeros_like(self.kept[node.owner][channel])
         counts = torch.zeros_like(tensor)
         for key, value in values.items():
@@ -156,10 +161,11 @@ class _Run:
         self.signals = {}
         for (owner, channel), values in signals.items():
             node, mean = self.graph.nodes[owner], torch.stack(values).mean(0)
-            declared = self.graph.agents[owner].channels()[channel]
+            declared, optimizer = self.graph.channels[owner][channel], self.graph.protocol.optimizer_of(node, channel)
 
-            def step(view: View, key: Key, mean: Any = mean, channel: str = channel, d: Any = declared) -> View:
-                return self.graph.protocol.optimizer_of(channel).update(view, channel, mean[_place(view.node, d, key)])
+            def step(view: View, key: Key, at: Any = (optimizer, channel, mean, declared)) -> View:
+                optimizer, channel, mean, declared = at
+                return optimizer.update(view, channel, mean[_place(view.node, declared, key)])
 
             self.everywhere(node, step)
         for (owner, channel), values in self.wrote.items():
@@ -290,7 +296,7 @@ class ScalarView(View):
     def set(self, **values: Any) -> ScalarView:  # noqa: D102
         view = self._copy()
         for name, value in values.items():
-            channel = self._run.graph.agents[self.node.name].channels()[name]
+            channel = self._run.graph.channels[self.node.name][name]
             if name == "w" and not self.node.trained:
                 continue
             if channel.kept and self._asked is not None:
@@ -330,10 +336,16 @@ class ScalarView(View):
     def all(self, value: Any, how: str = "mean") -> Any:  # noqa: D102
         return self._ask(value, Group(lambda key: None, how))
 
-    def normal(self) -> Any:  # noqa: D102
+    def normal(self, per: str = "example") -> Any:  # noqa: D102
         name = f"{self.node.name}.{self._run.pass_name}.{self._run.noise_count}"
         self._run.noise_count += 1
-        return self._run.noise[name][(self._key[1], *self._key[0])]
+        place = dict(zip(self.node.axes, self._key[0], strict=True))
+        own = tuple(place[axis] for axis in self.node.kept)
+        return self._run.noise[name][(self._key[1], *self._key[0]) if per == "example" else own]
+
+    @property
+    def step(self) -> Any:  # noqa: D102
+        return self._run.kept["program"]["step"].to(self._run.dtype)
 
     def _on_node(self, func: Any, *values: Any) -> Any:
         """A function of the whole population and batch: all agents hand in their numbers."""
@@ -382,13 +394,13 @@ class ScalarView(View):
     def _descend(self, channel: str, signal: Any) -> View:
         if channel == "w" and not self.node.trained:
             return self
-        declared = self._run.graph.agents[self.node.name].channels()[channel]
+        declared = self._run.graph.channels[self.node.name][channel]
         signal = self._ask(signal, self._sharing(declared))
         if len(self._run.graph.uses[self.node.owner]) > 1:
             view = self._copy()
             view._signals[channel] = signal
             return view
-        return self._run.graph.protocol.optimizer_of(channel).update(self, channel, signal)
+        return self._run.graph.protocol.optimizer_of(self.node, channel).update(self, channel, signal)
 
 
 def _scaled(message: Any, factor: float) -> Any:

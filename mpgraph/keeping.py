@@ -29,7 +29,7 @@ class Keeping:
         self._channels = [
             (name, channel, declared, agent.size_of(declared))
             for name, agent in graph.agents.items()
-            for channel, declared in agent.channels().items()
+            for channel, declared in graph.channels[name].items()
             if declared.kept and graph.nodes[name].owner == name
         ]
         self.wanted: list[tuple[str, str, tuple[int | None, ...]]] = [
@@ -81,13 +81,14 @@ class Keeping:
                 f"the state has no tensor {channel!r} at node {name!r}; was it made by this program's init?"
             ) from None
 
-    def noise(self, state: State, needed: Mapping[str, tuple[int, ...]], batch_size: int) -> dict[str, Tensor]:
+    def noise(self, state: State, needed: Mapping[str, tuple[int | None, ...]], batch_size: int) -> dict[str, Tensor]:
         """Standard normal numbers, a function of the state's seed and step."""
         seed, step = int(state["program"]["seed"]), int(state["program"]["step"])
         drawn = {}
         for name, shape in needed.items():
             generator = torch.Generator().manual_seed(_seed(seed, name, str(step)))
-            numbers = torch.randn((batch_size, *shape), generator=generator, dtype=torch.float64)
+            sizes = [batch_size if n is None else n for n in shape]
+            numbers = torch.randn(sizes, generator=generator, dtype=torch.float64)
             drawn[name] = numbers.to(device=self.device, dtype=self.dtype)
         return drawn
 

@@ -37,7 +37,7 @@ class LazyView(View):
 
     @property
     def _channels(self) -> dict[str, Channel]:
-        return self._trace.graph.agents[self.node.name].channels()
+        return self._trace.graph.channels[self.node.name]
 
     def _where(self) -> str:
         return f"node {self.node.name!r}, pass {self._pass!r}"
@@ -105,12 +105,19 @@ class LazyView(View):
     def all(self, value: Any, how: str = "mean") -> Value:  # noqa: D102
         return self._trace.recorder.coerce(value).total((BATCH, *self.node.axes), how)
 
-    def normal(self) -> Value:  # noqa: D102
+    def normal(self, per: str = "example") -> Value:  # noqa: D102
         trace = self._trace
+        axes = (BATCH, *self.node.axes) if per == "example" else self.node.kept
         name = f"{self.node.name}.{self._pass}.{len(trace.noise)}"
-        trace.noise[name] = self.node.shape
+        trace.noise[name] = tuple(axis.size for axis in axes)
         node = trace.item(trace.inputs["noise"], name, f"noise_{len(trace.noise)}")
-        return trace.leaf(node, (BATCH, *self.node.axes))
+        return trace.leaf(node, axes)
+
+    @property
+    def step(self) -> Value:  # noqa: D102
+        trace = self._trace
+        counter = trace.item(trace.item(trace.inputs["state"], "program", "program"), "step", "step")
+        return trace.leaf(trace.recorder.emit("to", counter, trace.dtype), ())
 
     def _function(self) -> Kind:
         if not isinstance(self.node.function, Kind):
@@ -229,11 +236,7 @@ class LazyView(View):
         signal = self._trace.recorder.coerce(signal)
         axes = [axis for axis in (BATCH, *self.node.shared) if axis in signal.axes]
         signal = signal.total(axes, "mean")
-        if signal.is_zero:
-            self._trace.still.append(self.node.owner)
-            return self
         if self._trace.times(self.node) > 1:  # the optimiser takes one step for all uses, after the last
             signals = {**self._signals, channel: signal}
             return LazyView(self._trace, self.node, self._pass, self._values, signals)
-        optimizer = self._trace.graph.protocol.optimizer_of(channel)
-        return optimizer.update(self, channel, signal)
+        return self._trace.descend(self, channel, signal)

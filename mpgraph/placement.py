@@ -37,6 +37,8 @@ class Placement:
         self.nodes: dict[str, AgentNode] = {}
         self.links: list[Link] = []
         self._into: dict[str, AgentNode] = {}  # where the messages of a unit's connections go
+        # Connections from a unit that may learn from what comes back through them: all but those from inputs.
+        self._heard = {w.tied or w.name for w in network.wires.values() if not network.units[w.pre].is_input}
         needed = _needed(network)
         self._last: dict[str, int] = {}
         for name, tick in needed:
@@ -180,8 +182,17 @@ class Placement:
         axes = (*meeting.end("pre"), *meeting.end("post")) if transposed else meeting.axes
         fan_in, fan_out = connection.fans(pre.shape, post.shape)
         ends = {end: meeting.end(end) for end in ("pre", "post")}
+        kinds = ("input_weight", "weight") if kind == "weight" and attributes["owner"] not in self._heard else ()
         node = self._node(
-            name, kind, axes, shared=meeting.shared, ends=ends, fan_in=fan_in, fan_out=fan_out, **attributes
+            name,
+            kind,
+            axes,
+            shared=meeting.shared,
+            ends=ends,
+            fan_in=fan_in,
+            fan_out=fan_out,
+            kinds=kinds,
+            **attributes,
         )
         at_post = {own: axis for axis, own in meeting.post.items()}
         role, back = ("pre", "post") if kind in ("weight", "bias") else (kind, kind)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -13,14 +12,16 @@ from tqdm.auto import tqdm
 
 from . import checks, files
 from .checks import inside_transform
-from .compiler import Compiled, compile_passes, parameter_slots
+from .compiler import Compiled, compile_passes, declare_optimizers, parameter_slots
 from .errors import FlatUnitWarning, InputError, ProtocolError, unknown
-from .explain import rows, table
+from .explain import readable, rows, table
 from .functionality import check_functions
 from .graph import AgentGraph
 from .keeping import Keeping, State
 from .network import Network
+from .phases import phase_of, phase_to_show
 from .protocol import Protocol
+from .regions import Regions
 from .sealed import Sealed
 
 Batch = Tensor | Mapping[str, Tensor]
@@ -81,6 +82,7 @@ class Program(nn.Module):
         self._shapes = {
             n: (*(ticks if n in self._inputs else ()), *graph.nodes[n].shape) for n in (*self._inputs, *self._targets)
         }
+        declare_optimizers(graph, self, dtype)
         self._keeping = Keeping(graph, device, dtype)
         self._slots = parameter_slots(self)
         self._one_hot = {
@@ -88,14 +90,15 @@ class Program(nn.Module):
             for name, shape in self._shapes.items()
             if name in self._targets and len(shape) == 1 and shape[0] > 1
         }
+        self._phased = bool(self.protocol.phases)
         self._compiled: dict[Any, Compiled] = {}
-        compiled = self._function()
+        compiled = [self._function(phase=phase) for phase in self.protocol.phases or [None]]
         self._function(learning=False)
         for module in self.modules():
             if isinstance(module, Sealed):
                 module.seal()
         if warn:
-            self._warn(compiled)
+            self._warn([name for c in compiled for name in c.flat], [name for c in compiled for name in c.still])
 
     # -- compilation --------------------------------------------------------------------------------------
 
@@ -105,25 +108,26 @@ class Program(nn.Module):
         *,
         learning: bool = True,
         online: bool = False,
+        phase: str | None = None,
     ) -> Compiled:
         """The generated function for these outputs, compiled on first use; ``online`` for batches of one."""
-        key = (learning, online, tuple((n, tuple(c)) for n, c in record.items()) if record else ())
+        key = (learning, online, phase, tuple((n, tuple(c)) for n, c in record.items()) if record else ())
         if key not in self._compiled:
             if torch.compiler.is_compiling():
                 if not record and learning:
-                    return self._function()
+                    return self._function(phase=phase)
                 raise InputError("under torch.compile, call step with this record= once eagerly first")
-            passes = self.protocol.passes if learning else ("forward",)
+            passes = self.protocol.passes_of(phase) if learning else ("forward",)
             self._compiled[key] = compile_passes(
                 self.graph, self, self.dtype, passes=passes, learning=learning, online=online, record=record
             )
             self._compiled[key].module.to(self.device)  # constants: patterns of sparse connections and the like
         return self._compiled[key]
 
-    def _warn(self, compiled: Compiled) -> None:
-        if compiled.flat and compiled.still:
-            units = ", ".join(f"{n!r} ({self.graph.nodes[n].function})" for n in dict.fromkeys(compiled.flat))
-            still = ", ".join(dict.fromkeys(compiled.still))
+    def _warn(self, flat: Sequence[str], without_signal: Sequence[str]) -> None:
+        if flat and without_signal:
+            units = ", ".join(f"{n!r} ({self.graph.nodes[n].function})" for n in dict.fromkeys(flat))
+            still = ", ".join(dict.fromkeys(without_signal))
             rule = type(self.protocol).__name__
             choice = f", or choose a surrogate: {rule}(surrogate='tanh')" if hasattr(self.protocol, "surrogate") else ""
             warnings.warn(
@@ -135,21 +139,30 @@ class Program(nn.Module):
 
     @property
     def code(self) -> str:
-        """The generated torch code of one step."""
-        return readable(self._function().module.code)
+        """The generated torch code of one step; of a rule with phases, of each."""
+        phases = self.protocol.phases
+        return "\n".join(f"# phase {p}\n{self.code_of(p)}" for p in phases) if phases else self.code_of()
+
+    def code_of(self, phase: str | None = None) -> str:
+        """The generated torch code of one step of a phase, by default the first."""
+        return readable(self._function(phase=phase_to_show(self.protocol, phase)).module.code)
 
     @property
     def predict_code(self) -> str:
         """The generated torch code of a prediction."""
         return readable(self._function(learning=False).module.code)
 
-    def explain(self, batch_size: int = 32) -> str:
-        """A table: for each arrow and update, what it became, with shapes, FLOPs and bytes at ``batch_size``."""
-        compiled = self._function(online=batch_size == 1)
+    def explain(self, batch_size: int = 32, phase: str | None = None) -> str:
+        """A table: for each arrow and update, what it became, with shapes, FLOPs and bytes at ``batch_size``.
+
+        Of a rule with phases it shows one, by default the first.
+        """
+        phase = phase_to_show(self.protocol, phase)
+        compiled = self._function(online=batch_size == 1, phase=phase)
         size: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         fed = [torch.zeros((batch_size, *self._shapes[name.removesuffix(".target")]), **size) for name in self._fed]
-        noise = {name: torch.zeros((batch_size, *shape), **size) for name, shape in compiled.noise.items()}
         state = self.init(batch_size=batch_size)
+        noise = self._keeping.noise(state, compiled.noise, batch_size)
         return table(rows(self.graph, compiled, (state, self._parameters_now(), noise, *fed), batch_size), batch_size)
 
     # -- states -------------------------------------------------------------------------------------------
@@ -169,9 +182,9 @@ class Program(nn.Module):
         """
         return self._keeping.fresh(seed, batch_size)
 
-    def noise(self, state: State, batch_size: int) -> dict[str, Tensor]:
+    def noise(self, state: State, batch_size: int, *, phase: str | None = None) -> dict[str, Tensor]:
         """The standard normal numbers of the next step, from the state's seed and step; empty for most rules."""
-        needed = self._function().noise
+        needed = self._function(phase=phase_of(self.protocol, state, phase)).noise
         return self._keeping.noise(state, needed, batch_size) if needed else {}
 
     def save(self, state: State, path: Any) -> None:
@@ -231,6 +244,7 @@ class Program(nn.Module):
         *,
         record: Mapping[str, Sequence[str]] | None = None,
         noise: Mapping[str, Tensor] | None = None,
+        phase: str | None = None,
     ) -> tuple[State, Output]:
         """One learning step. Pure: nothing that is passed in changes.
 
@@ -241,21 +255,25 @@ class Program(nn.Module):
                 there are several; nothing for a network without a loss.
             record: channels to return for every agent and example: ``{"h1": ["e"]}``.
             noise: standard normal numbers, see :meth:`noise`; drawn from the state if not given.
+            phase: of a rule whose steps are not all alike; by default the one whose turn it is by the step counter,
+                which under transforms cannot be read.
 
         Raises:
             InputError: for a batch that does not fit.
             StateError: for a state of another program.
         """
         tensors, size = self._feed(x, y)
-        compiled = self._function(record, online=size == 1)
+        if phase is not None or self._phased:
+            phase = phase_of(self.protocol, state, phase)
+        compiled = self._function(record, online=size == 1, phase=phase)
         if compiled.noise and noise is None:
             if inside_transform():
                 raise InputError(
                     "under torch.func transforms pass noise= yourself: noise=program.noise(state, batch_size)"
                 )
-            noise = self.noise(state, size)
+            noise = self._keeping.noise(state, compiled.noise, size)
         if compiled.noise:
-            checks.noise(noise or {}, {n: (size, *shape) for n, shape in compiled.noise.items()})
+            checks.noise(noise or {}, compiled.noise, size)
         self._keeping.check(state, size)
         parameters = self._parameters_now()
         state, predictions, losses, recorded = compiled.module.forward(state, parameters, noise or {}, *tensors)
@@ -276,7 +294,7 @@ class Program(nn.Module):
         tensors, size = self._feed(x, None, learning=False)
         self._keeping.check(state, size if compiled.remembers else None)
         noise = {
-            name: torch.zeros((size, *shape), device=self.device, dtype=self.dtype)
+            name: torch.zeros([size if n is None else n for n in shape], device=self.device, dtype=self.dtype)
             for name, shape in compiled.noise.items()
         }
         parameters = self._parameters_now()
@@ -368,7 +386,7 @@ class Program(nn.Module):
 
 def compile(
     network: Network,
-    protocol: Protocol,
+    protocol: Protocol | Mapping[str, Protocol],
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -378,7 +396,8 @@ def compile(
 
     Args:
         network: what was drawn.
-        protocol: the rule; its parameters are moved to the device and dtype, as ``nn.Module.to`` does.
+        protocol: the rule; its parameters are moved to the device and dtype, as ``nn.Module.to`` does. A dictionary
+            gives a rule for each pattern of node names, see :class:`Regions`.
         device: where states are made and steps run; torch's default device if not given.
         dtype: of all numbers; torch's default if not given.
         checks: which *values* each eager call inspects, beside shapes and dtypes: ``"labels"`` the range of class
@@ -395,12 +414,14 @@ def compile(
     """
     if not isinstance(network, Network):
         raise ProtocolError(f"mg.compile(network, protocol): the first argument is {type(network).__name__}")
+    if isinstance(protocol, Mapping):
+        protocol = Regions(protocol)
     if isinstance(protocol, type) or not isinstance(protocol, Protocol):
         hint = f"; write {protocol.__name__}()" if isinstance(protocol, type) else ""
         raise ProtocolError(f"mg.compile(network, protocol): the second argument is {protocol!r}{hint}")
     if checks not in ("none", "labels", "all"):
         raise InputError(unknown("checks", checks, ("none", "labels", "all")))
-    place, dtype = _device(device), dtype or torch.get_default_dtype()
+    place, dtype = usable(device), dtype or torch.get_default_dtype()
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(f"dtype must be a floating-point torch.dtype such as torch.float64, got {dtype!r}")
     if place.type == "cpu":
@@ -414,16 +435,15 @@ def compile(
     return Program(AgentGraph(drawn, protocol), place, dtype, checks)
 
 
-def _device(device: torch.device | str | None) -> torch.device:
-    """The device, which must exist."""
+def usable(device: torch.device | str | None) -> torch.device:
+    """The device of that name; torch's default for ``None``.
+
+    Raises:
+        InputError: if there is none here.
+    """
     try:
         place = torch.device(device) if device is not None else torch.get_default_device()
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise InputError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return place
-
-
-def readable(code: str) -> str:
-    """Generated code without the statements that free memory."""
-    return re.sub(r";  (?:\w+ = )+None", "", code).strip() + "\n"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -18,6 +19,9 @@ from .optimizer import SGD, Optimizer
 from .registry import lookup, registered
 from .sealed import Sealed
 
+if TYPE_CHECKING:
+    from .graph import AgentGraph
+
 
 class Protocol(Sealed):
     """Base of learning rules. Its parameters are the meta-parameters; a fixed rule has none.
@@ -27,19 +31,22 @@ class Protocol(Sealed):
         optimizers: others, for channels of a name: ``{"b": mg.SGD(0.01)}``.
         agents: an agent for each kind of node: ``weight``, ``bias``, ``unit``, ``output``, ``loss``, ``input``,
             ``target``, ``constant``, ``operation``, or the class name of a user's own :class:`mpgraph.Kind` in
-            lower case. Biases default to the weight's agent, outputs and own kinds to the unit's, everything else to
-            the engine's own.
+            lower case. Biases and weights from inputs (``input_weight``: no error goes back through them) default to
+            the weight's agent, outputs and own kinds to the unit's, everything else to the engine's own.
 
     Class attributes:
-        passes: the schedule; names may repeat.
+        passes: the schedule; names may repeat. A rule whose schedule depends on its arguments sets its own.
+        phases: schedules by name, for a rule whose steps are not all alike (they replace ``passes``). Each is compiled
+            to a function of its own; :meth:`phase` says whose turn it is.
         bias: ``"beside"`` makes a bias a weight from the number one; ``"between"`` an agent between the sum and
             the unit.
         source: where the rule was published, as BibTeX; see :func:`cite`.
     """
 
-    passes: ClassVar[tuple[str, ...]] = ("forward", "backward", "learn")
-    bias: ClassVar[Literal["beside", "between"]] = "beside"
-    source: ClassVar[str] = ""
+    passes: tuple[str, ...] = ("forward", "backward", "learn")
+    phases: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    bias: Literal["beside", "between"] = "beside"
+    source: str = ""
 
     def __init__(
         self,
@@ -89,9 +96,24 @@ class Protocol(Sealed):
             f"{', '.join(self.agents)}"
         )
 
-    def optimizer_of(self, channel: str) -> Optimizer:
-        """The inner optimiser that writes channels of this name."""
-        found = self.optimizers[channel] if channel in self.optimizers else self.optimizer
+    def phase(self, step: int) -> str:
+        """Which of the ``phases`` a step belongs to, counted from 0; by default they take turns in their order."""
+        return list(self.phases)[step % len(self.phases)]
+
+    def passes_of(self, phase: str | None) -> tuple[str, ...]:
+        """The schedule of a phase, or of a rule without."""
+        return self.passes if phase is None else self.phases[phase]
+
+    @property
+    def all_passes(self) -> tuple[str, ...]:
+        """Every pass of any schedule, once."""
+        schedules = self.phases.values() if self.phases else [self.passes]
+        return tuple(dict.fromkeys(name for passes in schedules for name in passes))
+
+    def optimizer_of(self, node: AgentNode, channel: str) -> Optimizer:
+        """The inner optimiser that writes a channel of a node; by default chosen by the channel's name."""
+        own = dict(self.optimizers.items())
+        found = own.get(channel, self.optimizer)
         assert isinstance(found, Optimizer)
         return found
 
@@ -100,13 +122,23 @@ class Protocol(Sealed):
         return network
 
     @property
+    def parts(self) -> tuple[Protocol, ...]:
+        """The rules that this one is made of: itself alone, but for a choice of rule by region."""
+        return (self,)
+
+    def check(self, graph: AgentGraph) -> None:
+        """Refuse a graph on which this rule makes no sense; called once all arrows are known. By default none."""
+
+    @property
     def name(self) -> str:
         """What results are filed under: the class and its arguments."""
         return f"{type(self).__name__}({self.extra_repr()})"
 
     def extra_repr(self) -> str:
         """Arguments, for ``repr``."""
-        return self.optimizer.extra_repr()
+        plain = type(self.optimizer) is SGD
+        own = self.optimizer.extra_repr() if plain else f"optimizer={self.optimizer!r}"
+        return ", ".join([own, *(f"{channel}: {other!r}" for channel, other in self.optimizers.items())])
 
     def __repr__(self) -> str:
         return self.name

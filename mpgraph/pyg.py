@@ -162,7 +162,7 @@ def _node(program: Program, name: str) -> AgentNode | None:
 def _layout(program: Program, name: str, channel: str) -> tuple[Axis, ...]:
     node = _node(program, name)
     assert node is not None
-    return layout(node, program.graph.agents[node.name].channels()[channel])
+    return layout(node, program.graph.channels[node.name][channel])
 
 
 def _channels(program: Program, state: Mapping[str, Mapping[str, Tensor]], name: str) -> dict[str, Tensor]:
@@ -171,7 +171,7 @@ def _channels(program: Program, state: Mapping[str, Mapping[str, Tensor]], name:
     if node is None:
         return {}
     found = {}
-    for channel, declared in program.graph.agents[node.name].channels().items():
+    for channel, declared in program.graph.channels[node.name].items():
         if declared.kept:
             if channel not in state.get(node.owner, {}):
                 raise StateError(f"the state has no tensor {channel!r} at node {node.owner!r}")

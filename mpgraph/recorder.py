@@ -46,13 +46,14 @@ class Recorder:
 
     # -- single calls -------------------------------------------------------------------------------------
 
-    def input(self, name: str) -> fx.Node:
-        """Placeholder of the finished function."""
+    def input(self, name: str, own: bool = False) -> fx.Node:
+        """Placeholder of the finished function; ``own`` ones are the engine's, whatever nodes may be called."""
         argument = identifier(name)
         while argument in {node.target for node in self.inputs.values()} or keyword.iskeyword(argument):
             argument += "_"
-        self.inputs[name] = self.graph.placeholder(argument)
-        return self.inputs[name]
+        key = f"{name} (own)" if own else name
+        self.inputs[key] = self.graph.placeholder(argument)
+        return self.inputs[key]
 
     def batched(self, node: fx.Node) -> None:
         """Declare a tensor whose first dimension is the batch, and which has the program's dtype and device."""

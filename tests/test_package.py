@@ -12,11 +12,12 @@ from conftest import ROOT
 import mpgraph as mg
 
 PUBLIC = {
-    "Agent", "AvgPool", "BatchNorm", "BatchNormAgent", "Channel", "Connection", "Conv2d", "Each", "FileError", "FlatUnitWarning",
-    "Function", "InputError", "Kind", "LayerNorm", "Loss", "LossAgent", "MPGraphError", "MaxPool", "Network",
-    "NetworkError", "OneToOne", "Operation", "OperationAgent", "Optimizer", "Output", "Program", "Protocol", "ProtocolError",
-    "Quantizer", "Reshape", "SGD", "Sparse", "Softplus", "StateError", "UnitAgent", "View", "carry", "cite", "common", "compile", "fast",
-    "learnable", "list_protocols", "make_protocol", "slow", "xavier_uniform",
+    "Adam", "Agent", "AvgPool", "BatchNorm", "BatchNormAgent", "Channel", "Connection", "Conv2d", "Each",
+    "FileError", "FlatUnitWarning", "Function", "InputError", "Kind", "LayerNorm", "Loss", "LossAgent",
+    "MPGraphError", "MaxPool", "Network", "NetworkError", "OneToOne", "Operation", "OperationAgent", "Optimizer",
+    "Output", "Program", "Protocol", "ProtocolError", "Quantizer", "Regions", "Reshape", "SGD", "Softplus",
+    "Sparse", "StateError", "UnitAgent", "View", "carry", "cite", "common", "compile", "fast", "learnable",
+    "list_protocols", "make_protocol", "slow", "xavier_uniform",
 }  # fmt: skip
 
 

@@ -1,0 +1,179 @@
+"""Choice of rule by region: another protocol for some nodes of a network, by name or pattern."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .agent import Agent
+from .errors import MPGraphError, ProtocolError
+from .network import Network
+from .nodes import AgentNode, Arrow
+from .optimizer import Optimizer
+from .protocol import Protocol
+
+if TYPE_CHECKING:
+    from .graph import AgentGraph
+
+Shapes = dict[str, set[torch.Size]]  # by arrow, the local shapes of its messages
+
+
+class Regions(Protocol):
+    """Another rule for each part of a network: ``Regions({"h1->h2": RuleA(), "h*": RuleB(), "*": RuleC()})``.
+
+    Patterns are those of the shell, held against the names of nodes (``x->h1``, ``h1``, ``h1.bias``, ``loss``) in
+    order; the first that matches gives the rule whose agent serves the node and whose optimiser writes its channels.
+    ``mg.compile(network, {...})`` takes the dictionary as it is.
+
+    Args:
+        rules: a protocol for each pattern. The last is usually ``"*"``, to which belongs whatever no other names.
+
+    Raises:
+        ProtocolError: for rules that do not run through the same passes, or treat biases differently.
+    """
+
+    def __init__(self, rules: Mapping[str, Protocol]) -> None:
+        super().__init__()
+        if not rules:
+            raise ProtocolError('Regions: no rules; give one for each pattern of names, {"h1": RuleA(), "*": RuleB()}')
+        for pattern, rule in rules.items():
+            if isinstance(rule, Regions) or not isinstance(rule, Protocol) or not isinstance(pattern, str):
+                raise ProtocolError(f"Regions: {pattern!r}: {rule!r} is not a pattern of names and a protocol")
+        self.patterns = tuple(rules)
+        self.rules = nn.ModuleDict({_key(pattern): rule for pattern, rule in rules.items()})
+        first = self.parts[0]
+        for asked in ("passes", "phases", "bias"):
+            if any(getattr(rule, asked) != getattr(first, asked) for rule in rules.values()):
+                told = "; ".join(f"{p!r}: {r!r} has {getattr(r, asked)!r}" for p, r in rules.items())
+                raise ProtocolError(f"Regions: rules of one network must agree on {asked}, but {told}")
+        self.passes, self.phases, self.bias = first.passes, first.phases, first.bias
+        self.source = "\n".join(dict.fromkeys(rule.source for rule in self.parts))
+
+    @property
+    def parts(self) -> tuple[Protocol, ...]:
+        """The rules, each once."""
+        rules: Any = dict.fromkeys(self.rules.values())
+        return tuple(rules)
+
+    def pattern_of(self, node: AgentNode) -> str | None:
+        """The first pattern that matches a node; uses of one node (ticks, tied weights) go by its name."""
+        return next((pattern for pattern in self.patterns if fnmatchcase(node.owner, pattern)), None)
+
+    def rule_of(self, node: AgentNode) -> Protocol:
+        """The rule of a node.
+
+        Raises:
+            ProtocolError: if no pattern matches.
+        """
+        pattern = self.pattern_of(node)
+        if pattern is None:
+            raise ProtocolError(
+                f"Regions: no pattern matches node {node.name!r} ({node.kind}); the patterns are {self._listed()}. "
+                'Name it, or add a rule for all others: "*"'
+            )
+        rule = self.rules[_key(pattern)]
+        assert isinstance(rule, Protocol)
+        return rule
+
+    def agent(self, node: AgentNode) -> Agent:
+        """The agent of the node's rule."""
+        return self.rule_of(node).agent(node)
+
+    def optimizer_of(self, node: AgentNode, channel: str) -> Optimizer:
+        """The inner optimiser of the node's rule."""
+        return self.rule_of(node).optimizer_of(node, channel)
+
+    def rewrite(self, network: Network) -> Network:
+        """The network as all rules need it, rewritten by one after the other."""
+        for rule in self.parts:
+            network = rule.rewrite(network)
+        return network
+
+    def phase(self, step: int) -> str:
+        """Whose turn it is by the first rule."""
+        return self.parts[0].phase(step)
+
+    def check(self, graph: AgentGraph) -> None:
+        """Refuse patterns that serve no node, and borders over which messages do not fit.
+
+        Raises:
+            ProtocolError: naming the patterns, or the arrow and both rules.
+        """
+        names = dict.fromkeys(node.owner for node in graph.nodes.values())
+        used = {self.pattern_of(node) for node in graph.nodes.values()}
+        idle = [pattern for pattern in self.patterns if pattern not in used]
+        if idle:
+            late = [pattern for pattern in idle if any(fnmatchcase(name, pattern) for name in names)]
+            which = ", ".join(map(repr, late or idle))
+            if late:
+                raise ProtocolError(
+                    f"Regions: {which}: all nodes that match are taken by earlier patterns; the first match wins, so "
+                    f"put the more particular first: {self._listed()}"
+                )
+            raise ProtocolError(f"Regions: no node matches {which}; the nodes are {', '.join(names)}")
+        for rule in self.parts:
+            rule.check(graph)
+        self._check_borders(graph)
+
+    def _check_borders(self, graph: AgentGraph) -> None:
+        """Every message between regions must have the local shape that both rules give it when alone."""
+        crossing = [a for a in graph.all_arrows() if self.rule_of(a.source) is not self.rule_of(a.target)]
+        wide = any(graph.agents[n].size_of(c) for n, channels in graph.channels.items() for c in channels.values())
+        if not crossing or not wide:  # every number is a single one, so they fit
+            return
+        alone = {rule: _shapes(graph.network, rule) for rule in self.parts}
+        for arrow in crossing:
+            rules = self.rule_of(arrow.source), self.rule_of(arrow.target)
+            sent, heard = (alone[rule].get(str(arrow), set()) for rule in rules)
+            if sent and heard and sent != heard:
+                raise ProtocolError(_misfit(arrow, rules, sent, heard))
+
+    def _listed(self) -> str:
+        return ", ".join(map(repr, self.patterns))
+
+    def extra_repr(self) -> str:
+        """Patterns and rules, for ``repr``."""
+        return ", ".join(f"{pattern!r}: {self.rules[_key(pattern)]!r}" for pattern in self.patterns)
+
+
+def _key(pattern: str) -> str:
+    """A pattern as the name of a sub-module, which may hold no dot and not be a method's name."""
+    key = pattern.replace(".", "/")
+    return f"{key}/" if hasattr(nn.ModuleDict, key) else key
+
+
+def _shapes(network: Network, rule: Protocol) -> Shapes:
+    """Local shapes of the messages of every arrow if the rule served the whole network; none where it cannot."""
+    from .compiler import Trace
+    from .graph import AgentGraph
+
+    found: Shapes = {}
+    try:
+        rule = copy.deepcopy(rule)  # one that makes an agent for each node must not keep those of other regions
+        graph = AgentGraph(network, rule)
+        trace = Trace(graph, torch.get_default_dtype(), dry=True)
+        with trace.parameters_of(nn.ModuleList([rule, *dict.fromkeys(graph.agents.values())])):
+            trace.follow(rule.all_passes)
+        for index, name in enumerate(rule.all_passes):
+            for arrows in graph.arrows[name].values():
+                for arrow in (a for bag in arrows.values() for a in bag):
+                    message = trace.delivered(index, arrow)
+                    parts = message.values() if isinstance(message, dict) else [message]
+                    found[str(arrow)] = {part.shape for part in parts}
+    except (MPGraphError, RuntimeError):  # it cannot serve the whole network: what is known until here must do
+        pass
+    return found
+
+
+def _misfit(arrow: Arrow, rules: tuple[Protocol, Protocol], sent: set[torch.Size], heard: set[torch.Size]) -> str:
+    told = [", ".join(str(tuple(shape)) for shape in shapes) for shapes in (sent, heard)]
+    return (
+        f"Regions: at the border {arrow} messages do not fit: {rules[0]!r} (of {arrow.source.name!r}) sends numbers of "
+        f"local shape {told[0]}, {rules[1]!r} (of {arrow.target.name!r}) expects {told[1]}. Rules that meet must "
+        "exchange messages of one width; () is a single number"
+    )

@@ -1,0 +1,280 @@
+"""What a newcomer gets wrong, and what a rule may write: nothing fails from the inside, nothing is silently wrong."""
+
+import warnings
+
+import pytest
+import torch
+from reference import distance, randomised
+
+import mpgraph as mg
+from mpgraph import interpreter
+from mpgraph.architectures import mlp
+from mpgraph.cli import main
+from mpgraph.protocols import Backprop
+from mpgraph.protocols.backprop import Weight
+
+
+def program(network=None, rule=None, **options):
+    return mg.compile(network or mlp([4, 3, 2]), rule or Backprop(), **options)
+
+
+def drawn(activation="tanh", **options):
+    network = mg.Network()
+    network.input("x", 4), network.unit("h", 3, activation), network.unit("y", 2)
+    network.connect("x", "h"), network.connect("h", "y"), network.loss("y", options.get("loss", "l2"))
+    return network
+
+
+class Mean(mg.Loss):
+    def apply(self, z, t):
+        return ((z - t) ** 2).mean()
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda z: z > 0, "unit 'h'.*must return torch.float32.*got torch.bool.*z.dtype"),
+        (lambda z: z.sum(), r"unit 'h'.*got torch.float32 \(\)"),
+        (lambda z: None, "unit 'h'.*got NoneType"),
+        (lambda z: torch.linalg.inv(z[:, :2]), "unit 'h'.*failed on a batch"),
+        (torch.relu_, "unit 'h'.*in place"),
+    ],
+)
+def test_functions_are_tried_before_anything_runs(function, message):
+    with pytest.raises(mg.NetworkError, match=message):
+        program(drawn(function))
+
+
+def test_classes_and_losses_are_refused():
+    with pytest.raises(mg.NetworkError, match=r"the class Tanh; pass an instance, Tanh\(\)"):
+        drawn(torch.nn.Tanh)
+    with pytest.raises(mg.NetworkError, match="loss 'loss'.*one number for each example"):
+        program(drawn(loss=Mean()))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda z: torch.relu(z - 5), lambda z: torch.softmax(z, -1) * 3, torch.nn.PReLU(), mg.Softplus(2.0)],
+)
+def test_differentiable_functions_are_not_called_flat(function):
+    over = "node" if "softmax" in getattr(getattr(function, "__code__", None), "co_names", ()) else "agent"
+    kind = function if isinstance(function, mg.Kind) else mg.Function(function, over=over)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", mg.FlatUnitWarning)
+        compiled = program(drawn(kind), Backprop(lr=0.1))
+    state, x = compiled.init(), torch.randn(6, 4) * 20
+    after, _ = compiled.step(state, x, torch.ones(6, 2))
+    w = state["x->h"]["w"].clone().requires_grad_()
+    y = kind.apply(x @ w.T) @ state["h->y"]["w"].T
+    (0.5 * ((y - 1) ** 2).sum() / 6).backward()
+    torch.testing.assert_close(after["x->h"]["w"], (w - 0.1 * w.grad).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_flat_function_of_the_population_is_named():
+    with pytest.warns(mg.FlatUnitWarning, match="'h'.*x->h"):
+        program(drawn("winner_take_all"))
+
+
+def test_a_compiled_rule_is_sealed():
+    rule = Backprop(lr=0.1)
+    rule.optimizer.lr = 0.2  # still free
+    program(rule=rule)
+    with pytest.raises(mg.ProtocolError, match=r"SGD.lr = 0.0.*mg.learnable\(0.0\)"):
+        rule.optimizer.lr = 0.0
+
+
+def test_the_network_may_be_drawn_on_after_compiling():
+    network = drawn()
+    compiled = program(network)
+    network.unit("z", 2), network.connect("h", "z"), network.loss("z", "l2")
+    assert compiled.predict(compiled.init(), torch.ones(1, 4)).shape == (1, 2)
+
+
+def test_states_of_another_precision_or_origin(tmp_path):
+    double, single = program(dtype=torch.float64), program()
+    double.save(double.init(), tmp_path / "f")
+    x, y = torch.ones(2, 4), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(mg.StateError, match="float64.*compiled for torch.float32"):
+        single.step(single.load(tmp_path / "f"), x, y)
+    with pytest.raises(mg.StateError, match="no tensor 'step' at node 'program'"):
+        single.step({n: c for n, c in single.init().items() if n != "program"}, x, y)
+    with pytest.raises(mg.FileError, match="cannot save a tuple"):
+        single.save(single.step(single.init(), x, y), tmp_path / "g")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(mg.FileError, match="cannot write"):
+        single.save(single.init(), tmp_path / "file" / "state")
+
+
+def test_an_output_of_one_unit_has_no_classes():
+    compiled = program(mlp([4, 1], loss="sigmoid_cross_entropy"))
+    with pytest.raises(mg.InputError, match=r"one unit has no classes.*\(batch, 1\)"):
+        compiled.step(compiled.init(), torch.ones(2, 4), torch.zeros(2, dtype=torch.long))
+
+
+class Lern(Backprop):
+    passes = ("forward", "backward", "lern")
+
+
+class Up(Backprop):
+    passes = ("up",)
+
+
+class Pots(Weight):
+    aggregate = {"pots": "mean"}  # noqa: RUF012
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Lern, "no agent has a lern_update"),
+        (Up, "lacks a pass called 'forward'"),
+        (lambda: Backprop(weight=Pots()), "unknown role 'pots'.*did you mean 'post'"),
+        (lambda: Backprop(hidden=mg.UnitAgent()), "unknown kind of node 'hidden'"),
+        (lambda: Backprop(learning_rate=0.1), "learning_rate=0.1 is neither one of its arguments"),
+        (lambda: Backprop(surrogate="step"), "surrogate='step' has zero derivative"),
+        (lambda: Backprop(optimizer=mg.SGD), "optimizer must be an mg.Optimizer"),
+    ],
+)
+def test_misspelt_rules(make, message):
+    with pytest.raises(mg.ProtocolError, match=message):
+        program(rule=make())
+    with pytest.raises(mg.NetworkError, match="unknown activation 'tahn'.*did you mean 'tanh'"):
+        Backprop(surrogate="tahn")
+
+
+@pytest.mark.parametrize("name", ["self", "torch", "x", "state", "print", "for"])
+def test_any_name_of_a_node_can_be_generated_code(name):
+    network = mg.Network()
+    network.input(name, 3), network.unit("lambda", 2), network.connect(name, "lambda"), network.loss("lambda", "l2")
+    compiled = program(network)
+    state, _ = compiled.step(compiled.init(), torch.ones(1, 3), torch.ones(1, 2))
+    assert f"{name}->lambda" in state
+
+
+@pytest.mark.parametrize("name", ["h.bias", "y.target", "h@1", "zero"])
+def test_names_of_the_engines_own_nodes_are_reserved(name):
+    with pytest.raises(mg.NetworkError):
+        mg.Network().input(name, 3)
+
+
+RULES = {
+    "equal": lambda s: (s.x == 0) * s.e + (s.x != 0) * s.x,
+    "operators": lambda s: abs(s.x) % 0.7 + (+s.e) // 0.3,
+    "logic": lambda s: torch.where((s.x > 0) & ~(s.e > 0) | (s.w > 0.5), s.x, -s.e),
+    "casts": lambda s: (s.x > 0).float() * s.e.double(),
+    "numbers": lambda s: s.e * torch.where(s.x > 0, 1, 0) + torch.where(s.x > 0, 1.0, -1.0),
+    "method": lambda s: s.e.where(s.x > 0, s.x * 0.0),
+    "tensor bound": lambda s: torch.clamp(s.e, min=torch.tensor(-0.1, dtype=torch.float64)) * s.x,
+    "unbind": lambda s: torch.unbind(torch.stack([s.e * 2.0, s.x]))[0] * s.x,
+    "scalar condition": lambda s: torch.where(s.x > 0, torch.stack([s.e, s.x]), torch.stack([s.x, s.x])).sum(),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_ordinary_torch_on_local_values(name):
+    class Free(Weight):
+        def learn_update(self, s):
+            return s.descend(w=RULES[name](s))
+
+    compiled = program(rule=Backprop(weight=Free()), dtype=torch.float64)
+    state = randomised(compiled.init(), torch.Generator().manual_seed(0))
+    x = torch.randn(3, 4, dtype=torch.float64)
+    x[0, 0] = 0.0
+    t = torch.eye(2, dtype=torch.float64)[torch.tensor([0, 1, 1])]
+    after, _ = compiled.step(state, x, t)
+    assert distance(after, interpreter.step(compiled, state, {"x": x}, {"y": t})[0]) < 1e-10
+
+
+def test_random_numbers_of_torch_are_refused_with_a_hint():
+    class Noisy(Weight):
+        def learn_update(self, s):
+            return s.descend(w=torch.rand_like(s.x))
+
+    with pytest.raises(mg.ProtocolError, match=r"s.normal\(\)"):
+        program(rule=Backprop(weight=Noisy()))
+
+
+def test_explain_names_a_sum_over_both_ends():
+    class Odd(Weight):
+        def learn_update(self, s):
+            return s.set(w=s.w - 0.1 * torch.tanh(s.e + s.x))
+
+    assert "sum materialised" in program(rule=Backprop(weight=Odd())).explain(4)
+
+
+class Half(mg.Connection):
+    """Forgets an axis of its post end."""
+
+    def check(self, pre, post):
+        return None
+
+    def build(self, pre, post):
+        from mpgraph.connection import Meeting
+
+        own = pre[0].fresh()
+        return Meeting((own,), {pre[0]: own}, {})
+
+    def fans(self, pre, post):
+        return 1, 1
+
+
+def test_a_connection_that_forgets_an_axis_is_named():
+    network = mg.Network()
+    network.input("x", 4), network.unit("y", 3), network.loss("y", "l2"), network.connect("x", "y", Half())
+    with pytest.raises(mg.NetworkError, match=r"'x->y': half.build.*'y' \(3,\) at its post end"):
+        program(network)
+
+
+class Remembering(mg.UnitAgent):
+    memory = mg.carry()
+
+    def forward_update(self, s, pre):
+        s = super().forward_update(s, pre + s.memory)
+        return s.set(memory=s.y)
+
+
+def test_predict_with_a_memory_for_each_example():
+    compiled = program(rule=Backprop(unit=Remembering()))
+    state = compiled.init(batch_size=5)
+    assert compiled.predict(state, torch.ones(5, 4)).shape == (5, 2)
+    with pytest.raises(mg.StateError, match="each of 5 examples, but the batch has 2"):
+        compiled.predict(state, torch.ones(2, 4))
+
+
+def test_lazily_compiled_variants_under_torch_compile():
+    compiled = program()
+    state, x, y = compiled.init(), torch.randn(1, 4), torch.zeros(1, dtype=torch.long)
+    after, _ = torch.compile(compiled.step, fullgraph=True, backend="eager")(state, x, y)
+    assert distance(after, compiled.step(state, x, y)[0]) < 1e-6
+    predict = torch.compile(compiled.predict, fullgraph=True, backend="eager")
+    assert (predict(state, x) - compiled.predict(state, x)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "gpu"}, "device 'gpu' cannot be used"),
+        ({"dtype": "float64"}, "dtype must be"),
+        ({"dtype": torch.int64}, "dtype must be"),
+    ],
+)
+def test_devices_and_dtypes(options, message):
+    with pytest.raises(mg.InputError, match=message):
+        program(**options)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--device", "foo"], ["--protocols", ","], ["--lr", "nan"], ["--out", "/proc/none"], ["--out", __file__]],
+)
+def test_the_command_line_ends_with_2_and_a_sentence(arguments, capsys):
+    assert main(["compare", "--seeds", "1", "--epochs", "1", "--quiet", *arguments]) == 2
+    assert capsys.readouterr().err.startswith("mpgraph: ")
+
+
+def test_resuming_keeps_runs_of_other_rules(tmp_path, capsys):
+    common = ["compare", "--seeds", "1", "--epochs", "1", "--quiet", "--out", str(tmp_path)]
+    assert main([*common, "--protocols", "backprop,feedback_alignment"]) == 0
+    assert main([*common, "--protocols", "backprop", "--resume"]) == 0
+    capsys.readouterr()
+    assert '"feedback_alignment"' in (tmp_path / "results.json").read_text()
