@@ -26,6 +26,8 @@ wheel: $(VENV)/ready
 
 benchmarks: $(VENV)/ready
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/images.py
+	$(BIN)/python benchmarks/sparse.py
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

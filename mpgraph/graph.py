@@ -153,7 +153,7 @@ class AgentGraph:
     # -- views for people ---------------------------------------------------------------------------------
 
     def to_networkx(self) -> networkx.MultiDiGraph:
-        """Nodes with their kind and shape; one edge for each arrow, keyed ``pass:role``."""
+        """Nodes with their kind and shape; one edge for each arrow, keyed ``pass:role`` (a second ``pass:role#1``)."""
         import networkx
 
         graph = networkx.MultiDiGraph()
@@ -162,10 +162,10 @@ class AgentGraph:
             graph.add_node(node.name, kind=node.kind, shape=node.shape, agent=agent)
         for arrow in self.all_arrows():
             key = f"{arrow.pass_name}:{arrow.role}"
+            parallel = sum(known.split("#")[0] == key for known in graph.get_edge_data(*_ends(arrow), default=()))
             graph.add_edge(
-                arrow.source.name,
-                arrow.target.name,
-                key=key,
+                *_ends(arrow),
+                key=f"{key}#{parallel}" if parallel else key,
                 pass_name=arrow.pass_name,
                 role=arrow.role,
                 how=arrow.how,
@@ -192,6 +192,10 @@ class AgentGraph:
         lines = [f"  {node}" for node in self.nodes.values()]
         arrows = [f"  {arrow}" for arrow in self.all_arrows()]
         return "\n".join([f"AgentGraph of {type(self.protocol).__name__}(", *lines, *arrows, ")"])
+
+
+def _ends(arrow: Arrow) -> tuple[str, str]:
+    return arrow.source.name, arrow.target.name
 
 
 def _names_of(kind: type[Kind]) -> set[str]:

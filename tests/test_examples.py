@@ -1,6 +1,7 @@
 """The examples do what they say, in a shortened form where that suffices."""
 
 import importlib.util
+import statistics
 
 import pytest
 from conftest import ROOT
@@ -38,6 +39,13 @@ def test_rules_train_through_nodes_without_a_derivative(kind):
     found = module.accuracies(*module.KINDS[kind], epochs=100)
     assert found["direct_feedback_alignment"] > found["readout_only"] + 0.03
     assert found["node_perturbation"] > found["readout_only"] + 0.03
+
+
+@pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")
+def test_a_random_graph_of_step_neurons_learns():
+    points = example("step_graph").differences("erdos_renyi", 20, epochs=8)
+    error = statistics.stdev(points) / len(points) ** 0.5
+    assert statistics.mean(points) - 3 > 5 * error
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)

@@ -303,3 +303,14 @@ def test_cuda_equals_cpu(rule, tmp_path):
     assert distance(mg.compile(network, rule(), dtype=torch.float64).load(tmp_path / "state"), after) < 1e-10
     with pytest.raises(mg.InputError, match="cuda"):
         cuda.step(two, x, t)
+
+
+def test_networkx_keeps_every_arrow_of_a_pair():
+    network = mg.Network()
+    network.input("x", 3), network.unit("h", 3, "tanh")
+    network.connect("x", "h", "identity"), network.connect("x", "h", "identity")
+    network.unit("y", 2), network.connect("h", "y"), network.loss("y", "l2")
+    graph = mg.compile(network, Backprop()).graph
+    drawn = graph.to_networkx()
+    assert drawn.number_of_edges() == len(graph.all_arrows())
+    assert {"forward:pre", "forward:pre#1"} <= {key for *_, key in drawn.edges(keys=True)}
