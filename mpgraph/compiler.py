@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from .agent import Channel
 from .aggregation import aggregated
@@ -25,8 +25,8 @@ from .graph import AgentGraph
 from .kinds import Kind
 from .lazyview import LazyView
 from .losses import Loss
-from .nodes import AgentNode, Arrow, layout
-from .optimizer import Optimizer
+from .nodes import AgentNode, Arrow, keeper, layout
+from .parameters import replaced
 from .recorder import Recorder, identifier
 
 
@@ -84,26 +84,6 @@ def compile_passes(
     return Compiled(module, trace.noise, trace.recorder.notes, trace.flat, trace.still, True in used, tuple(passes))
 
 
-def declare_optimizers(graph: AgentGraph, modules: nn.Module, dtype: torch.dtype) -> None:
-    """Give the channels of inner optimisers to the nodes whose rule hands them a signal, and to no others.
-
-    Which those are only the rule's methods know, so they are run once with optimisers that do nothing.
-    """
-    if not any(isinstance(m, Optimizer) and m.channels() for m in graph.protocol.modules()):
-        return
-    descended: list[tuple[str, str]] = []
-    for phase in graph.protocol.phases or [None]:
-        trace = Trace(graph, dtype, dry=True)
-        with trace.parameters_of(modules):
-            trace.follow(graph.protocol.passes_of(phase))
-        descended += trace.descended
-    for name, channel in dict.fromkeys(descended):
-        optimizer = graph.protocol.optimizer_of(graph.nodes[name], channel)
-        added = optimizer.declare(channel, graph.channels[name])
-        for use in graph.uses[name]:
-            graph.channels[use] = {**graph.channels[use], **added}
-
-
 def _nodes(graph: AgentGraph, learning: bool) -> set[str]:
     """Nodes that take part; without learning, those that need no target."""
     if learning:
@@ -133,8 +113,6 @@ class Trace:
     noise: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
     flat: list[str] = field(default_factory=list)
     still: list[str] = field(default_factory=list)
-    dry: bool = False  # whether inner optimisers are only noted, in ``descended``, by node and channel
-    descended: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.recorder = Recorder(self.dtype, self.online)
@@ -160,7 +138,7 @@ class Trace:
             if node.kind in ("input", "target") and name in nodes:
                 self.values[name]["value"] = self.leaf(self.fed(node), (BATCH, *node.axes))
             for channel, declared in self.graph.channels[name].items():
-                if declared.kept and name == node.owner:
+                if declared.kept and name == keeper(node, declared):
                     local = tuple(Axis(f"k{n}", n, rank=1) for n in agent.size_of(declared))
                     holder = self.item(self.inputs["state"], name, name)
                     leaf = self.item(holder, channel, f"{channel}_{name}")
@@ -189,7 +167,7 @@ class Trace:
         kept = {
             channel: self.values[node.owner][channel].renamed({b: a for a, b in self._to_owner(node, declared).items()})
             for channel, declared in self.graph.channels[node.name].items()
-            if declared.kept
+            if declared.kept and keeper(node, declared) != node.name
         }
         return LazyView(self, node, pass_name, {**self.values[node.name], **kept})
 
@@ -197,26 +175,14 @@ class Trace:
         """A tensor that exists, as a value."""
         return Value(self.recorder, (), local).like(Factor(node, axes))
 
-    @contextmanager
-    def parameters_of(self, modules: nn.Module) -> Iterator[None]:
+    def parameters_of(self, modules: nn.Module) -> AbstractContextManager[None]:
         """Agents see lazy values where they have parameters and buffers, so that those are never baked in."""
-        slots = parameter_slots(modules)
-        known: dict[int, Value] = {}
-        before = []
-        for index, (store, name, label) in enumerate(slots):
-            tensor = store[name]
-            if id(tensor) not in known:
-                local = tuple(Axis(f"k{n}", n, rank=1) for n in tensor.shape)
-                leaf = self.item(self.inputs["parameters"], index, label)
-                known[id(tensor)] = self.leaf(leaf, local, local)
-            before.append((store, name, tensor))
-        try:
-            for store, name, tensor in before:
-                store[name] = known[id(tensor)]
-            yield
-        finally:
-            for store, name, tensor in before:
-                store[name] = tensor
+
+        def lazy(index: int, tensor: Tensor, label: str) -> Value:
+            local = tuple(Axis(f"k{n}", n, rank=1) for n in tensor.shape)
+            return self.leaf(self.item(self.inputs["parameters"], index, label), local, local)
+
+        return replaced(modules, lazy)
 
     # -- running updates ----------------------------------------------------------------------------------
 
@@ -254,7 +220,7 @@ class Trace:
         own = self.values[node.name] = dict(self.values[node.name])
         for channel, value in result._values.items():
             declared = channels.get(channel)
-            if declared is None or declared.extent == "fast":
+            if declared is None or not declared.kept or keeper(node, declared) == node.name != node.owner:
                 own[channel] = value
             elif value is not start._values[channel]:
                 wrote[channel] = value.renamed(self._to_owner(node, declared))
@@ -279,11 +245,8 @@ class Trace:
         self._written = {}
 
     def descend(self, view: Any, channel: str, signal: Value) -> Any:
-        """A step of the inner optimiser; while optimisers are still to declare their channels, only a note of it."""
+        """A step of the inner optimiser."""
         node = self.graph.nodes[view.node.owner]
-        if self.dry:
-            self.descended.append((node.name, channel))
-            return view
         if signal.is_zero:
             self.still.append(node.name)
         optimizer = self.graph.protocol.optimizer_of(node, channel)
@@ -452,15 +415,6 @@ class Trace:
         if isinstance(value, Each):
             raise ProtocolError(f"record: channel {channel!r} of {name!r} holds a value for each neighbour")
         return self.recorder.full(value, (BATCH, *self.graph.nodes[name].axes, *value.local))
-
-
-def parameter_slots(modules: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
-    """Every place that holds a parameter or buffer: (dictionary, key, readable name)."""
-    slots: list[tuple[dict[str, Any], str, str]] = []
-    for prefix, module in modules.named_modules():
-        for store in (module._parameters, module._buffers):
-            slots += [(store, n, f"{prefix}.{n}") for n, t in store.items() if t is not None]
-    return slots
 
 
 def _by_key(gather: Callable[..., Any], arrows: Sequence[Arrow], values: Sequence[Any], how: str) -> Any:

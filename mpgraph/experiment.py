@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .checks import usable
 from .data import Dataset
 from .errors import FileError
 from .network import Network
-from .program import Program, State, compile, usable
+from .program import Program, State, compile
 from .protocol import Protocol
 
 READOUT_ONLY = "readout_only"  # the floor: the same network with only its output connections trained

@@ -11,17 +11,19 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import checks, files
-from .checks import inside_transform
-from .compiler import Compiled, compile_passes, declare_optimizers, parameter_slots
+from .checks import inside_transform, usable
+from .compiler import Compiled, compile_passes
 from .errors import FlatUnitWarning, InputError, ProtocolError, unknown
 from .explain import readable, rows, table
 from .functionality import check_functions
 from .graph import AgentGraph
 from .keeping import Keeping, State
 from .network import Network
+from .parameters import parameter_slots
 from .phases import phase_of, phase_to_show
 from .protocol import Protocol
 from .regions import Regions
+from .rehearsal import declare_optimizers
 from .sealed import Sealed
 
 Batch = Tensor | Mapping[str, Tensor]
@@ -433,17 +435,3 @@ def compile(
         raise ProtocolError(f"{type(protocol).__name__}.rewrite must return a network, got {drawn!r}")
     check_functions(drawn, dtype, place)
     return Program(AgentGraph(drawn, protocol), place, dtype, checks)
-
-
-def usable(device: torch.device | str | None) -> torch.device:
-    """The device of that name; torch's default for ``None``.
-
-    Raises:
-        InputError: if there is none here.
-    """
-    try:
-        place = torch.device(device) if device is not None else torch.get_default_device()
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise InputError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return place

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +10,15 @@ import torch
 from torch import nn
 
 from .agent import Agent
-from .errors import MPGraphError, ProtocolError
+from .errors import ProtocolError
 from .network import Network
 from .nodes import AgentNode, Arrow
 from .optimizer import Optimizer
 from .protocol import Protocol
+from .rehearsal import message_shapes
 
 if TYPE_CHECKING:
     from .graph import AgentGraph
-
-Shapes = dict[str, set[torch.Size]]  # by arrow, the local shapes of its messages
 
 
 class Regions(Protocol):
@@ -30,14 +28,19 @@ class Regions(Protocol):
     order; the first that matches gives the rule whose agent serves the node and whose optimiser writes its channels.
     ``mg.compile(network, {...})`` takes the dictionary as it is.
 
+    An agent takes part in every pass for which it has methods, whichever rule the pass comes from.
+
     Args:
         rules: a protocol for each pattern. The last is usually ``"*"``, to which belongs whatever no other names.
+        passes: the schedule; by default that of the rule with most passes, in which those of all others must occur in
+            their order.
 
     Raises:
-        ProtocolError: for rules that do not run through the same passes, or treat biases differently.
+        ProtocolError: for rules whose passes come in another order or whose phases differ, or that treat biases
+            differently.
     """
 
-    def __init__(self, rules: Mapping[str, Protocol]) -> None:
+    def __init__(self, rules: Mapping[str, Protocol], *, passes: Sequence[str] | None = None) -> None:
         super().__init__()
         if not rules:
             raise ProtocolError('Regions: no rules; give one for each pattern of names, {"h1": RuleA(), "*": RuleB()}')
@@ -47,11 +50,16 @@ class Regions(Protocol):
         self.patterns = tuple(rules)
         self.rules = nn.ModuleDict({_key(pattern): rule for pattern, rule in rules.items()})
         first = self.parts[0]
-        for asked in ("passes", "phases", "bias"):
+        for asked in ("phases", "bias"):
             if any(getattr(rule, asked) != getattr(first, asked) for rule in rules.values()):
-                told = "; ".join(f"{p!r}: {r!r} has {getattr(r, asked)!r}" for p, r in rules.items())
-                raise ProtocolError(f"Regions: rules of one network must agree on {asked}, but {told}")
-        self.passes, self.phases, self.bias = first.passes, first.phases, first.bias
+                raise ProtocolError(f"Regions: rules of one network must agree on {asked}, but {self._have(asked)}")
+        self.passes = tuple(passes or max((rule.passes for rule in self.parts), key=len))
+        if not all(_occurs(rule.passes, self.passes) for rule in self.parts):
+            raise ProtocolError(
+                f"Regions: the passes of each rule must occur in {self.passes} in their order, but "
+                f"{self._have('passes')}. Give a schedule that serves all: Regions(..., passes=(...))"
+            )
+        self.phases, self.bias = first.phases, first.bias
         self.source = "\n".join(dict.fromkeys(rule.source for rule in self.parts))
 
     @property
@@ -126,12 +134,16 @@ class Regions(Protocol):
         wide = any(graph.agents[n].size_of(c) for n, channels in graph.channels.items() for c in channels.values())
         if not crossing or not wide:  # every number is a single one, so they fit
             return
-        alone = {rule: _shapes(graph.network, rule) for rule in self.parts}
+        alone = {rule: message_shapes(graph.network, rule) for rule in self.parts}
         for arrow in crossing:
             rules = self.rule_of(arrow.source), self.rule_of(arrow.target)
             sent, heard = (alone[rule].get(str(arrow), set()) for rule in rules)
             if sent and heard and sent != heard:
                 raise ProtocolError(_misfit(arrow, rules, sent, heard))
+
+    def _have(self, attribute: str) -> str:
+        given = ((pattern, self.rules[_key(pattern)]) for pattern in self.patterns)
+        return "; ".join(f"{pattern!r}: {rule!r} has {getattr(rule, attribute)!r}" for pattern, rule in given)
 
     def _listed(self) -> str:
         return ", ".join(map(repr, self.patterns))
@@ -147,27 +159,10 @@ def _key(pattern: str) -> str:
     return f"{key}/" if hasattr(nn.ModuleDict, key) else key
 
 
-def _shapes(network: Network, rule: Protocol) -> Shapes:
-    """Local shapes of the messages of every arrow if the rule served the whole network; none where it cannot."""
-    from .compiler import Trace
-    from .graph import AgentGraph
-
-    found: Shapes = {}
-    try:
-        rule = copy.deepcopy(rule)  # one that makes an agent for each node must not keep those of other regions
-        graph = AgentGraph(network, rule)
-        trace = Trace(graph, torch.get_default_dtype(), dry=True)
-        with trace.parameters_of(nn.ModuleList([rule, *dict.fromkeys(graph.agents.values())])):
-            trace.follow(rule.all_passes)
-        for index, name in enumerate(rule.all_passes):
-            for arrows in graph.arrows[name].values():
-                for arrow in (a for bag in arrows.values() for a in bag):
-                    message = trace.delivered(index, arrow)
-                    parts = message.values() if isinstance(message, dict) else [message]
-                    found[str(arrow)] = {part.shape for part in parts}
-    except (MPGraphError, RuntimeError):  # it cannot serve the whole network: what is known until here must do
-        pass
-    return found
+def _occurs(part: Sequence[str], whole: Sequence[str]) -> bool:
+    """Whether all of ``part`` stands in ``whole``, in this order."""
+    rest = iter(whole)
+    return all(name in rest for name in part)
 
 
 def _misfit(arrow: Arrow, rules: tuple[Protocol, Protocol], sent: set[torch.Size], heard: set[torch.Size]) -> str:

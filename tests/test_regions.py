@@ -4,12 +4,14 @@ import pytest
 import torch
 from graphs import GRAPHS, batch
 from reference import distance, randomised
-from rules import TwoStates
+from rules import States, TwoStates, TwoStateSynapse
+from torch import nn
 
 import mpgraph as mg
-from mpgraph import Agent, interpreter
+from mpgraph import Agent, carry, fast, interpreter, slow
 from mpgraph.architectures import mlp, recurrent
 from mpgraph.protocols import Backprop, DirectFeedbackAlignment, FeedbackAlignment
+from mpgraph.protocols.backprop import Weight
 
 
 @pytest.fixture
@@ -111,8 +113,8 @@ def test_meta_parameters_of_all_rules_are_named(double):
 def test_rewrites_come_one_after_the_other():
     class Named(Backprop):
         def rewrite(self, network):
-            network.unit(f"z{len(network.units)}", 2)
-            network.connect("x", f"z{len(network.units) - 1}")
+            name = network.unit(f"z{len(network.units)}", 2)
+            network.connect("x", name), network.connect(name, "y")
             return network
 
     program = mg.compile(mlp([5, 4, 3]), {"h1": Named(), "*": Named()})
@@ -130,8 +132,8 @@ class Between(Backprop):
     bias = "between"
 
 
-class Short(Backprop):
-    passes = ("forward", "learn")
+class Early(Backprop):
+    passes = ("learn", "forward", "backward")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,7 @@ class Short(Backprop):
         ({"h3": Backprop(), "hidden*": Backprop(), "*": Backprop()}, ["no node matches 'h3', 'hidden\\*'", "h1->h2"]),
         ({"*": Backprop(), "h1": Backprop()}, ["'h1'", "earlier patterns", "first match wins"]),
         ({"h*": Backprop(), "x*": Backprop()}, ["no pattern matches node 'y'", "'h\\*', 'x\\*'", 'others: "\\*"']),
-        ({"h1": Short(), "*": Backprop()}, ["agree on passes", "'h1': Short", "'forward', 'learn'"]),
+        ({"h1": Early(), "*": Backprop()}, ["occur in .'learn'", "'h1': Early", "'forward', 'backward', 'learn'"]),
         ({"h1": Between(), "*": Backprop()}, ["agree on bias", "'between'", "'beside'"]),
         ({"h1": Backprop, "*": Backprop()}, ["'h1'", "not a pattern of names and a protocol"]),
         ({}, ["no rules"]),
@@ -152,10 +154,19 @@ def test_refused(rules, words):
     refuses(rules, *words)
 
 
+class LocalSynapse(TwoStateSynapse):
+    """Learns from what it heard, so that its neighbours need not answer."""
+
+    def learn_update(self, s):
+        return s.set(w=0.9 * s.w + 0.1 * s.examples(s.a * s.b))
+
+
 class Wide(TwoStates):
     """Two numbers a message."""
 
-    passes = Backprop.passes
+    def __init__(self, k):
+        super().__init__(k)
+        self.agents["weight"] = LocalSynapse(States(k), k)
 
 
 @pytest.mark.parametrize("wide", ["x->h1", "h1", "h1->h2"])
@@ -168,3 +179,115 @@ def test_rules_of_one_kind_and_another_width():
     refuses({"x": Wide(2), "x->h1": Wide(2), "*": Wide(3)}, r"\(2,\)", r"\(3,\)", network=network)
     program = mg.compile(network, {"x": Wide(2), "*": Wide(2)})
     assert program.init()["x->h1"]["w"].shape == (4, 3, 2)
+
+
+class Learned(nn.Module):
+    """A learned rule's network: what a synapse does with what it remembers, hears and is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.Linear(4, 2)
+
+
+class LearnedSynapse(Agent):
+    """Two memories for each example; single numbers as messages, so that it can live under any rule."""
+
+    w, memory, x, e = slow(init=mg.xavier_uniform), carry(2), fast(), fast()
+
+    def __init__(self):
+        super().__init__()
+        self.learned = Learned()
+        generator = torch.Generator().manual_seed(1)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) / 2
+
+    def forward_update(self, s, pre):
+        return s.set(x=pre)
+
+    def forward_message(self, s):
+        return s.w * s.x
+
+    def backward_update(self, s, post):
+        return s.set(e=post, memory=torch.tanh(self.learned.cell(torch.cat([s.memory, torch.stack([post, s.x])]))))
+
+    def backward_message(self, s):
+        return s.memory[1] * s.e
+
+    def learn_update(self, s):
+        return s.set(w=s.w - 0.1 * s.examples(s.memory[0] * s.x))
+
+
+def test_a_learned_rule_below_and_gradient_descent_on_top(problem, double):
+    x, y, generator = problem
+    rule = mg.Protocol(weight=LearnedSynapse())
+    program = mg.compile(mlp([5, 6, 4, 3]), {"x->h1": rule, "h1->h2": rule, "*": Backprop(0.1)})
+    state = randomised(program.init(batch_size=7), generator)
+    w = {name: channels["w"] for name, channels in state.items() if "w" in channels}
+    h1 = torch.tanh(x @ w["x->h1"].T + w["h1.bias"])
+    h2 = torch.tanh(h1 @ w["h1->h2"].T + w["h2.bias"])
+    e = torch.softmax(h2 @ w["h2->y"].T + w["y.bias"], -1) - torch.nn.functional.one_hot(y, 3)
+    e2 = (e @ w["h2->y"]) * (1 - h2**2)
+    pairs = torch.stack([e2[:, :, None].expand(7, 4, 6), h1[:, None, :].expand(7, 4, 6)], -1)
+    memory = torch.tanh(rule.agents["weight"].learned.cell(torch.cat([state["h1->h2"]["memory"], pairs], -1)))
+    after, _ = program.step(state, x, y)
+    torch.testing.assert_close(after["h2->y"]["w"], w["h2->y"] - 0.1 * e.T @ h2 / 7)
+    torch.testing.assert_close(after["h2.bias"]["w"], w["h2.bias"] - 0.1 * e2.mean(0))
+    torch.testing.assert_close(after["h1->h2"]["memory"], memory)
+    learned = w["h1->h2"] - 0.1 * (memory[..., 0] * h1[:, None, :]).mean(0)
+    torch.testing.assert_close(after["h1->h2"]["w"], learned)
+    meaning, _ = interpreter.step(program, state, {"x": x}, {"y": torch.eye(3)[y]})
+    assert distance(after, meaning) < 1e-12
+
+
+class Aside(Backprop):
+    """Looks at what it wrote, in a pass of its own."""
+
+    passes = ("forward", "backward", "learn", "look")
+
+    def __init__(self):
+        super().__init__(weight=Looking())
+
+
+class Looking(Weight):
+    seen = slow()
+
+    def look_update(self, s):
+        return s.set(seen=s.w)
+
+
+def test_passes_of_one_rule_may_be_fewer(problem):
+    x, y, _ = problem
+    program = mg.compile(mlp([5, 4, 3]), {"x->h1": Aside(), "*": Backprop(0.1)}, dtype=torch.float64)
+    assert program.protocol.passes == Aside.passes
+    alone = mg.compile(mlp([5, 4, 3]), Backprop(0.1), dtype=torch.float64)
+    (after, _), (plain, _) = (p.step(p.init(), x, y) for p in (program, alone))
+    assert torch.equal(after["x->h1"]["seen"], plain["x->h1"]["w"])
+    assert all(torch.equal(after[name]["w"], plain[name]["w"]) for name in plain if name != "program")
+
+
+class Before(Backprop):
+    """As the other, but looks before it learns."""
+
+    passes = ("forward", "backward", "notice", "learn")
+
+    def __init__(self):
+        super().__init__(weight=Noticing())
+
+
+class Noticing(Weight):
+    seen = slow()
+
+    def notice_update(self, s):
+        return s.set(seen=s.w)
+
+
+def test_a_schedule_for_rules_that_need_different_passes(problem):
+    x, y, _ = problem
+    rules = {"x->h1": Before(), "*": Aside()}
+    refuses(rules, "in their order", "'notice'", "'look'", r"passes=\(", network=mlp([5, 4, 3]))
+    passes = ("forward", "backward", "notice", "learn", "look")
+    program = mg.compile(mlp([5, 4, 3]), mg.Regions(rules, passes=passes), dtype=torch.float64)
+    before = program.init()
+    after, _ = program.step(before, x, y)
+    assert torch.equal(after["x->h1"]["seen"], before["x->h1"]["w"])
+    assert torch.equal(after["h1->y"]["seen"], after["h1->y"]["w"])
