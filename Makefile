@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint types documents wheel benchmarks
+.PHONY: demo test lint types documents matrix wheel benchmarks
 
 demo: $(VENV)/ready
 	$(BIN)/mpgraph compare --task digits --protocols backprop,feedback_alignment --seeds 3 --out results
@@ -20,6 +20,9 @@ types: $(VENV)/ready
 
 documents: $(VENV)/ready
 	$(BIN)/python docs/run_blocks.py README.md docs/*.md
+
+matrix: $(VENV)/ready
+	$(BIN)/python tests/matrix.py
 
 wheel: $(VENV)/ready
 	$(BIN)/python -m build --outdir dist
