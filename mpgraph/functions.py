@@ -34,6 +34,7 @@ POINTWISE = frozenset(
         "clip",
         "cos",
         "cosh",
+        "detach",
         "elu",
         "erf",
         "erfc",
@@ -180,6 +181,10 @@ def _div(recorder: Recorder, one: Any, two: Any) -> Value:
     if isinstance(two, (int, float)):
         return recorder.coerce(one) * (1.0 / two)
     one, two = recorder.coerce(one), recorder.coerce(two)
+    if len(two.terms) == 1 and not two.terms[0].factors:  # a number, or one times a power of the batch size
+        number = two.terms[0]
+        inverse = number._replace(coefficient=1.0 / number.coefficient, power=-number.power)
+        return one * Value(recorder, (inverse,), two.local)
     if not set(two.axes) - set(one.axes) and not set(one.axes) - set(two.axes):
         return recorder.pointwise(torch.div, (one, two))
     return one * recorder.pointwise(torch.reciprocal, (two,))

@@ -1,0 +1,125 @@
+"""The agents around synapses that learn from activity and error at both of their ends.
+
+    observe     a unit settles what its activity is to synapses; an output hears that from its loss
+    meet        every unit tells the synapses on both sides its activity and error
+    recall      a synapse sends w y_j back to i, which sums r_i = sum_j w_ji y_j for each of its connections
+    learn       i hands r_i back to the synapses
+
+Rules of this family run the passes ``PASSES``; what a rule does not use is never computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mpgraph as mg
+from mpgraph import Agent, fast
+
+PASSES = ("forward", "backward", "observe", "meet", "recall", "learn")
+
+
+class Neighbour(Agent):
+    """Mixin of everything that synapses come from or go to."""
+
+    aggregate = {"recall:post": "each", "observe:post": "mean"}  # noqa: RUF012
+    activity, total, e, r = fast(), fast(), fast(), fast()
+
+    def observe_update(self, s: mg.View, post: Any = None) -> mg.View:
+        """y as synapses see it: its own, or of an output what the loss makes of it."""
+        activity = self.forward_message(s) if post is None else post
+        return s.set(activity=activity, total=s.peers(activity))
+
+    def forward_message(self, s: mg.View) -> Any:
+        """Its own activity."""
+        raise NotImplementedError
+
+    def meet_message(self, s: mg.View) -> Any:
+        """Activity and error, to the synapses on both sides."""
+        return {"y": s.activity, "sum": s.total, "e": s.e}
+
+    def recall_update(self, s: mg.View, post: Any = None) -> mg.View:
+        """r = W'y of each connection above."""
+        return s if post is None else s.set(r=post)
+
+    def learn_message(self, s: mg.View) -> Any:
+        """To each connection its own."""
+        return s.r
+
+
+class Unit(mg.UnitAgent, Neighbour):
+    """A unit."""
+
+
+class BatchNorm(mg.BatchNormAgent, Neighbour):
+    """A batch normalisation."""
+
+
+class Operation(mg.OperationAgent, Neighbour):
+    """An operation; its own error is what reaches its result."""
+
+    aggregate = {**Neighbour.aggregate, **mg.OperationAgent.aggregate}  # noqa: RUF012
+    back = fast()
+
+    def backward_update(self, s: mg.View, post: Any) -> mg.View:
+        """Its error, and what that means for each operand."""
+        return s.set(e=post, back=s.pull(post, s.z, out=s.y))
+
+    def backward_message(self, s: mg.View) -> Any:
+        """To each operand its own."""
+        return s.back
+
+
+class Input(Neighbour):
+    """An input; ``slope`` maps its value to the derivative that its error is multiplied by."""
+
+    value = fast()
+
+    def __init__(self, slope: Callable[[Any], Any] | None = None) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def forward_message(self, s: mg.View) -> Any:
+        """The value."""
+        return s.value
+
+    def backward_update(self, s: mg.View, post: Any = 0.0) -> mg.View:
+        """e_0 = B e_1 * slope."""
+        return s.set(e=post if self.slope is None else post * self.slope(s.value))
+
+
+class One(Neighbour):
+    """The number one, from which biases are synapses."""
+
+    def forward_message(self, s: mg.View) -> Any:
+        """One."""
+        return 1.0
+
+    def backward_update(self, s: mg.View) -> mg.View:
+        """No error."""
+        return s.set(e=0.0)
+
+
+class Loss(mg.LossAgent):
+    """Tells an output what it takes it for: softmax probabilities, if it compares logits by cross-entropy."""
+
+    def observe_message(self, s: mg.View) -> Any:
+        """t + dL/dz, the prediction of which the error is the distance from the target."""
+        return s.t + s.e
+
+
+def neighbours(surrogate: str | None = None, slope: Callable[[Any], Any] | None = None) -> dict[str, Agent]:
+    """An agent of these for each kind of node.
+
+    Args:
+        surrogate: activation whose derivative stands in for units that have none.
+        slope: of inputs, see :class:`Input`.
+    """
+    return {
+        "unit": Unit(surrogate),
+        "batchnorm": BatchNorm(),
+        "operation": Operation(),
+        "input": Input(slope),
+        "constant": One(),
+        "loss": Loss(),
+    }
