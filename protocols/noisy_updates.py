@@ -1,0 +1,40 @@
+"""Noisy updates: how robust is a rule?
+
+Kunin et al. (2020), "Two routes to scalable credit assignment without weight symmetry", ICML, section 5, Fig. 5. After
+every step of an inner optimiser Gaussian noise is added to what it wrote, scaled by the learning rate, as in the
+published code: past the optimiser's averages, so that Adam does not shrink it.
+
+    b <- step(b) + lr N(0, sigma^2)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mpgraph as mg
+
+
+class NoisyUpdates(mg.Optimizer):
+    """An inner optimiser whose steps are noisy: ``SymmetricAlignment(feedback_optimizer=NoisyUpdates(mg.SGD(0.1)))``.
+
+    Args:
+        optimizer: whose steps; its learning rate scales the noise.
+        sigma: standard deviation of the noise, in units of the gradient.
+    """
+
+    def __init__(self, optimizer: Any, sigma: float = 0.01) -> None:
+        super().__init__()
+        self.optimizer, self.sigma, self.rereads = optimizer, sigma, optimizer.rereads
+
+    def channels(self) -> dict[str, mg.Channel]:
+        """Those of the optimiser."""
+        return self.optimizer.channels()
+
+    def update(self, s: mg.View, channel: str, signal: Any) -> mg.View:
+        """The optimiser's step, then noise."""
+        s = self.optimizer.update(s, channel, signal)
+        return s.set(**{channel: getattr(s, channel) + self.optimizer.lr * self.sigma * s.normal(per="agent")})
+
+    def extra_repr(self) -> str:
+        """Arguments, for ``repr``."""
+        return f"{self.optimizer!r}, sigma={self.sigma:g}"
