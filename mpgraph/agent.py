@@ -85,11 +85,10 @@ class Agent(Sealed):
 
     aggregate: dict[str, str] = {}  # noqa: RUF012 - overridden whole, never changed
 
-    @classmethod
-    def channels(cls) -> dict[str, Channel]:
-        """Channels by name, those of base classes first."""
+    def channels(self) -> dict[str, Channel]:
+        """Channels by name, those of base classes first. Override to add some that depend on arguments."""
         found: dict[str, Channel] = {}
-        for base in reversed(cls.__mro__):
+        for base in reversed(type(self).__mro__):
             found.update({k: v for k, v in vars(base).items() if isinstance(v, Channel)})
         return found
 

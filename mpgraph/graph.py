@@ -39,7 +39,7 @@ class AgentGraph:
 
     def __init__(self, network: Network, protocol: Protocol) -> None:
         self.network, self.protocol = network, protocol
-        placement = Placement(network, protocol.bias)
+        placement = Placement(network, protocol.bias, protocol.link)
         self.nodes, self.links = placement.nodes, placement.links
         self.agents: dict[str, Agent] = {name: protocol.agent(node) for name, node in self.nodes.items()}
         for name, node in self.nodes.items():  # uses of one node are one agent
@@ -80,7 +80,7 @@ class AgentGraph:
                     raise ProtocolError(f"{type(agent).__name__}.aggregate: " + unknown("role", role, roles))
         drawn = {kind for node in self.nodes.values() for kind in node.kinds}
         for part in self.protocol.parts:
-            known = {"weight", "input_weight", "bias", "unit", "output", *part.own, *_names_of(Kind), *drawn}
+            known = {"weight", "input_weight", "bias", "link", "unit", "output", *part.own, *_names_of(Kind), *drawn}
             for kind in part.agents:
                 if kind not in known:
                     name = type(part).__name__

@@ -118,6 +118,19 @@ class Sigmoid(Kind):
         return aten.sigmoid_backward.default(e, y)  # e * y * (1 - y)
 
 
+class Softmax(Kind):
+    """y_i = exp(z_i) / sum_j exp(z_j), over the last dimension of the population."""
+
+    over = "node"
+    inline = True
+
+    def apply(self, z: Tensor) -> Tensor:  # noqa: D102
+        return torch.softmax(z, -1)
+
+    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+        return aten._softmax_backward_data.default(e, y, -1, e.dtype)  # y * (e - sum_j e_j y_j)
+
+
 class ReLU(Kind):
     """y = max(z, 0), with derivative 0 at 0."""
 
@@ -244,6 +257,7 @@ ACTIVATIONS: dict[str, Callable[[], Kind]] = {
     "identity": Identity,
     "tanh": Tanh,
     "sigmoid": Sigmoid,
+    "softmax": Softmax,
     "relu": ReLU,
     "softplus": Softplus,
     "step": Step,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .errors import NetworkError, unknown
+from .kinds import Kind, Sigmoid, Softmax
 from .registry import lookup
 
 
@@ -40,6 +41,14 @@ class Loss:
         loss, back = torch.func.vjp(lambda z: self.apply(z, t), z)  # type: ignore[misc]
         return back(torch.ones_like(loss))[0]
 
+    def split(self) -> tuple[Kind, Loss] | None:
+        """The inverse link function and the loss of what it returns, if ``apply`` is one after the other.
+
+        So generalised linear models are written (Nelder and Wedderburn, 1972): cross-entropy of logits is a softmax
+        and the negative log-likelihood of its probabilities. See ``Protocol.link``.
+        """
+        return None
+
     def problem(self, t: Tensor) -> str | None:
         """What is wrong with the values of targets ``(batch, *axes)``, if anything."""
         return None
@@ -63,6 +72,9 @@ class CrossEntropy(Loss):
     def gradient(self, z: Tensor, t: Tensor) -> Tensor:  # noqa: D102
         return torch.softmax(z, -1) - t
 
+    def split(self) -> tuple[Kind, Loss]:  # noqa: D102
+        return Softmax(), NegativeLogLikelihood()
+
     def problem(self, t: Tensor) -> str | None:  # noqa: D102
         off = float((t.sum(-1) - 1.0).abs().max())
         return None if off < 1e-3 else f"targets must sum to one over the classes; one is off by {off:.3g}"
@@ -82,6 +94,47 @@ class SigmoidCrossEntropy(Loss):
 
     def gradient(self, z: Tensor, t: Tensor) -> Tensor:  # noqa: D102
         return torch.sigmoid(z) - t
+
+    def split(self) -> tuple[Kind, Loss]:  # noqa: D102
+        return Sigmoid(), BinaryCrossEntropy()
+
+
+class NegativeLogLikelihood(Loss):
+    """``-sum_i t_i log p_i`` of probabilities."""
+
+    inline = True
+
+    @property
+    def name(self) -> str:  # noqa: D102
+        return "negative_log_likelihood"
+
+    def apply(self, z: Tensor, t: Tensor) -> Tensor:  # noqa: D102
+        return torch.sum((torch.log(_positive(z)) * t).flatten(1), 1).neg()
+
+    def gradient(self, z: Tensor, t: Tensor) -> Tensor:  # noqa: D102
+        return torch.div(t, _positive(z)).neg()
+
+
+class BinaryCrossEntropy(Loss):
+    """``-sum_i t_i log p_i + (1 - t_i) log(1 - p_i)`` of probabilities."""
+
+    inline = True
+
+    @property
+    def name(self) -> str:  # noqa: D102
+        return "binary_cross_entropy"
+
+    def apply(self, z: Tensor, t: Tensor) -> Tensor:  # noqa: D102
+        likely = torch.log(_positive(z)) * t + torch.log(_positive(1.0 - z)) * (1.0 - t)
+        return torch.sum(likely.flatten(1), 1).neg()
+
+    def gradient(self, z: Tensor, t: Tensor) -> Tensor:  # noqa: D102
+        return torch.div(1.0 - t, _positive(1.0 - z)) - torch.div(t, _positive(z))
+
+
+def _positive(p: Tensor) -> Tensor:
+    """Probabilities that have a logarithm: one that underflowed to zero counts as the smallest number."""
+    return torch.clamp(p, min=1e-30)
 
 
 class L2(Loss):
@@ -111,6 +164,8 @@ class L1(Loss):
 LOSSES: dict[str, Callable[[], Loss]] = {
     "cross_entropy": CrossEntropy,
     "sigmoid_cross_entropy": SigmoidCrossEntropy,
+    "negative_log_likelihood": NegativeLogLikelihood,
+    "binary_cross_entropy": BinaryCrossEntropy,
     "l2": L2,
     "l1": L1,
 }

@@ -397,8 +397,10 @@ class Network:
             raise NetworkError(
                 f"{name!r} cannot name a node: use a non-empty string without '->' or '@', not {', '.join(RESERVED)}"
             )
-        if name.endswith((".bias", ".target")):
-            raise NetworkError(f"{name!r}: names that end in .bias and .target are those of biases and targets")
+        if name.endswith((".bias", ".target", ".link")):
+            raise NetworkError(
+                f"{name!r}: names that end in .bias, .target and .link are those of biases, targets and links"
+            )
         if name in self.units or name in self.losses:
             raise NetworkError(f"there is already a node called {name!r}; names are unique")
 

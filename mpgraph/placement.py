@@ -22,6 +22,7 @@ class Placement:
     Args:
         network: what was drawn.
         bias: whether a bias is a weight from the number one (``beside``) or an agent after the sum (``between``).
+        link: whether a loss of logits is one agent (``within``) or two, its softmax or sigmoid first (``between``).
 
     Attributes:
         nodes: by name.
@@ -31,9 +32,9 @@ class Placement:
         NetworkError: for a network that no rule could run.
     """
 
-    def __init__(self, network: Network, bias: str) -> None:
+    def __init__(self, network: Network, bias: str, link: str = "within") -> None:
         check(network)
-        self.network, self.bias = network, bias
+        self.network, self.bias, self.link = network, bias, link
         self.nodes: dict[str, AgentNode] = {}
         self.links: list[Link] = []
         self._into: dict[str, AgentNode] = {}  # where the messages of a unit's connections go
@@ -110,9 +111,14 @@ class Placement:
         target = self.nodes.get(f"{pre}.target")
         if target is None:
             target, _ = self._copy(f"{pre}.target", "target", self.nodes[pre])
-        node, names = self._copy(name, "loss", self.nodes[pre], function=loss)
+        below, parts = self.nodes[pre], loss.split() if self.link == "between" else None
+        if parts is not None:
+            kind, loss = parts
+            below, names = self._copy(f"{name}.link", "link", below, function=kind, kinds=(kind.name, "link", "unit"))
+            self.links.append(Link(self.nodes[pre], below, names))
+        node, names = self._copy(name, "loss", below, function=loss)
         self._into[name] = node
-        self.links.append(Link(self.nodes[pre], node, names))
+        self.links.append(Link(below, node, names))
         self.links.append(Link(target, node, dict(zip(target.axes, node.axes, strict=True)), role="target"))
 
     def _operands(self, unit: Unit, tick: int) -> None:

@@ -30,7 +30,7 @@ class Protocol(Sealed):
         optimizer: writes the channels that agents hand to ``s.descend``; plain gradient descent at 0.1 by default.
         optimizers: others, for channels of a name: ``{"b": mg.SGD(0.01)}``.
         agents: an agent for each kind of node: ``weight``, ``bias``, ``unit``, ``output``, ``loss``, ``input``,
-            ``target``, ``constant``, ``operation``, or the class name of a user's own :class:`mpgraph.Kind` in
+            ``target``, ``constant``, ``operation``, ``link``, or the class name of a user's own :class:`mpgraph.Kind` in
             lower case. Biases and weights from inputs (``input_weight``: no error goes back through them) default to
             the weight's agent, outputs and own kinds to the unit's, everything else to the engine's own.
 
@@ -40,12 +40,15 @@ class Protocol(Sealed):
             to a function of its own; :meth:`phase` says whose turn it is.
         bias: ``"beside"`` makes a bias a weight from the number one; ``"between"`` an agent between the sum and
             the unit.
+        link: ``"within"`` leaves a loss of logits one agent; ``"between"`` puts an agent of the kind ``link`` for its
+            softmax or sigmoid (:meth:`Loss.split`) between the output and the loss, which then hears probabilities.
         source: where the rule was published, as BibTeX; see :func:`cite`.
     """
 
     passes: tuple[str, ...] = ("forward", "backward", "learn")
     phases: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     bias: Literal["beside", "between"] = "beside"
+    link: Literal["within", "between"] = "within"
     source: str = ""
 
     def __init__(

@@ -50,7 +50,7 @@ class Regions(Protocol):
         self.patterns = tuple(rules)
         self.rules = nn.ModuleDict({_key(pattern): rule for pattern, rule in rules.items()})
         first = self.parts[0]
-        for asked in ("phases", "bias"):
+        for asked in ("phases", "bias", "link"):
             if any(getattr(rule, asked) != getattr(first, asked) for rule in rules.values()):
                 raise ProtocolError(f"Regions: rules of one network must agree on {asked}, but {self._have(asked)}")
         self.passes = tuple(passes or max((rule.passes for rule in self.parts), key=len))
@@ -59,7 +59,7 @@ class Regions(Protocol):
                 f"Regions: the passes of each rule must occur in {self.passes} in their order, but "
                 f"{self._have('passes')}. Give a schedule that serves all: Regions(..., passes=(...))"
             )
-        self.phases, self.bias = first.phases, first.bias
+        self.phases, self.bias, self.link = first.phases, first.bias, first.link
         self.source = "\n".join(dict.fromkeys(rule.source for rule in self.parts))
 
     @property
