@@ -48,5 +48,6 @@ from .protocol import learnable as learnable
 from .protocol import list_protocols as list_protocols
 from .protocol import make_protocol as make_protocol
 from .regions import Regions as Regions
+from .saved import load_protocol as load_protocol
 
 __version__ = "0.1.0"

@@ -21,6 +21,7 @@ from .network import Network
 from .program import compile
 from .protocol import Protocol, list_protocols
 from .registry import lookup
+from .saved import load_protocol
 
 
 class Task(NamedTuple):
@@ -70,7 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     task.add_argument("--device", help="where to run, for example cuda (default: torch's)")
 
     compare = commands.add_parser("compare", parents=[task], help="train rules side by side on real data")
-    compare.add_argument("--protocols", type=_names, default=["backprop", "feedback_alignment"], metavar="A,B")
+    compare.add_argument(
+        "--protocols",
+        type=_names,
+        default=["backprop", "feedback_alignment"],
+        metavar="A,B",
+        help="names as `mpgraph protocols` lists them; name:FOLDER for a rule that was saved",
+    )
     compare.add_argument("--seeds", type=_positive, default=3, metavar="N", help="runs of each rule (default: 3)")
     compare.add_argument("--epochs", type=_positive, help="passes over the training set (default: by task)")
     compare.add_argument("--batch", type=_positive, default=32, help="examples in a step (default: 32)")
@@ -191,10 +198,21 @@ def _network(options: argparse.Namespace) -> Network:
 
 
 def _maker(name: str, options: argparse.Namespace) -> Callable[[], Protocol]:
-    """A function that makes the rule with those of the options that it takes."""
+    """A function that makes the rule with those of the options that it takes, or reads it, as ``name:FOLDER``."""
+    name, colon, folder = name.partition(":")
     cls = lookup("mpgraph.protocols", "backprop" if name == experiment.READOUT_ONLY else name)
     if cls is None:
         raise InputError(unknown("protocol", name, list_protocols()))
+    if colon:
+        found = load_protocol(folder)
+        if type(found) is not cls:
+            raise FileError(f"{folder} holds a {type(found).__name__}, which is not {name}")
+        return lambda: load_protocol(folder)
+    if cls.random_defaults and options.run is _compare:
+        raise InputError(
+            f"{name} without a folder is a random draw of its numbers, which learns nothing. Meta-train a "
+            f'{cls.__name__}, write it with protocol.save("FOLDER"), and compare {name}:FOLDER'
+        )
     known = inspect.signature(cls).parameters
     given = {
         k: v for k, v in {"lr": options.lr, "surrogate": options.surrogate}.items() if k in known and v is not None

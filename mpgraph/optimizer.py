@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import sqrt
+from torch import Tensor, sqrt
 
 from .agent import Channel, View, common, slow
 from .errors import ProtocolError
@@ -175,7 +175,8 @@ class Adam(Optimizer):
 
 def _shown(optimizer: Optimizer, name: str) -> str:
     """A hyper-parameter as people write it."""
-    return f"{name}={float(getattr(optimizer, name)):g}"
+    number = getattr(optimizer, name)
+    return f"{name}={number.item() if isinstance(number, Tensor) else number:g}"
 
 
 def _is_zero(number: Any) -> bool:

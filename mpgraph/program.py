@@ -75,6 +75,8 @@ class Program(nn.Module):
         self.protocol = graph.protocol
         owned = set(self.protocol.modules())
         self.agents = nn.ModuleList([a for a in dict.fromkeys(graph.agents.values()) if a not in owned])
+        if self.protocol.waiting:
+            self.protocol.waiting.fill(self.protocol)
         self.to(device=device, dtype=dtype)
         network = graph.network
         self._inputs, self._outputs = network.inputs, network.outputs
@@ -119,7 +121,7 @@ class Program(nn.Module):
                 if not record and learning:
                     return self._function(phase=phase)
                 raise InputError("under torch.compile, call step with this record= once eagerly first")
-            passes = self.protocol.passes_of(phase) if learning else ("forward",)
+            passes = self.protocol.passes_of(phase) if learning else self.protocol.predict_passes
             self._compiled[key] = compile_passes(
                 self.graph, self, self.dtype, passes=passes, learning=learning, online=online, record=record
             )
@@ -147,12 +149,12 @@ class Program(nn.Module):
 
     def code_of(self, phase: str | None = None) -> str:
         """The generated torch code of one step of a phase, by default the first."""
-        return readable(self._function(phase=phase_to_show(self.protocol, phase)).module.code)
+        return readable(self._function(phase=phase_to_show(self.protocol, phase)).module)
 
     @property
     def predict_code(self) -> str:
         """The generated torch code of a prediction."""
-        return readable(self._function(learning=False).module.code)
+        return readable(self._function(learning=False).module)
 
     def explain(self, batch_size: int = 32, phase: str | None = None) -> str:
         """A table: for each arrow and update, what it became, with shapes, FLOPs and bytes at ``batch_size``.

@@ -21,6 +21,7 @@ from .sealed import Sealed
 
 if TYPE_CHECKING:
     from .graph import AgentGraph
+    from .saved import Waiting
 
 
 class Protocol(Sealed):
@@ -36,6 +37,7 @@ class Protocol(Sealed):
 
     Class attributes:
         passes: the schedule; names may repeat. A rule whose schedule depends on its arguments sets its own.
+        predict_passes: the schedule of a prediction; what it writes is discarded. More than one pass where units settle.
         phases: schedules by name, for a rule whose steps are not all alike (they replace ``passes``). Each is compiled
             to a function of its own; :meth:`phase` says whose turn it is.
         bias: ``"beside"`` makes a bias a weight from the number one; ``"between"`` an agent between the sum and
@@ -43,13 +45,18 @@ class Protocol(Sealed):
         link: ``"within"`` leaves a loss of logits one agent; ``"between"`` puts an agent of the kind ``link`` for its
             softmax or sigmoid (:meth:`Loss.split`) between the output and the loss, which then hears probabilities.
         source: where the rule was published, as BibTeX; see :func:`cite`.
+        random_defaults: whether the rule without arguments is a random draw, which learns nothing until it is
+            meta-trained.
     """
 
     passes: tuple[str, ...] = ("forward", "backward", "learn")
+    predict_passes: tuple[str, ...] = ("forward",)
     phases: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     bias: Literal["beside", "between"] = "beside"
     link: Literal["within", "between"] = "within"
     source: str = ""
+    random_defaults: bool = False
+    waiting: Waiting | None = None  # of a rule read from a file, what it has yet to make
 
     def __init__(
         self,
@@ -62,6 +69,7 @@ class Protocol(Sealed):
         for given in (optimizer, *(optimizers or {}).values()):
             if given is not None and not isinstance(given, Optimizer):
                 raise ProtocolError(f"{type(self).__name__}: optimizer must be an mg.Optimizer, got {given!r}")
+        self.record: dict[str, Any] = {}
         self.optimizer = optimizer or SGD()
         self.optimizers = nn.ModuleDict(optimizers or {})
         for kind, agent in agents.items():
@@ -136,6 +144,22 @@ class Protocol(Sealed):
     def name(self) -> str:
         """What results are filed under: the class and its arguments."""
         return f"{type(self).__name__}({self.extra_repr()})"
+
+    def save(self, folder: Any, record: Mapping[str, Any] | None = None) -> None:
+        """Write the rule into a folder: its tensors and how to make it. ``mg.load_protocol`` reads it again.
+
+        Args:
+            folder: made if need be; a rule that it holds is replaced, each file at once.
+            record: whatever is worth knowing, as JSON can hold it (how it was trained, what it reached); that of the
+                rule itself, ``protocol.record``, if not given.
+
+        Raises:
+            FileError: for an argument that no file can hold, a class that is not registered, a folder that cannot be
+                written.
+        """
+        from .saved import save_protocol
+
+        save_protocol(self, folder, record)
 
     def extra_repr(self) -> str:
         """Arguments, for ``repr``."""

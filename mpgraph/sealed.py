@@ -1,7 +1,8 @@
-"""Rules cannot change under a program that was compiled from them."""
+"""Parts of rules: they know what they were made with, and cannot change under a program compiled from them."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,22 @@ class Sealed(nn.Module):
     """A module whose numbers become constants of generated code: once compiled, setting one is an error."""
 
     _sealed = False
+    arguments: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Sealed:
+        """Note the arguments, by name: they and the tensors are what a file of the rule holds."""
+        made = super().__new__(cls)
+        signature = inspect.signature(cls.__init__)
+        try:
+            given = dict(signature.bind_partial(made, *args, **kwargs).arguments)
+        except TypeError:  # __init__ is about to say what is wrong
+            given = {}
+        given.pop(next(iter(signature.parameters)), None)  # self
+        for parameter in signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                given |= given.pop(parameter.name, {})
+        made.__dict__["arguments"] = given
+        return made
 
     def seal(self) -> None:
         """From now on refuse new values for attributes that are numbers."""

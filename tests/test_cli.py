@@ -6,7 +6,10 @@ import sys
 
 import pytest
 
+import mpgraph as mg
 from mpgraph import cli
+from mpgraph.protocols import Backprop
+from mpgraph.registry import lookup
 
 
 def run(*arguments, capsys=None):
@@ -142,3 +145,29 @@ def test_installed_command():
     for command in (["-m", "mpgraph.cli", "--help"], ["-m", "mpgraph", "--version"]):
         result = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
         assert "mpgraph" in result.stdout
+
+
+def test_a_saved_rule_runs_beside_the_others(tmp_path, capsys):
+    Backprop(lr=mg.learnable(0.2)).save(tmp_path / "rule")
+    short = ["--epochs", "1", "--limit", "100", "--seeds", "1", "--quiet"]
+    saved = f"backprop:{tmp_path / 'rule'}"
+    status, captured = run("compare", "--protocols", f"{saved},feedback_alignment", *short, "--json", capsys=capsys)
+    assert status == 0
+    rows = json.loads(captured.out)["summary"]
+    assert {row["protocol"] for row in rows} == {saved, "feedback_alignment", "readout_only"}
+    for wrong, words in (
+        (f"backprop:{tmp_path}", "cannot read"),
+        (f"feedback_alignment:{tmp_path / 'rule'}", "holds a Backprop, which is not feedback_alignment"),
+        ("nonsense:there", "unknown protocol 'nonsense'"),
+    ):
+        status, captured = run("compare", "--protocols", wrong, *short, capsys=capsys)
+        assert status == 2
+        assert words in captured.err
+
+
+@pytest.mark.parametrize("name", [n for n in mg.list_protocols() if lookup("mpgraph.protocols", n).random_defaults])
+def test_a_random_rule_is_refused_with_the_way_to_a_trained_one(name, capsys):
+    status, captured = run("compare", "--protocols", name, "--quiet", capsys=capsys)
+    assert status == 2
+    assert f"{name}:FOLDER" in captured.err
+    assert "protocol.save" in captured.err
