@@ -29,7 +29,7 @@ def settle(code: Recorder, given: Iterable[Term]) -> Factor:
     total: Factor | None = None
     for term in plain:
         total = _add(code, total, product(code, map(code.plain, term.factors)), code.number(*term[:2]))
-    for term in (t for t in terms if t.bound):
+    for term in factored(code, [t for t in terms if t.bound]):
         with code.at(term.origin):
             total = contract(code, term, total, code.number(*term[:2]))
     for term in constants:
@@ -57,6 +57,57 @@ def _add(code: Recorder, total: Factor | None, factor: Factor, scale: Number) ->
     else:
         node = code.emit(torch.add, one, two, alpha=scale, work=axes, per=2)
     return Factor(node, axes)
+
+
+def factored(code: Recorder, terms: list[Term]) -> list[Term]:
+    """Contractions that share a factor as one: ``sum_b e x + sum_b y x`` is ``sum_b (e + y) x``.
+
+    Only where the sum of the other factors is no larger than one of them, and while any share one.
+    """
+    shared: dict[Any, list[tuple[Term, Factor]]] = {}
+    for term in terms:
+        for factor in term.factors:
+            if _may_stand_out(term, factor):
+                free = tuple(None if axis in term.bound else axis for axis in factor.axes)
+                shared.setdefault((factor.node, free, term.power), []).append((term, factor))
+    groups = [group for group in shared.values() if len(group) > 1 and _same_size(group)]
+    if not groups:
+        return terms
+    group = max(groups, key=lambda group: (len(group), _elements(group[0][1].axes)))
+    (first, outside), inside = group[0], []
+    for term, factor in group:
+        names = dict(zip(factor.axes, outside.axes, strict=True))
+        rest = term._replace(factors=_others(term, factor), bound=frozenset(), power=0)
+        inside.append(rest.renamed(names))
+    with code.at(first.origin):
+        whole = first._replace(coefficient=1.0, factors=(settle(code, inside), outside))
+    done = [id(term) for term, _ in group]
+    return factored(code, [whole, *(term for term in terms if id(term) not in done)])
+
+
+def _others(term: Term, factor: Factor) -> tuple[Factor, ...]:
+    return tuple(f for f in term.factors if f is not factor)
+
+
+def _may_stand_out(term: Term, factor: Factor) -> bool:
+    """Whether all that is summed is an axis of this factor, and the others are no outer product."""
+    if term.fold or any(f.gathered for f in term.factors) or not term.bound <= set(factor.axes):
+        return False
+    others = _others(term, factor)
+    return len(others) < len(term.factors) and set().union(*(f.axes for f in others)) <= _largest(others)
+
+
+def _largest(factors: Iterable[Factor]) -> set[Axis]:
+    return set(max((f.axes for f in factors), key=len, default=()))
+
+
+def _same_size(group: list[tuple[Term, Factor]]) -> bool:
+    """Whether the other factors of one term have all axes of those of every other; each term stands there once."""
+    (_, outside), sets = group[0], []
+    for term, factor in group:
+        names = dict(zip(factor.axes, outside.axes, strict=True))
+        sets.append({names.get(axis, axis) for axis in _largest(_others(term, factor))})
+    return len({id(term) for term, _ in group}) == len(group) and set().union(*sets) in sets
 
 
 def product(code: Recorder, factors: Iterable[Factor]) -> Factor:

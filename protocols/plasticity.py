@@ -33,16 +33,16 @@ from mpgraph import Agent, Protocol, fast, slow
 from .neighbours import PASSES, neighbours
 
 TERMS: dict[str, Callable[[mg.View], Any]] = {
-    "pseudo": lambda s: -s.examples(s.e_j * s.y_i),  # F1: the gradient, as far as B tells it
-    "crossed": lambda s: -s.examples(s.y_j * s.e_i),  # F2
-    "ehebb": lambda s: -s.examples(s.e_j * s.e_i),  # F3: Hebb's rule of errors; a coefficient < 0 pulls W towards B'
-    "decay": lambda s: -s.w,  # F4
-    "presynaptic": lambda s: -s.examples(s.e_i),  # F5
-    "pseudo_sum": lambda s: -s.examples(s.e_j * s.sum_j * s.y_i),  # F6: the sum is 1'y_l
-    "crossed_ywe": lambda s: -s.examples(s.y_j * s.peers(s.y_j * s.w * s.e_i) * s.e_i),  # F7: y_l' W e_{l-1}
-    "pseudo_ywe": lambda s: -s.examples(s.e_j * s.peers(s.y_j * s.w * s.e_i) * s.y_i),  # F8
-    "crossed_ewy": lambda s: -s.examples(s.y_j * s.peers(s.e_j * s.w * s.y_i) * s.e_i),  # F9: e_l' W y_{l-1}
-    "oja": lambda s: -s.examples(s.y_j * (s.y_i - s.r_i)),  # F10: r is W'y_l; < 0 makes the rows of W orthonormal
+    "pseudo": lambda s: -s.e_j * s.y_i,  # F1: the gradient, as far as B tells it
+    "crossed": lambda s: -s.y_j * s.e_i,  # F2
+    "ehebb": lambda s: -s.e_j * s.e_i,  # F3: Hebb's rule of errors; a coefficient below zero pulls W towards B'
+    "decay": lambda s: -s.w / s.examples(1.0),  # F4, shared by all places of an example that use the synapse
+    "presynaptic": lambda s: -s.e_i,  # F5
+    "pseudo_sum": lambda s: -s.e_j * s.sum_j * s.y_i,  # F6: the sum is 1'y_l
+    "crossed_ywe": lambda s: -s.y_j * s.peers(s.y_j * s.w * s.e_i) * s.e_i,  # F7: y_l' W e_{l-1}
+    "pseudo_ywe": lambda s: -s.e_j * s.peers(s.y_j * s.w * s.e_i) * s.y_i,  # F8
+    "crossed_ewy": lambda s: -s.y_j * s.peers(s.e_j * s.w * s.y_i) * s.e_i,  # F9: e_l' W y_{l-1}
+    "oja": lambda s: -s.y_j * (s.y_i - s.r_i),  # F10: r is W'y_l; below zero it makes the rows of W orthonormal
 }
 
 
@@ -89,7 +89,7 @@ class Synapse(Agent):
         """w + sum_r theta_r F_r; the optimiser goes against its signal."""
         s = s.set(r_i=pre)
         theta = {**self.fixed, **self.theta}
-        return s.descend(w=-sum(theta[name] * TERMS[name](s) for name in theta))
+        return s.descend(w=-s.examples(sum(theta[name] * TERMS[name](s) for name in theta)))
 
 
 class FeedbackSynapse(Synapse):

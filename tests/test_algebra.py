@@ -195,3 +195,20 @@ def test_what_a_value_refuses(act, message):
     value, _ = Sheet().leaf(["batch"], k=3)
     with pytest.raises(mg.ProtocolError, match=message):
         act(value)
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_contractions_that_share_a_factor_become_one(online):
+    sheet = Sheet(online=online)
+    (x, x_), (e, e_), (y, y_), (g, g_) = (
+        sheet.leaf(n) for n in (["batch", "i"], ["batch", "j"], ["batch", "j"], ["batch"])
+    )
+    lazy = (e * x + 2.0 * y * g * x - 0.5 * e * g * x + x).total((BATCH,))
+    value, module = sheet.evaluate(lazy)
+    full = (e_ * x_ + 2.0 * y_ * g_ * x_ - 0.5 * e_ * g_ * x_ + x_).sum(0, keepdim=True).expand_as(value)
+    torch.testing.assert_close(value, full, rtol=0, atol=1e-12)
+    assert module.code.count("mm(") == 1
+    other, module = sheet.evaluate((e * x + y * g * e).total((BATCH,)))  # would need all of (batch, i, j)
+    torch.testing.assert_close(
+        other, (e_ * x_ + y_ * g_ * e_).sum(0, keepdim=True).expand_as(other), rtol=0, atol=1e-12
+    )
