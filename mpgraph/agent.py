@@ -164,6 +164,15 @@ class View(ABC):
         """Aggregate over the agents and the batch."""
 
     @abstractmethod
+    def segment(self, function: Callable[..., Any], *values: Any) -> Any:
+        """``function(*values)``, for one that is wide inside: a network at each synapse.
+
+        It runs on some agents and examples at a time and, where there is a backward pass, again in that; so it costs
+        memory for what goes in and comes out alone, and time for one more forward run. The function may use the
+        parameters of its modules; of the agent's values only those that it is given. It returns a value, or a tuple.
+        """
+
+    @abstractmethod
     def normal(self, per: Literal["example", "agent"] = "example") -> Any:
         """A standard normal number for each agent and example; drawn outside, so that a step stays pure.
 

@@ -182,6 +182,7 @@ class Trace:
             local = tuple(Axis(f"k{n}", n, rank=1) for n in tensor.shape)
             return self.leaf(self.item(self.inputs["parameters"], index, label), local, local)
 
+        self.modules = modules
         return replaced(modules, lazy)
 
     # -- running updates ----------------------------------------------------------------------------------

@@ -152,6 +152,9 @@ def _short(number: float) -> str:
     return f"{number:.3g}T"
 
 
-def readable(code: str) -> str:
-    """Generated code without the statements that free memory."""
-    return re.sub(r";  (?:\w+ = )+None", "", code).strip() + "\n"
+def readable(module: fx.GraphModule) -> str:
+    """Generated code without the statements that free memory, and that of its segments."""
+    segments: Any = module.segments
+    codes = [module.code]
+    codes += [part.code.replace("def forward(self, ", f"def {name}(", 1) for name, part in segments.items()]
+    return "\n".join(re.sub(r";  (?:\w+ = )+None", "", code).strip() + "\n" for code in codes)

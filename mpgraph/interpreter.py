@@ -319,6 +319,9 @@ class ScalarView(View):
             self._asked[self._key] = (value, how)
             raise _Waiting from None
 
+    def segment(self, function: Any, *values: Any) -> Any:  # noqa: D102
+        return function(*values)
+
     def peers(self, value: Any, how: str = "sum") -> Any:  # noqa: D102
         return self._ask(value, Group(lambda key: key[1], how))
 

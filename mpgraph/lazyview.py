@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from . import segment
 from .agent import Channel, View
 from .algebra import BATCH, Axis, Factor, Value, ordered
 from .each import Each
@@ -118,6 +119,9 @@ class LazyView(View):
         trace = self._trace
         counter = trace.item(trace.item(trace.inputs["state"], "program", "program"), "step", "step")
         return trace.leaf(trace.recorder.emit("to", counter, trace.dtype), ())
+
+    def segment(self, function: Callable[..., Any], *values: Any) -> Any:  # noqa: D102
+        return segment.emit(self._trace, function, values, self.node.name)
 
     def _function(self) -> Kind:
         if not isinstance(self.node.function, Kind):

@@ -31,8 +31,8 @@ class Protocol(Sealed):
         optimizer: writes the channels that agents hand to ``s.descend``; plain gradient descent at 0.1 by default.
         optimizers: others, for channels of a name: ``{"b": mg.SGD(0.01)}``.
         agents: an agent for each kind of node: ``weight``, ``bias``, ``unit``, ``output``, ``loss``, ``input``,
-            ``target``, ``constant``, ``operation``, ``link``, or the class name of a user's own :class:`mpgraph.Kind` in
-            lower case. Biases and weights from inputs (``input_weight``: no error goes back through them) default to
+            ``target``, ``constant``, ``operation``, ``link``, or the class name of a user's own :class:`mpgraph.Kind`
+            in lower case. Biases and weights from inputs (``input_weight``: no error goes back through them) default to
             the weight's agent, outputs and own kinds to the unit's, everything else to the engine's own.
 
     Class attributes:

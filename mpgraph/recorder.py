@@ -33,6 +33,7 @@ class Recorder:
         origin: the arrow or update that is being traced; each call remembers it for ``explain()``.
         inputs: placeholder nodes by name, in the order in which the finished function takes them.
         constants: tensors that a rule mentions and that are nobody's parameters.
+        segments: code of the segments that are called, by name.
     """
 
     def __init__(self, dtype: torch.dtype, online: bool = False) -> None:
@@ -41,6 +42,7 @@ class Recorder:
         self.origin: Any = None
         self.inputs: dict[str, fx.Node] = {}
         self.constants: dict[str, Tensor] = {}
+        self.segments: dict[str, fx.GraphModule] = {}
         self._batched: fx.Node | None = None  # a tensor that tells the batch size, dtype and device
         self._written: dict[Any, fx.Node] = {}
 
@@ -110,6 +112,11 @@ class Recorder:
         raise ProtocolError(f"a rule combined an agent's value with {type(operand).__name__}: numbers and tensors only")
 
     def _numeric(self, value: Value) -> Value:
+        if value.recorder is not self:
+            raise ProtocolError(
+                "a segment's function used a value of its agent that it was not given: hand it in, "
+                "s.segment(function, value, ...)"
+            )
         if len(value.terms) == 1 and any(f.node.meta.get("bool") for f in value.terms[0].factors):
             factor = value.settle()
             return value.like(Factor(self.emit("to", factor.node, self.dtype, work=factor.axes), factor.axes))
@@ -317,7 +324,9 @@ class Recorder:
         root = torch.nn.Module()
         for name, tensor in self.constants.items():
             root.register_buffer(name, tensor, persistent=False)
-        return fx.GraphModule(root, graph, class_name="Step")
+        module = fx.GraphModule(root, graph, class_name="Step")
+        module.segments = torch.nn.ModuleDict(self.segments)
+        return module
 
 
 def identifier(text: str) -> str:

@@ -1,0 +1,154 @@
+"""Segments: wide functions of one agent, in slices and computed again in the backward pass. Oracle: the same inline."""
+
+import pytest
+import torch
+from reference import distance, randomised
+from torch import nn
+
+import mpgraph as mg
+from mpgraph import interpreter, segment
+from mpgraph.architectures import mlp
+from mpgraph.protocols import Backprop
+from mpgraph.protocols.backprop import Weight
+
+
+class Wide(nn.Module):
+    """A vector and two numbers to a number and a vector, through 16 hidden ones."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first = nn.Parameter(torch.randn(4, 16, generator=generator))
+        self.last = nn.Parameter(torch.randn(16, 3, generator=generator))
+
+    def forward(self, memory, w, x):
+        y = torch.tanh(torch.cat([memory, torch.stack([w, x])]) @ self.first) @ self.last
+        return 0.1 * y[0], torch.tanh(y[1:])
+
+
+class Learner(Weight):
+    memory = mg.carry(2)
+
+    def __init__(self, sliced):
+        super().__init__()
+        self.wide, self.sliced = Wide(), sliced
+
+    def learn_update(self, s):
+        given = s.memory, s.w, s.e * s.x
+        change, memory = s.segment(self.wide, *given) if self.sliced else self.wide(*given)
+        return s.set(memory=memory, w=s.w + change)
+
+
+class Rule(Backprop):
+    def __init__(self, sliced=True):
+        super().__init__(weight=Learner(sliced))
+
+
+@pytest.fixture(params=[1, 700, 1 << 20], ids=["rows of one", "slices", "whole"])
+def budget(request, monkeypatch):
+    monkeypatch.setitem(segment.BUDGET, "cpu", request.param)
+
+
+def drawn(program, steps=3):
+    generator = torch.Generator().manual_seed(1)
+    state = randomised(program.init(batch_size=5), generator)
+    x = torch.randn(steps, 5, 3, generator=generator, dtype=torch.float64)
+    return state, x, torch.randint(0, 2, (steps, 5), generator=generator)
+
+
+def episode(program, state, x, y):
+    for batch in zip(x, y, strict=True):
+        state, out = program.step(state, *batch)
+    return state, out.loss
+
+
+def test_values_and_meta_gradients_are_those_of_the_inline_function(budget):
+    found = []
+    for sliced in (True, False):
+        program = mg.compile(mlp([3, 4, 2]), Rule(sliced), dtype=torch.float64)
+        state, loss = episode(program, *drawn(program))
+        found.append((state, torch.autograd.grad(loss, list(program.parameters()))))
+    assert distance(found[0][0], found[1][0]) < 1e-12
+    for one, two in zip(found[0][1], found[1][1], strict=True):
+        assert bool(two.any())
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-14)
+
+
+def test_the_interpreter_runs_the_function_itself(budget):
+    program = mg.compile(mlp([3, 4, 2]), Rule(), dtype=torch.float64)
+    state = randomised(program.init(batch_size=2), torch.Generator().manual_seed(0))
+    x, y = torch.randn(2, 3, dtype=torch.float64), torch.tensor([0, 1])
+    after, _ = program.step(state, x, y)
+    meaning, _ = interpreter.step(program, state, {"x": x}, {"y": torch.eye(2, dtype=torch.float64)[y]})
+    assert distance(after, meaning) < 1e-12
+
+
+def test_transforms_and_second_derivatives(budget):
+    programs = [mg.compile(mlp([3, 4, 2]), Rule(sliced), dtype=torch.float64) for sliced in (True, False)]
+    parameters = dict(programs[0].named_parameters())
+
+    batches = drawn(programs[0])
+
+    def loss(program, given):
+        return torch.func.functional_call(_Episode(program, batches), {f"program.{n}": p for n, p in given.items()}, ())
+
+    population = {n: torch.stack([p, 0.5 * p, -p]).detach() for n, p in parameters.items()}
+    mapped = [torch.func.vmap(torch.func.grad(lambda g, p=p: loss(p, g)))(population) for p in programs]
+    for name in parameters:
+        torch.testing.assert_close(mapped[0][name], mapped[1][name], rtol=1e-11, atol=1e-13)
+    second = []
+    for program in programs:
+        given = list(program.parameters())
+        first = torch.autograd.grad(episode(program, *drawn(program, 2))[1], given, create_graph=True)
+        second.append(torch.autograd.grad(sum(g.square().sum() for g in first), given))
+    for one, two in zip(*second, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
+
+
+class _Episode(nn.Module):
+    def __init__(self, program, batches):
+        super().__init__()
+        self.program, self.batches = program, batches
+
+    def forward(self):
+        return episode(self.program, *self.batches)[1]
+
+
+def test_autograd_keeps_what_goes_in_and_out_alone():
+    kept = {}
+    for sliced in (True, False):
+        program = mg.compile(mlp([3, 40, 2]), Rule(sliced), dtype=torch.float64)
+        numbers = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, numbers=numbers: numbers.setdefault(t.data_ptr(), t) if t.numel() else t, lambda t: t
+        ):
+            episode(program, *drawn(program, 1))
+        kept[sliced] = sum(t.numel() for t in numbers.values())
+    assert kept[True] < 0.6 * kept[False], kept
+
+
+def test_it_is_written_down_once_and_explained():
+    program = mg.compile(mlp([3, 4, 2]), Rule(), dtype=torch.float64)
+    assert "x__h1_Wide(" in program.code
+    assert "\ndef x__h1_Wide(value_0" in program.code
+    assert (
+        program.code.count("torch.tanh(") == 1 + 2 * 4
+    )  # the unit's; of each learner (weights and biases of 2 layers) two
+    assert "in slices" in program.explain(5)
+
+
+def test_it_uses_what_it_is_given_alone():
+    class Greedy(Learner):
+        def learn_update(self, s):
+            return s.set(w=s.segment(lambda x: x * s.w, s.x))
+
+    with pytest.raises(mg.ProtocolError, match="was not given"):
+        mg.compile(mlp([3, 4, 2]), Backprop(weight=Greedy(True)))
+
+
+def test_whole_programs_compile_with_torch():
+    program = mg.compile(mlp([3, 4, 2]), Rule(), dtype=torch.float64)
+    state = program.init(batch_size=2)
+    x, y = torch.randn(2, 3, dtype=torch.float64), torch.tensor([0, 1])
+    compiled = torch.compile(program.step, fullgraph=True, backend="eager")
+    assert distance(compiled(state, x, y)[0], program.step(state, x, y)[0]) < 1e-12
