@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Extent = Literal["slow", "fast", "carry", "common"]
 End = Literal["pre", "post"]
-AGGREGATIONS = ("sum", "mean", "max", "min", "each")
+AGGREGATIONS = ("sum", "mean", "window_mean", "max", "min", "each")
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,21 @@ class Channel:
 
     Attributes:
         extent: over what it is kept, see the functions.
-        size: ``None`` for one number, ``k`` (or the name of an agent's attribute that holds k) for a vector.
-        init: initialiser, for channels that outlive a step.
+        size: ``None`` for one number, ``k`` (or the name of an agent's attribute that holds k) for a vector; a
+            channel of size 0 is not there at all.
+        init: initialiser, for channels that outlive a step, or the name of an agent's method that is one.
         frozen: a write to it is an error.
         end: keep only the axes of one end of a connection.
+        per: ``"agent"`` keeps one value for all uses of an agent (positions of a convolution, ticks, tied connections),
+            ``"use"`` one for each: a message that is held belongs to the place where it arrived.
     """
 
     extent: Extent
     size: int | str | None = None
-    init: Initializer = zeros
+    init: Initializer | str = zeros
     frozen: bool = False
     end: End | None = None
+    per: Literal["agent", "use"] = "agent"
 
     @property
     def kept(self) -> bool:
@@ -50,11 +54,11 @@ class Channel:
         return self.extent != "fast"
 
 
-def _initializer(init: Initializer | float) -> Initializer:
-    return init if callable(init) else constant(float(init))
+def _initializer(init: Initializer | float | str) -> Initializer | str:
+    return init if callable(init) or isinstance(init, str) else constant(float(init))
 
 
-def slow(size: int | str | None = None, *, init: Initializer | float = 0.0, frozen: bool = False) -> Any:
+def slow(size: int | str | None = None, *, init: Initializer | float | str = 0.0, frozen: bool = False) -> Any:
     """The agent's own and kept, without a batch axis (a weight). Writes are averaged over the batch and over uses."""
     return Channel("slow", size, _initializer(init), frozen)
 
@@ -64,12 +68,22 @@ def fast(size: int | str | None = None) -> Any:
     return Channel("fast", size)
 
 
-def carry(size: int | str | None = None, *, init: Initializer | float = 0.0, end: End | None = None) -> Any:
-    """One value for each slot of the batch, kept between steps (a memory); ``end`` keeps one end's axes only."""
-    return Channel("carry", size, _initializer(init), end=end)
+def carry(
+    size: int | str | None = None,
+    *,
+    init: Initializer | float | str = 0.0,
+    end: End | None = None,
+    per: Literal["agent", "use"] = "agent",
+) -> Any:
+    """One value for each slot of the batch, kept between steps (a memory); see :class:`Channel` for the rest.
+
+    A memory of the agent goes from tick to tick and from one tied connection to the next; over the positions of a
+    convolution its writes are averaged. A memory of each use stays where it is.
+    """
+    return Channel("carry", size, _initializer(init), end=end, per=per)
 
 
-def common(size: int | str | None = None, *, init: Initializer | float = 0.0) -> Any:
+def common(size: int | str | None = None, *, init: Initializer | float | str = 0.0) -> Any:
     """One value for the whole node, kept (running statistics). Writes are averaged over agents and batch."""
     return Channel("common", size, _initializer(init))
 
@@ -79,8 +93,9 @@ class Agent(Sealed):
 
     Class attributes:
         aggregate: for a role, or for a role in one pass (``"project:pre"``), how the messages of all neighbours become
-            one: ``sum`` (default), ``mean`` (total sum over total count), ``max``, ``min``, or ``each`` (kept apart by
-            connection, see :class:`Each`).
+            one: ``sum`` (default), ``mean`` (total sum over total count), ``window_mean`` (the same, but a window of a
+            convolution counts whole, also where it reaches over the edge: all pixels divide by the same number),
+            ``max``, ``min``, or ``each`` (kept apart by connection, see :class:`Each`).
     """
 
     aggregate: dict[str, str] = {}  # noqa: RUF012 - overridden whole, never changed
@@ -112,6 +127,10 @@ class Agent(Sealed):
         """Local shape of a channel: ``()`` or ``(k,)``."""
         size = getattr(self, channel.size) if isinstance(channel.size, str) else channel.size
         return () if size is None else (int(size),)
+
+    def init_of(self, channel: Channel) -> Initializer:
+        """Initialiser of a channel."""
+        return getattr(self, channel.init) if isinstance(channel.init, str) else channel.init
 
     def readout(self, s: View) -> Any:
         """What the network predicts, if this agent is an output: by default its forward message."""

@@ -167,7 +167,7 @@ class Trace:
         kept = {
             channel: self.values[node.owner][channel].renamed({b: a for a, b in self._to_owner(node, declared).items()})
             for channel, declared in self.graph.channels[node.name].items()
-            if declared.kept and keeper(node, declared) != node.name
+            if declared.kept and declared.per == "agent"
         }
         return LazyView(self, node, pass_name, {**self.values[node.name], **kept})
 
@@ -221,7 +221,7 @@ class Trace:
         own = self.values[node.name] = dict(self.values[node.name])
         for channel, value in result._values.items():
             declared = channels.get(channel)
-            if declared is None or not declared.kept or keeper(node, declared) == node.name != node.owner:
+            if declared is None or not declared.kept or declared.per == "use":
                 own[channel] = value
             elif value is not start._values[channel]:
                 wrote[channel] = value.renamed(self._to_owner(node, declared))
@@ -311,16 +311,20 @@ class Trace:
                     total = self.recorder.pointwise(torch.maximum if how == "max" else torch.minimum, (total, part))
                 else:
                     total = total + part
-        return total / self.count(arrows) if how == "mean" else total
+        return total / self.count(arrows, how) if how in ("mean", "window_mean") else total
 
-    def count(self, arrows: Sequence[Arrow]) -> Any:
+    def count(self, arrows: Sequence[Arrow], how: str = "mean") -> Any:
         """How many messages reach each agent through these arrows: a number, or a value where agents differ."""
         total: Any = 0
         for arrow in arrows:
             messages = math.prod(axis.size or 1 for axis in arrow.aggregated)
             if arrow.adds_up and arrow.incidence is not None:
                 incidence = arrow.incidence
-                degrees = incidence.degrees.clamp(min=1).to(self.dtype)
+                degrees = incidence.degrees if how == "mean" else incidence.full_degrees
+                degrees = degrees.clamp(min=1).to(self.dtype)
+                if bool((degrees == degrees.flatten()[0]).all()):
+                    total = total + messages * float(degrees.flatten()[0])
+                    continue
                 node = self.recorder.constant(degrees, f"degrees_{arrow.target.name}")
                 total = self.leaf(node, incidence.unit) * messages + total
             else:

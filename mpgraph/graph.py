@@ -44,7 +44,10 @@ class AgentGraph:
         self.agents: dict[str, Agent] = {name: protocol.agent(node) for name, node in self.nodes.items()}
         for name, node in self.nodes.items():  # uses of one node are one agent
             self.agents[name] = self.agents.get(node.owner, self.agents[name])
-        self.channels: dict[str, dict[str, Channel]] = {n: agent.channels() for n, agent in self.agents.items()}
+        self.channels: dict[str, dict[str, Channel]] = {
+            name: {c: declared for c, declared in agent.channels().items() if agent.size_of(declared) != (0,)}
+            for name, agent in self.agents.items()
+        }
         self._to: dict[str, list[Link]] = {name: [] for name in self.nodes}
         self._from: dict[str, list[Link]] = {name: [] for name in self.nodes}
         for link in self.links:

@@ -67,6 +67,11 @@ class Incidence(ABC):
         counts = torch.bincount(self.places, minlength=self.agents + 1)[: self.agents]
         return counts.reshape(_sizes(self.unit))
 
+    @property
+    def full_degrees(self) -> Tensor:
+        """How many sites each agent would meet if nothing ended at an edge; shape of the unit."""
+        return self.degrees
+
     def inside(self) -> Tensor:
         """One for each site that meets an agent, else zero."""
         return (self.grid >= 0).to(torch.get_default_dtype())
@@ -168,6 +173,12 @@ class Windows(Incidence):
             channel = (group[:, None] * within + torch.arange(within))[..., None, None, None, None]
             table = channel * (pixels[0] * pixels[1]) + table
         return torch.where(outside, -1, table).expand(_sizes(self.sites))
+
+    @property
+    def full_degrees(self) -> Tensor:  # noqa: D102 - every entry of the kernel, whatever the stride
+        *channels, height, width = _sizes(self.sites)[:-2]
+        count = height * width * (channels[0] // self.groups if channels else 1)
+        return torch.full(_sizes(self.unit), count)
 
     def _pair(self, code: Recorder, factors: list[Factor], term: Term, into: Factor | None) -> Lowered | None:
         options = {k: getattr(self, k) for k in ("stride", "padding", "dilation", "groups")}

@@ -7,6 +7,7 @@ An agent that asks for a total over its node or the batch is run again once all 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from .errors import ProtocolError
 from .graph import AgentGraph
 from .kinds import Kind, activation
 from .losses import Loss
-from .nodes import AgentNode, Arrow, layout
+from .nodes import AgentNode, Arrow, keeper, layout
 from .operations import Operation
 from .phases import phase_of
 from .totals import Batch, Group, Measured, Operands, Population, Pulled, answer, total
@@ -96,7 +97,7 @@ class _Run:
     def view(self, node: AgentNode, key: Key, answers: Any = None, asked: Any = None) -> ScalarView:
         """The view of one agent: its fast channels, and what its owner keeps."""
         declared = self.graph.channels[node.name]
-        kept = {c: self.kept[node.owner][c][_place(node, d, key)] for c, d in declared.items() if d.kept}
+        kept = {c: self.kept[keeper(node, d)][c][_place(node, d, key)] for c, d in declared.items() if d.kept}
         return ScalarView(self, node, key, {**self.fast[node.name][key], **kept}, answers, asked)
 
     # -- one pass over one node ---------------------------------------------------------------------------
@@ -132,13 +133,13 @@ class _Run:
                     if channel in view._values:
                         self.fast[node.name][key][channel] = view._values[channel]
                 continue
-            name = (node.owner, channel)
+            name = (keeper(node, declared), channel)
             if any(channel in view._wrote for view in done.values()):
                 new = self.tensor(node, channel, {k: v._values[channel] for k, v in done.items()})
                 if several and declared.extent != "carry":
                     self.wrote.setdefault(name, []).append(new)
                 else:
-                    self.kept[node.owner][channel] = new
+                    self.kept[name[0]][channel] = new
             if any(channel in view._signals for view in done.values()):
                 signal = self.tensor(node, channel, {k: v._signals[channel] for k, v in done.items()})
                 self.signals.setdefault(name, []).append(signal)
@@ -146,7 +147,7 @@ class _Run:
     def tensor(self, node: AgentNode, channel: str, values: Mapping[Key, Any]) -> Tensor:
         """A channel's tensor from what all agents and examples say, averaged over what it has no axis for."""
         declared = self.graph.channels[node.name][channel]
-        tensor = torch.zeros_like(self.kept[node.owner][channel])
+        tensor = torch.zeros_like(self.kept[keeper(node, declared)][channel])
         counts = torch.zeros_like(tensor)
         for key, value in values.items():
             tensor[_place(node, declared, key)] += value
@@ -183,8 +184,21 @@ class _Run:
             elif how == "each":
                 inbox[role] = Each({a.source.name: total(self.messages(a, key), "sum") for a in arrows})
             else:
-                inbox[role] = total([m for a in arrows for m in self.messages(a, key)], how)
+                found = [m for a in arrows for m in self.messages(a, key)]
+                if how == "window_mean":
+                    silent = sum(self.windows(a, key) for a in arrows) - len(found)
+                    found, how = [*found, *[_scaled(found[0], 0.0)] * silent], "mean"
+                inbox[role] = total(found, how)
         return inbox
+
+    def windows(self, arrow: Arrow, key: Key) -> int:
+        """How many messages would reach one agent through an arrow if no window reached over the edge."""
+        messages = math.prod(axis.size or 1 for axis in arrow.aggregated)
+        if not arrow.adds_up or arrow.incidence is None:
+            return messages
+        place = dict(zip(arrow.target.axes, key[0], strict=True))
+        degrees = arrow.incidence.full_degrees.clamp(min=1)
+        return messages * int(degrees[tuple(place[axis] for axis in arrow.incidence.unit)])
 
     def operand(self, arrow: Arrow, example: int) -> Tensor:
         """All messages of a unit to an operation, as a whole."""
@@ -358,8 +372,13 @@ class ScalarView(View):
         kind = self.node.function
         assert isinstance(kind, Kind)
         if isinstance(kind, Operation):
-            return self._ask(tuple(z.values()), Operands(kind.apply, self.node.shape))
+            return self._ask(tuple(z.values()), Operands(kind.apply, self.node.shape, self._channels_of(z)))
         return kind.apply(z) if kind.over == "agent" else self._on_node(kind.apply, z)
+
+    def _channels_of(self, operands: Any) -> int | None:
+        """Size of the messages that operands are made of; ``None`` for single numbers."""
+        name, axes = next(iter(self.node.inner.items()))
+        return operands[name].shape[-1] if operands[name].ndim > len(axes) else None
 
     def statistics(self, z: Any) -> tuple[Any, ...]:  # noqa: D102
         kind = self.node.function
@@ -371,7 +390,7 @@ class ScalarView(View):
         kind = self.node.function
         assert isinstance(kind, Kind)
         if isinstance(kind, Operation):
-            parts = self._ask((e, out, *z.values()), Pulled(kind.pull, self.node.shape))
+            parts = self._ask((e, out, *z.values()), Pulled(kind.pull, self.node.shape, self._channels_of(z)))
             return Each(dict(zip(z, parts, strict=True)))
         if kind.is_flat():
             if instead is None:

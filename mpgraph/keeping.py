@@ -12,7 +12,7 @@ from torch import Tensor
 from . import checks
 from .errors import StateError
 from .graph import AgentGraph
-from .nodes import AgentNode, layout
+from .nodes import AgentNode, keeper, layout
 
 State = dict[str, dict[str, Tensor]]
 
@@ -30,7 +30,7 @@ class Keeping:
             (name, channel, declared, agent.size_of(declared))
             for name, agent in graph.agents.items()
             for channel, declared in graph.channels[name].items()
-            if declared.kept and graph.nodes[name].owner == name
+            if declared.kept and keeper(graph.nodes[name], declared) == name
         ]
         self.wanted: list[tuple[str, str, tuple[int | None, ...]]] = [
             (name, channel, (*(axis.size for axis in layout(graph.nodes[name], declared)), *local))
@@ -51,7 +51,8 @@ class Keeping:
             shape = (*((batch_size or 0) if axis.size is None else axis.size for axis in axes), *local)
             generator = torch.Generator().manual_seed(_seed(seed, name, channel))
             given = self._given(node, channel, shape)
-            tensor = declared.init(shape, node, generator, self.dtype) if given is None else given
+            init = self.graph.agents[name].init_of(declared)
+            tensor = init(shape, node, generator, self.dtype) if given is None else given
             state.setdefault(name, {})[channel] = tensor.to(device=self.device, dtype=self.dtype)
         counters = {"seed": torch.tensor(seed), "step": torch.tensor(0)}
         state["program"] = {k: v.to(self.device) for k, v in counters.items()}

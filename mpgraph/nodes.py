@@ -76,9 +76,15 @@ def layout(node: AgentNode, channel: Channel) -> tuple[Axis, ...]:
     """Axes of a kept channel's tensor, without local ones."""
     if channel.extent == "common":
         return ()
-    axes = node.kept if channel.end is None else tuple(a for a in node.ends.get(channel.end, node.kept))
-    axes = tuple(a for a in axes if a not in node.shared)
+    axes = node.axes if channel.end is None else tuple(node.ends.get(channel.end, node.axes))
+    if channel.per == "agent":
+        axes = tuple(a for a in axes if a not in node.shared)
     return (BATCH, *axes) if channel.extent == "carry" else axes
+
+
+def keeper(node: AgentNode, channel: Channel) -> str:
+    """Name of the node under which the state holds a kept channel of this one."""
+    return node.owner if channel.per == "agent" else node.name
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ from .losses import LOSSES, Loss
 from .network import Network, Unit, Wire
 from .neurons import Edges, numbers
 from .neurons import neurons as read_neurons
-from .nodes import AgentNode, layout
+from .nodes import AgentNode, keeper, layout
 from .operations import OPERATIONS, Concat, Flatten, Product, Reshape
 
 if TYPE_CHECKING:
@@ -173,9 +173,10 @@ def _channels(program: Program, state: Mapping[str, Mapping[str, Tensor]], name:
     found = {}
     for channel, declared in program.graph.channels[node.name].items():
         if declared.kept:
-            if channel not in state.get(node.owner, {}):
-                raise StateError(f"the state has no tensor {channel!r} at node {node.owner!r}")
-            tensor, axes = state[node.owner][channel].detach(), list(layout(node, declared))
+            holder = keeper(node, declared)
+            if channel not in state.get(holder, {}):
+                raise StateError(f"the state has no tensor {channel!r} at node {holder!r}")
+            tensor, axes = state[holder][channel].detach(), list(layout(node, declared))
             if BATCH in axes:
                 tensor = tensor.movedim(0, len(axes) - 1)
                 axes.remove(BATCH)

@@ -72,7 +72,20 @@ class Measured(Population):
 
 
 class Operands(Population):
-    """An operation on whole operands, which all agents of an example hold."""
+    """An operation on whole operands, which all agents of an example hold; messages of size k channel by channel."""
+
+    def __init__(self, func: Any, shape: tuple[int, ...], channels: int | None) -> None:
+        super().__init__(func, shape)
+        self.channels = channels
+
+    def by_channel(self, call: Any, *tensors: Tensor) -> Any:
+        """``call`` on tensors of numbers; on tensors of messages once for each channel."""
+        if self.channels is None:
+            return call(*tensors)
+        results = [call(*(t[..., i] for t in tensors)) for i in range(self.channels)]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results, -1)
+        return tuple(torch.stack(parts, -1) for parts in zip(*results, strict=True))
 
     def operands(self, values: Mapping[Key, Any], start: int) -> list[Tensor]:
         """Each operand, ``(batch, *its shape)``."""
@@ -81,7 +94,7 @@ class Operands(Population):
         return [torch.stack([by_example[b][i] for b in sorted(by_example)]) for i in range(start, count)]
 
     def __call__(self, values: Mapping[Key, Any]) -> dict[Key, Any]:  # noqa: D102
-        whole = self.func(*self.operands(values, 0))
+        whole = self.by_channel(self.func, *self.operands(values, 0))
         return {key: whole[(key[1], *key[0])] for key in values}
 
 
@@ -89,7 +102,8 @@ class Pulled(Operands):
     """The way back through an operation: to all agents of an example what each operand is to hear."""
 
     def __call__(self, values: Mapping[Key, Any]) -> dict[Key, Any]:  # noqa: D102
-        parts = self.func(self.stacked(values, 0), self.operands(values, 2), self.stacked(values, 1))
+        e, y = self.stacked(values, 0), self.stacked(values, 1)
+        parts = self.by_channel(lambda e, y, *z: self.func(e, z, y), e, y, *self.operands(values, 2))
         return {key: tuple(part[key[1]] for part in parts) for key in values}
 
 

@@ -3,6 +3,7 @@
 from .activation_alignment import ActivationAlignment as ActivationAlignment
 from .alignment import Alignment as Alignment
 from .backprop import Backprop as Backprop
+from .blur import BLUR as BLUR
 from .direct_feedback_alignment import DirectFeedbackAlignment as DirectFeedbackAlignment
 from .feedback_alignment import FeedbackAlignment as FeedbackAlignment
 from .information_alignment import InformationAlignment as InformationAlignment
@@ -12,4 +13,5 @@ from .noisy_updates import NoisyUpdates as NoisyUpdates
 from .plasticity import Plasticity as Plasticity
 from .sign_symmetry import SignSymmetry as SignSymmetry
 from .symmetric_alignment import SymmetricAlignment as SymmetricAlignment
+from .vsml import VSML as VSML
 from .weight_mirror import WeightMirror as WeightMirror
