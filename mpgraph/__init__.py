@@ -1,5 +1,6 @@
 """Learning rules as messages between neurons and synapses, compiled to torch on any network."""
 
+from . import probes as probes
 from .agent import Agent as Agent
 from .agent import Channel as Channel
 from .agent import View as View

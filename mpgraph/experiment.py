@@ -61,6 +61,7 @@ def train(
     batch: int = 32,
     seed: int = 0,
     on_epoch: Callable[[int, float], None] | None = None,
+    follow: Callable[[int, State], None] | None = None,
 ) -> tuple[State, list[float], list[float]]:
     """Train from a fresh state; stops early if the loss is no longer finite.
 
@@ -71,6 +72,8 @@ def train(
         batch: examples in a step.
         seed: of the initial state and of the order of examples.
         on_epoch: called with the epoch's number and the test accuracy.
+        follow: called with the number of epochs done and the state, before the first one too: a
+            :class:`mpgraph.probes.Follow`.
 
     Returns:
         The state, the test accuracy after each epoch, and each epoch's mean loss.
@@ -78,12 +81,16 @@ def train(
     state = program.init(seed=seed, batch_size=batch)
     generator = torch.Generator().manual_seed(seed)
     curve, losses = [], []
+    if follow:
+        follow(0, state)
     for epoch in range(epochs):
         state, steps = program.run(state, data.batches(batch, generator))
         losses.append(sum(steps) / max(1, len(steps)))
         curve.append(accuracy(program, state, data.test_x, data.test_y))
         if on_epoch:
             on_epoch(epoch, curve[-1])
+        if follow:
+            follow(epoch + 1, state)
         if not torch.isfinite(torch.tensor(losses[-1])):
             break
     return state, curve, losses

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .experiment import READOUT_ONLY, Run
+from .probes import Follow
 
 
 def curves(runs: Sequence[Run], path: Path, title: str) -> None:
@@ -36,4 +37,29 @@ def curves(runs: Sequence[Run], path: Path, title: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=150)
+
+
+def followed(follow: Follow, path: Path | str, title: str = "", xlabel: str = "epoch") -> None:
+    """What was measured along a training: a panel for each measure, in it a line for each node.
+
+    Args:
+        follow: after the training.
+        path: of the picture.
+        title: above all panels.
+        xlabel: how the steps of ``follow`` are counted.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    panels = [(name, lines) for name, lines in follow.history.items() if lines]
+    figure = Figure(figsize=(4.5 * max(1, len(panels)), 3.5), layout="constrained")
+    for axes, (name, lines) in zip(figure.subplots(1, max(1, len(panels)), squeeze=False)[0], panels, strict=False):
+        for node, numbers in lines.items():
+            axes.plot(follow.steps, numbers, label=node, marker="o", markersize=3)
+        axes.set(xlabel=xlabel, ylabel=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.suptitle(title)
     figure.savefig(path, dpi=150)
