@@ -35,6 +35,7 @@ class Kind:
     over: Literal["agent", "node", "batch"] = "agent"
     inline: bool = False
     size: tuple[int, ...] = ()
+    _flat: bool | None = None
     own_agent: bool = False  # whether protocols may hold an agent under the name of this very class
 
     def __init_subclass__(cls) -> None:
@@ -65,7 +66,12 @@ class Kind:
         return ()
 
     def is_flat(self) -> bool:
-        """Whether the derivative is zero everywhere (a step), found by probing it near and far from zero."""
+        """Whether the derivative is zero everywhere (a step), found by probing it near and far from zero, once."""
+        if self._flat is None:  # a later compilation may run within a transform, where nothing can be probed
+            self._flat = self._probe()
+        return self._flat
+
+    def _probe(self) -> bool:
         generator = torch.Generator().manual_seed(0)
         shape = (32, *(self.size or (8,)))
         for scale in (1.0, 10.0, 100.0, 1000.0):
