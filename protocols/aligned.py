@@ -154,9 +154,10 @@ class Above(Agent):
 
     def answer(self, s: mg.View, y: Any, q: Any) -> dict[str, Any]:
         """y and q as primitives see them: gradients of y'q and of |q|^2 / 2 with respect to the bare q."""
+        y_null, _ = through([name for name in self.stage.forward if name not in RECONSTRUCTION], s, y)
         y, _ = through(self.stage.forward, s, y)
         q, back = through(self.stage.backward, s, q)
-        return {"y": back(y), "q": back(q), "y_null": y}
+        return {"y": back(y), "q": back(q), "y_null": y_null}
 
     def answer_message(self, s: mg.View) -> Any:
         """To each connection its own."""

@@ -47,7 +47,8 @@ def activation(s: mg.View, v: Any) -> tuple[Any, Pull]:
 
 
 OPERATIONS = {"centre": centre, "normalise": normalise, "batch_centre": batch_centre, "activation": activation}
-RECONSTRUCTION = ("centre", "normalise")  # what acts on a reconstruction as well as on the projection before it
+# These act on the reconstruction in place of what is reconstructed, as in the published code.
+RECONSTRUCTION = ("centre", "normalise")
 
 
 def named(place: str, given: str | Sequence[str]) -> tuple[str, ...]:
