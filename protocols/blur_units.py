@@ -51,6 +51,11 @@ def vector(first: Any, second: Any, k: int) -> Any:
     return torch.stack([first, second, *[0.0 * first] * (k - 2)])
 
 
+def first(states: Any) -> Any:
+    """State 0 in place of every state."""
+    return states[..., :1] + 0.0 * states
+
+
 class Input(States):
     """Its state 0 is what was fed, the others are zero; it never changes."""
 
@@ -66,11 +71,12 @@ class Constant(Agent):
 
     def __init__(self, k: int, number: float) -> None:
         super().__init__()
-        self.k, self.number = k, number
+        self.states: torch.Tensor
+        self.register_buffer("states", torch.full((k,), number), persistent=False)
 
     def forward_message(self, s: mg.View) -> Any:
         """The number, k times."""
-        return torch.full((self.k,), self.number)
+        return self.states
 
     remember_message = meet_message = forward_message
 
@@ -211,7 +217,7 @@ class Operation(States, mg.OperationAgent):
     def backward_update(self, s: mg.View, post: Any = None) -> mg.View:
         """For each operand its transposed derivative, state by state."""
         signal = s.fed if post is None else s.fed + post
-        return s.set(e=s.pull(signal, s.z.map(lambda z: z[0]), out=s.a[0]))
+        return s.set(e=s.pull(signal, s.z.map(first), out=first(s.a)))
 
     def meet_update(self, s: mg.View, pre: mg.Each) -> mg.View:
         """The operation on what the operands have become."""
@@ -235,10 +241,14 @@ class Loss(mg.LossAgent):
 
     backward_update = backward_message = None  # type: ignore[assignment]
 
-    def feedback_message(self, s: mg.View) -> Any:
+    def feedback_update(self, s: mg.View) -> mg.View:
         """The target, the target as +1 and -1, the derivative of the loss, or any function of view and both."""
         if callable(self.o.feedback):
-            return self.o.feedback(s, s.z, s.t)
+            return s.set(e=self.o.feedback(s, s.z, s.t))
         if self.o.feedback == "gradient":
-            return s.gradient(s.z, s.t)
-        return s.t if self.o.feedback == "target" else 2.0 * s.t - 1.0
+            return s.set(e=s.gradient(s.z, s.t))
+        return s.set(e=s.t if self.o.feedback == "target" else 2.0 * s.t - 1.0)
+
+    def feedback_message(self, s: mg.View) -> Any:
+        """That."""
+        return s.e
