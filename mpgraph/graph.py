@@ -82,7 +82,11 @@ class AgentGraph:
                 if role not in roles:
                     raise ProtocolError(f"{type(agent).__name__}.aggregate: " + unknown("role", role, roles))
         drawn = {kind for node in self.nodes.values() for kind in node.kinds}
+        channels = {name for agent in agents for name in agent.channels()}
         for part in self.protocol.parts:
+            for channel in part.optimizers:
+                if channel not in channels:
+                    raise ProtocolError(f"{type(part).__name__}.optimizers: " + unknown("channel", channel, channels))
             known = {"weight", "input_weight", "bias", "link", "unit", "output", *part.own, *_names_of(Kind), *drawn}
             for kind in part.agents:
                 if kind not in known:

@@ -10,6 +10,7 @@ import mpgraph as mg
 from mpgraph import common, interpreter, slow
 from mpgraph.architectures import mlp
 from mpgraph.protocols import Backprop, FeedbackAlignment
+from mpgraph.protocols.backprop import Weight
 from mpgraph.protocols.feedback_alignment import FeedbackWeight
 
 
@@ -297,8 +298,14 @@ def test_names_of_rules_tell_their_optimiser():
 
 
 def test_a_channel_of_the_agents_own_is_not_overwritten():
-    class Weight(FeedbackWeight):
+    class Named(FeedbackWeight):
         w_momentum = common()
 
     with pytest.raises(mg.ProtocolError, match=r"'w_momentum'.*rename"):
-        mg.compile(mlp([2, 2]), Backprop(weight=Weight(), optimizer=mg.SGD(0.1, momentum=0.9)))
+        mg.compile(mlp([2, 2]), Backprop(weight=Named(), optimizer=mg.SGD(0.1, momentum=0.9)))
+
+
+def test_an_optimiser_of_an_unknown_channel_is_refused():
+    rule = mg.Protocol(weight=Weight(), optimizers={"v": mg.SGD()})
+    with pytest.raises(mg.ProtocolError, match=r"Protocol\.optimizers: unknown channel 'v'.*, w"):
+        mg.compile(mlp([2, 2]), rule)

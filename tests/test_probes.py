@@ -151,6 +151,53 @@ def test_one_number_of_a_channel():
         probes.angles(program, state, x, y, error="both")
 
 
+class PairWeight(mg.Agent):
+    """Two numbers a message."""
+
+    w, x, e = mg.slow(2, init=0.3), mg.fast(), mg.fast()
+
+    def forward_update(self, s, pre):
+        return s.set(x=pre)
+
+    def forward_message(self, s):
+        return s.w * s.x
+
+    def backward_update(self, s, post):
+        return s.set(e=post)
+
+    def learn_update(self, s):
+        return s.descend(w=s.examples(s.e * s.x))
+
+
+class PairUnit(mg.Agent):
+    """An output that says the first number it hears, less three times the second."""
+
+    z, e = mg.fast(2), mg.fast(2)
+
+    def forward_update(self, s, pre):
+        return s.set(z=pre)
+
+    def forward_message(self, s):
+        return s.z[0] - 3.0 * s.z[1]
+
+    def backward_update(self, s, post):
+        return s.set(e=torch.stack([post, -3.0 * post]))
+
+    def backward_message(self, s):
+        return s.e
+
+
+def test_gradients_where_units_hear_several_numbers():
+    network = mlp([3, 2], loss="l2", bias=False)
+    program = mg.compile(network, mg.Protocol(weight=PairWeight(), unit=PairUnit()))
+    state, x, t = program.init(), torch.randn(4, 3), torch.randn(4, 2)
+    error = x @ torch.full((3, 2), 0.3 - 0.9) - t
+    torch.testing.assert_close(probes.gradients(program, state, x, t)["y"], error)
+    torch.testing.assert_close(probes.gradients(program, state, x, t, at=1)["y"], -3.0 * error)
+    assert probes.angles(program, state, x, t, error=("e", 0))["y"] == pytest.approx(0.0, abs=1e-6)
+    assert probes.angles(program, state, x, t, error=("e", 1))["y"] == pytest.approx(180.0, abs=1e-6)
+
+
 # -- published numbers --------------------------------------------------------------------------------------------
 
 
