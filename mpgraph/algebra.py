@@ -109,9 +109,16 @@ class Term(NamedTuple):
     @property
     def spans(self) -> set[Axis]:
         """The axes of the largest tensor that exists anyway: a factor's, or those of a contraction's result."""
-        if self.bound:
+        if self.bound and not self.grows:
             return self.axes
         return max((set(factor.axes) for factor in self.factors), key=len, default=set())
+
+    @property
+    def grows(self) -> bool:
+        """Whether it is a contraction larger than all that goes into it, and so better multiplied than written."""
+        if not self.bound or self.fold or any(factor.gathered for factor in self.factors):
+            return False
+        return len(self.axes) > max(len(factor.axes) for factor in self.factors)
 
     def renamed(self, names: Mapping[Axis, Axis]) -> Term:
         """The same product on other axes."""
@@ -223,18 +230,25 @@ class Value:
         one, two = self.recorder.aligned(self, other)
         terms: list[Term] = []
         for s, t in itertools.product(one._multipliable().terms, two._multipliable().terms):
-            terms.append(Term(s.coefficient * t.coefficient, s.power + t.power, s.factors + t.factors))
+            if s.bound & t.bound:  # a value times itself sums twice, each time over an axis of its own
+                names = {axis: axis.fresh() for axis in t.bound}
+                t = t.renamed(names)._replace(bound=frozenset(names.values()))
+            bound, origin = s.bound | t.bound, s.origin or t.origin
+            terms.append(Term(s.coefficient * t.coefficient, s.power + t.power, s.factors + t.factors, bound, origin))
         return Value(self.recorder, terms, one.local)
 
     def _multipliable(self) -> Value:
-        """No bound axes, and no sum that would distribute where one tensor of its own size says the same."""
+        """No bound axes, and no sum that would distribute where one tensor of its own size says the same.
+
+        What :attr:`Term.grows` says of stays bound.
+        """
         value = self.simple()
         if len(value.terms) > 1 and value._spanned():
             return value.like(value.settle())
-        if any(term.bound for term in value.terms):
+        if any(term.bound and not term.grows for term in value.terms):
             terms = []
             for term in value.terms:
-                if term.bound:
+                if term.bound and not term.grows:
                     unit = Value(self.recorder, (term._replace(coefficient=1.0, power=0),), self.local)
                     term = Term(term.coefficient, term.power, (unit.settle(),))
                 terms.append(term)
@@ -318,8 +332,9 @@ class Value:
         return -self + other
 
     def __truediv__(self, other: Operand) -> Value:
-        if isinstance(other, (int, float)):
-            return self * (1.0 / other)
+        if isinstance(other, (int, float)):  # dividing, so that a mean of equal numbers is that number to the bit
+            shares = (t._replace(coefficient=t.coefficient / other) for t in self.simple().terms)
+            return Value(self.recorder, shares, self.local)
         return _dispatch("div", torch.div, (self, other), {})
 
     def __rtruediv__(self, other: Operand) -> Value:

@@ -1,7 +1,8 @@
 """Sums of products as torch calls: which products are formed first, and what each contraction becomes.
 
-Settling a sum writes its plain products first and accumulates contractions onto them, so that ``w - lr * mean(e x)``
-becomes one ``addmm`` and ``sum_i w x + b`` one ``linear``.
+Settling a sum starts with its smallest terms and adds each to the next that has their axes, so that a large tensor is
+passed over as few times as possible; of one size, plain products come first and contractions accumulate onto them. So
+``w - lr * mean(e x)`` becomes one ``addmm`` and ``sum_i w x + b`` one ``linear``.
 """
 
 from __future__ import annotations
@@ -22,23 +23,53 @@ TYPICAL_BATCH = 32  # only to compare costs of association orders while compilin
 
 
 def settle(code: Recorder, given: Iterable[Term]) -> Factor:
-    """Write a sum of products as torch calls: products first, then contractions accumulated onto them."""
+    """Write a sum of products as torch calls: small ones first, and products before contractions of their size."""
     terms = _merged(given)
-    constants = [t for t in terms if not t.factors]
-    plain = sorted((t for t in terms if t.factors and not t.bound), key=lambda t: (t[:2] != (1.0, 0), -len(t.axes)))
-    total: Factor | None = None
-    for term in plain:
-        total = _add(code, total, product(code, map(code.plain, term.factors)), code.number(*term[:2]))
-    for term in factored(code, [t for t in terms if t.bound]):
+    numbers = [code.number(*t[:2]) for t in terms if not t.factors]
+    plain = [t for t in terms if t.factors and not t.bound]
+    sums: list[Factor] = []  # of which none has all axes of another
+    for term in sorted([*plain, *factored(code, [t for t in terms if t.bound])], key=_turn):
+        axes = term.axes
+        below = [s for s in sums if axes.issuperset(s.axes)]
+        sums = [s for s in sums if s not in below]
+        total = max(below, key=lambda s: _elements(s.axes), default=None)
         with code.at(term.origin):
-            total = contract(code, term, total, code.number(*term[:2]))
-    for term in constants:
-        number = code.number(*term[:2])
-        if total is None:
-            total = Factor(code.fill(number), ())
-        else:
-            total = Factor(code.emit(torch.add, total.node, number, work=total.axes), total.axes)
-    return Factor(code.fill(0.0), ()) if total is None else total
+            scale = code.number(*term[:2])
+            if term.bound:
+                whole = contract(code, term, total, scale)
+            else:
+                whole = _add_product(code, total, [code.plain(f) for f in term.factors], scale)
+        for other in below:
+            whole = whole if other is total else _add(code, whole, other, 1.0)
+        sums.append(_plus(code, whole, numbers))
+        numbers = []
+    if not sums:
+        return Factor(code.fill(sum(numbers[1:], numbers[0]) if numbers else 0.0), ())
+    whole = sums[0]
+    for other in sums[1:]:
+        whole = _add(code, whole, other, 1.0)
+    return whole
+
+
+def _turn(term: Term) -> tuple[Any, ...]:
+    """When a term is written: by number of axes and size; tensors, then products, then contractions; unscaled first."""
+    kind = 2 if term.bound else int(len(term.factors) > 1)
+    return len(term.axes), _elements(term.axes), kind, term[:2] != (1.0, 0)
+
+
+def _add_product(code: Recorder, total: Factor | None, factors: Sequence[Factor], scale: Number) -> Factor:
+    """``total + scale * prod(factors)``, in one call where everything has the same axes."""
+    if total is not None and len(factors) == 2 and all(f.axes == total.axes for f in factors):
+        one, two = (f.node for f in sorted(factors, key=lambda f: f.node.name))
+        value = {} if scale == 1.0 else {"value": scale}
+        return Factor(code.emit(torch.addcmul, total.node, one, two, **value, work=total.axes, per=2), total.axes)
+    return _add(code, total, product(code, factors), scale)
+
+
+def _plus(code: Recorder, factor: Factor, numbers: Iterable[Number]) -> Factor:
+    for number in numbers:
+        factor = Factor(code.emit(torch.add, factor.node, number, work=factor.axes), factor.axes)
+    return factor
 
 
 def _add(code: Recorder, total: Factor | None, factor: Factor, scale: Number) -> Factor:

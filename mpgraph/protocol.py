@@ -37,7 +37,7 @@ class Protocol(Sealed):
 
     Class attributes:
         passes: the schedule; names may repeat. A rule whose schedule depends on its arguments sets its own.
-        predict_passes: the schedule of a prediction; what it writes is discarded. More than one pass where units settle.
+        predict_passes: the schedule of a prediction, whose writes are discarded; several where units settle first.
         phases: schedules by name, for a rule whose steps are not all alike (they replace ``passes``). Each is compiled
             to a function of its own; :meth:`phase` says whose turn it is.
         bias: ``"beside"`` makes a bias a weight from the number one; ``"between"`` an agent between the sum and

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -143,7 +143,7 @@ class VSML(Protocol):
         form = Form(width, output, bound)
         merged = "window_mean" if merge == "mean" else merge  # published convolutions divide by the whole window
         unit = Unit(form, merged, units == "apply")
-        own: dict[str, mg.Agent] = {
+        own: dict[str, Any] = {
             "input": Source(form),
             "target": Target(),
             "constant": Source(form, 1.0),
@@ -171,10 +171,8 @@ class VSML(Protocol):
     def agent(self, node: AgentNode) -> mg.Agent:
         """The synapse of the first pattern that matches, else the shared one."""
         found = super().agent(node)
-        if isinstance(found, Synapse):
-            own = [a for p, a in zip(self.patterns, self.layers, strict=True) if fnmatchcase(node.owner, p)]
-            return own[0] if own else found
-        return found
+        own = [a for p, a in zip(self.patterns, self.layers, strict=True) if fnmatchcase(node.owner, p)]
+        return cast(Synapse, own[0]) if own and isinstance(found, Synapse) else found
 
 
 def _check(**given: Any) -> None:

@@ -23,8 +23,14 @@ class Form(nn.Module):
     def __init__(self, m: int, output: int, bound: float | None) -> None:
         super().__init__()
         self.m, self.output, self.bound = m, output, bound
+        self.first: torch.Tensor
+        self.second: torch.Tensor
         self.register_buffer("first", torch.eye(m)[0], persistent=False)
         self.register_buffer("second", torch.eye(m)[1], persistent=False)
+
+    def nothing(self) -> Any:
+        """An empty message, known to be zero while compiling."""
+        return 0.0 * self.first
 
     def read(self, message: Any) -> Any:
         """The prediction in a message."""
@@ -78,7 +84,7 @@ class Unit(Agent):
 
     def forward_update(self, s: mg.View, pre: Any = None) -> mg.View:
         """y = the merged messages from below."""
-        y = 0.0 * self.form.first if pre is None else pre
+        y = self.form.nothing() if pre is None else pre
         return s.set(y=s.apply(y) if self.transform and s.node.kind != "batchnorm" else y)
 
     def forward_message(self, s: mg.View) -> Any:
@@ -87,11 +93,11 @@ class Unit(Agent):
 
     def feedback_update(self, s: mg.View, post: Any = None) -> mg.View:
         """e = what the loss says."""
-        return s.set(e=0.0 * self.form.first if post is None else post)
+        return s.set(e=self.form.nothing() if post is None else post)
 
     def backward_update(self, s: mg.View, post: Any = None) -> mg.View:
         """up = the merged messages from above."""
-        return s.set(up=0.0 * self.form.first if post is None else post)
+        return s.set(up=self.form.nothing() if post is None else post)
 
     def backward_message(self, s: mg.View) -> Any:
         """What goes down."""
@@ -99,7 +105,7 @@ class Unit(Agent):
 
     def clear_update(self, s: mg.View, post: Any = None) -> mg.View:
         """The same once more, without the error."""
-        return self.backward_update(s.set(e=0.0 * self.form.first), post)
+        return self.backward_update(s.set(e=self.form.nothing()), post)
 
     clear_message = backward_message
 
@@ -120,7 +126,7 @@ class Operation(mg.OperationAgent):
 
     def feedback_update(self, s: mg.View, post: Any = None) -> mg.View:
         """What the loss says."""
-        return s.set(error=0.0 * self.form.first if post is None else post)
+        return s.set(error=self.form.nothing() if post is None else post)
 
     def backward_update(self, s: mg.View, post: Any = None) -> mg.View:
         """For each operand its part of the error and of the merged messages from above."""
@@ -129,7 +135,7 @@ class Operation(mg.OperationAgent):
 
     def clear_update(self, s: mg.View, post: Any = None) -> mg.View:
         """The same once more, without the error."""
-        return self.backward_update(s.set(error=0.0 * self.form.first), post)
+        return self.backward_update(s.set(error=self.form.nothing()), post)
 
     clear_message = mg.OperationAgent.backward_message
 

@@ -1,0 +1,165 @@
+"""What an agent keeps for each of its uses, what it holds between passes, means over windows, sums written in turn."""
+
+import pytest
+import torch
+from graphs import GRAPHS, batch
+from reference import distance, randomised
+from test_algebra import Sheet
+
+import mpgraph as mg
+from mpgraph import Protocol, carry, fast, interpreter
+from mpgraph.protocols.backprop import Weight as PlainWeight
+
+pytestmark = pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")
+
+
+class Delayed(PlainWeight):
+    """Sends back today what it heard from above yesterday."""
+
+    held = carry(end="post", per="use")
+    empty = carry("nothing")
+    start = carry(2, init="count")
+    nothing = 0
+
+    def count(self, shape, node, generator, dtype):
+        return torch.arange(2, dtype=dtype).expand(shape).clone()
+
+    def forward_message(self, s):
+        return s.w * s.x + 0.1 * s.held
+
+    def learn_update(self, s):
+        return s.set(held=s.e)
+
+
+class Yesterday(Protocol):
+    def __init__(self, weight=Delayed):
+        super().__init__(weight=weight())
+
+
+@pytest.mark.parametrize("name", ["convolution", "strided, padded", "grouped", "sparse", "recurrence", "tied", "late"])
+def test_a_memory_of_each_use_means_what_the_interpreter_does(name):
+    network = GRAPHS[name]()
+    program = mg.compile(network, Yesterday(), dtype=torch.float64)
+    state = randomised(program.init(batch_size=2), torch.Generator().manual_seed(0))
+    x, y = batch(network, 2)
+    for _ in range(2):
+        after, _ = program.step(state, x, y)
+        meaning, _ = interpreter.step(program, state, x, {"y": torch.eye(2, dtype=torch.float64)[y]})
+        assert distance(after, meaning) < 1e-10
+        state = after
+
+
+def test_each_use_holds_what_its_own_unit_said():
+    network = GRAPHS["convolution"]()
+    program = mg.compile(network, Yesterday(), dtype=torch.float64)
+    x, y = batch(network, 2)
+    state, out = program.step(program.init(batch_size=2), x, y, record={"h": ["e"]})
+    assert torch.equal(state["x->h"]["held"], out.recorded["h"]["e"])  # one number for each position
+    network = GRAPHS["recurrence"]()
+    program = mg.compile(network, Yesterday(), dtype=torch.float64)
+    x, y = batch(network, 2)
+    record = {"h": ["e"], "h@0": ["e"], "h@1": ["e"]}
+    state, out = program.step(program.init(batch_size=2), x, y, record=record)
+    for tick in ("@0", "@1", ""):
+        assert torch.equal(state[f"x->h{tick}"]["held"], out.recorded[f"h{tick}"]["e"])
+    assert set(state["x->h@0"]) == {"held"}  # all else belongs to the connection
+
+
+def test_channels_of_size_zero_are_left_out_and_initialisers_may_be_methods():
+    program = mg.compile(GRAPHS["tied"](), Yesterday())
+    state = program.init(batch_size=3)
+    assert "empty" not in state["x->h"]
+    assert torch.equal(state["x->h"]["start"][1, 0, 0], torch.tensor([0.0, 1.0]))
+
+
+class WindowMean(mg.UnitAgent):
+    aggregate = {"post": "window_mean"}  # noqa: RUF012
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_window_mean_divides_by_the_whole_kernel(stride, groups):
+    network = mg.Network()
+    network.input("x", (4, 5, 6)), network.unit("c", (4, 5, 6), "identity")
+    meeting = mg.Conv2d(3, stride=stride, padding=1, groups=groups)
+    network.unit("h", meeting.size((4, 5, 6), 2), "identity")
+    network.connect("x", "c", "one_to_one"), network.connect("c", "h", meeting), network.loss("h", "l2")
+
+    class Means(Protocol):
+        def __init__(self):
+            super().__init__(weight=PlainWeight(), unit=WindowMean(), output=mg.UnitAgent())
+
+    program = mg.compile(network, Means(), dtype=torch.float64)
+    state = program.init()
+    x = torch.randn(2, 4, 5, 6, dtype=torch.float64)
+    y = torch.randn(2, *network.shape("h"), dtype=torch.float64)
+    after, out = program.step(state, x, y, record={"c": ["e"], "h": ["e"]})
+    error, w = out.recorded["h"]["e"], state["c->h"]["w"]
+    options = {"stride": stride, "padding": 1, "groups": groups}
+    total = torch.nn.grad.conv2d_input((2, 4, 5, 6), w, error, **options)
+    assert (out.recorded["c"]["e"] - total / (9 * 2 / groups)).abs().max() < 1e-12
+    meaning, _ = interpreter.step(program, state, {"x": x}, {"h": y})
+    assert distance(after, meaning) < 1e-10
+
+
+def test_window_mean_is_the_mean_where_there_are_no_windows():
+    for name in ("sparse", "recurrence", "pieces"):
+        network = GRAPHS[name]()
+        results = []
+        for how in ("mean", "window_mean"):
+            unit = type("Unit", (mg.UnitAgent,), {"aggregate": {"post": how, "pre": how}})
+            rule = type("Rule", (Protocol,), {})(weight=PlainWeight(), unit=unit())
+            program = mg.compile(network, rule, dtype=torch.float64)
+            x, y = batch(network, 2)
+            results.append(program.step(program.init(), x, y)[0])
+        assert distance(*results) < 1e-14
+
+
+class Settling(mg.UnitAgent):
+    """Adds what it heard the last time it was asked."""
+
+    last = fast()
+
+    def forward_update(self, s, pre):
+        return s.set(z=pre, y=pre + 1.0, last=pre)
+
+    def again_update(self, s):
+        return s.set(y=s.y + s.last)
+
+
+def test_predictions_follow_a_schedule_of_their_own():
+    class Settle(Protocol):
+        passes = ("forward", "again", "backward", "learn")
+        predict_passes = ("forward", "again")
+
+    network = mg.Network()
+    network.input("x", 3), network.unit("y", 2), network.connect("x", "y"), network.loss("y", "l2")
+    program = mg.compile(network, Settle(weight=PlainWeight(), unit=Settling()), dtype=torch.float64)
+    state, x = program.init(), torch.randn(4, 3, dtype=torch.float64)
+    z = x @ state["x->y"]["w"].T + state["y.bias"]["w"]
+    assert torch.allclose(program.predict(state, x), 2 * z + 1)
+    assert torch.equal(
+        program.predict(state, x), program.step(state, x, torch.zeros(4, 2, dtype=z.dtype))[1].prediction
+    )
+
+
+def test_sums_pass_over_the_widest_tensor_once_for_each_term_that_is_as_wide():
+    sheet = Sheet()
+    terms = [sheet.leaf(names) for names in (("batch", "i", "j"), ("i",), ("batch",), ("batch", "i"), ())]
+    value = sum((lazy for lazy, _ in terms), 0.5)
+    array, module = sheet.evaluate(value)
+    assert (array - sum(full for _, full in terms) - 0.5).abs().max() < 1e-14
+    wide = [n for n in module.graph.nodes if n.target is torch.add and len(n.meta["work"][1]) == 3]
+    assert len(wide) == 1  # everything narrow is added up first
+    product = terms[0][0] * sheet.leaf(("batch", "i", "j"))[0] + terms[0][0]
+    assert "addcmul" in sheet.evaluate(product)[1].code
+
+
+def test_a_mean_of_equal_numbers_is_that_number():
+    sheet = Sheet()
+    leaf, full = sheet.leaf(("batch",))
+    array, _ = sheet.evaluate(leaf.total([Axis_49], "sum") / 49)
+    assert torch.equal(array, full)
+
+
+Axis_49 = mg.algebra.Axis("many", 49)  # 49 * (1 / 49) is not 1
