@@ -31,7 +31,8 @@ class Alignment(Backprop):
     """Gradient descent with errors sent through feedback weights that learn: ``Alignment(decay=1.0, self=1.0)``.
 
     Args:
-        lr: learning rate of plain gradient descent of W and B; ignored for W with ``optimizer``.
+        lr: learning rate of plain gradient descent of W, and of B unless it has an optimiser; ignored with
+            ``optimizer``.
         scaling: of primitives, ``"paper"`` (Table 1) or ``"code"`` (decay, null and sparse count twice).
         batch: ``"mean"`` or ``"sum"`` of primitives over the batch.
         forward_decay: times W, added to the gradient of W (not of biases).

@@ -3,17 +3,21 @@
 Kunin et al. (2020), "Two routes to scalable credit assignment without weight symmetry", ICML, section 4. A weight
 mirror with one more local term, which keeps the reconstruction r = B y from growing as Oja's rule does:
 
-    b_ji <- b_ji - lr (-amp <x_i y_j> + decay b_ji + null <r_i y_j>)         y = W x, r = B y
+    b_ji <- b_ji - (-amp <x_i y_j> + decay b_ji + null <r_i y_j>)         y = W x, r = B y
 
 With amp = null it is the gradient, with respect to B, of a linear autoencoder |x - B W x|^2 / 2 with decay, all of
 whose critical points are symmetric where W descends it too (Kunin et al., 2019). Here W descends the task, so that B
 settles at amp sigma^2 W' (null sigma^2 W W' + decay)^-1, for noise of deviation sigma: the more decay outweighs null,
-the closer to W' in angle. The paper's coefficients were found by search and are not in it; those here are ours.
+the closer to W' in angle. The paper's coefficients were found by search and are not in it; those here are ours, at a
+rate of B of 1. Too large a null diverges, as any gradient descent does: null times the largest eigenvalue of a batch's
+<y y'> must stay below 2.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+import mpgraph as mg
 
 from .alignment import Alignment
 
@@ -27,10 +31,20 @@ class InformationAlignment(Alignment):
         null: of the pull of reconstructions towards zero.
         decay: of B.
         noise: standard deviation of the noise that drives units; ``None`` lets their activity drive them.
+        feedback_optimizer: inner optimiser of B; gradient descent of rate 1 by default.
         options: of :class:`Alignment`.
     """
 
     def __init__(
-        self, lr: Any = 0.1, *, amp: Any = 0.2, null: Any = 0.2, decay: Any = 0.2, noise: Any = 1.0, **options: Any
+        self,
+        lr: Any = 0.1,
+        *,
+        amp: Any = 0.1,
+        null: Any = 0.02,
+        decay: Any = 0.1,
+        noise: Any = 1.0,
+        feedback_optimizer: mg.Optimizer | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(lr, amp=amp, null=null, decay=decay, noise=noise, **options)
+        own = {"noise": noise, "feedback_optimizer": feedback_optimizer or mg.SGD(1.0), **options}
+        super().__init__(lr, amp=amp, null=null, decay=decay, **own)

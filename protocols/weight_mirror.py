@@ -5,16 +5,19 @@ as a sum of primitives in Kunin et al. (2020), section 3.2. The units below are 
 grows with what it meets at both ends, and decays:
 
     x_i = sigma xi_i,   y_j = sum_i w_ji x_i
-    b_ji <- b_ji + lr (amp <x_i y_j> - decay b_ji)
+    b_ji <- b_ji + amp <x_i y_j> - decay b_ji
 
 On average <x y'> = sigma^2 W', so that B settles at amp sigma^2 / decay times W'. Noise and activity take turns in the
 paper, which stops one to let the other run. Here each step does both, as neither disturbs the other; ``alternate``
-takes turns. The paper subtracts from y its answer to zero noise, the unit's bias; here y has no bias to begin with.
+takes turns. The paper subtracts from y its answer to zero noise, the unit's bias; here y has no bias to begin with. B
+has a rate of its own, 1 by default; a slower mirror is less noisy, but lags behind W.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+import mpgraph as mg
 
 from .alignment import Alignment
 
@@ -27,6 +30,7 @@ class WeightMirror(Alignment):
         amp: coefficient of amplification.
         decay: of B; ``amp * noise ** 2`` makes it as large as W'.
         noise: standard deviation of the noise that drives units; ``None`` lets their activity drive them.
+        feedback_optimizer: inner optimiser of B; gradient descent of rate 1 by default.
         options: of :class:`Alignment`.
     """
 
@@ -37,5 +41,15 @@ class WeightMirror(Alignment):
   booktitle={Advances in Neural Information Processing Systems}, volume={32}, year={2019}
 }"""
 
-    def __init__(self, lr: Any = 0.1, *, amp: Any = 0.2, decay: Any = 0.2, noise: Any = 1.0, **options: Any) -> None:
-        super().__init__(lr, amp=amp, decay=decay, noise=noise, **options)
+    def __init__(
+        self,
+        lr: Any = 0.1,
+        *,
+        amp: Any = 0.1,
+        decay: Any = 0.1,
+        noise: Any = 1.0,
+        feedback_optimizer: mg.Optimizer | None = None,
+        **options: Any,
+    ) -> None:
+        optimizer = feedback_optimizer or mg.SGD(1.0)
+        super().__init__(lr, amp=amp, decay=decay, noise=noise, feedback_optimizer=optimizer, **options)
