@@ -372,13 +372,12 @@ class ScalarView(View):
         kind = self.node.function
         assert isinstance(kind, Kind)
         if isinstance(kind, Operation):
-            return self._ask(tuple(z.values()), Operands(kind.apply, self.node.shape, self._channels_of(z)))
+            return self._ask(tuple(z.values()), Operands(kind.apply, self.node.shape, self._dims()))
         return kind.apply(z) if kind.over == "agent" else self._on_node(kind.apply, z)
 
-    def _channels_of(self, operands: Any) -> int | None:
-        """Size of the messages that operands are made of; ``None`` for single numbers."""
-        name, axes = next(iter(self.node.inner.items()))
-        return operands[name].shape[-1] if operands[name].ndim > len(axes) else None
+    def _dims(self) -> list[int]:
+        """Number of dimensions of each operand."""
+        return [len(axes) for axes in self.node.inner.values()]
 
     def statistics(self, z: Any) -> tuple[Any, ...]:  # noqa: D102
         kind = self.node.function
@@ -390,7 +389,7 @@ class ScalarView(View):
         kind = self.node.function
         assert isinstance(kind, Kind)
         if isinstance(kind, Operation):
-            parts = self._ask((e, out, *z.values()), Pulled(kind.pull, self.node.shape, self._channels_of(z)))
+            parts = self._ask((e, out, *z.values()), Pulled(kind.pull, self.node.shape, self._dims()))
             return Each(dict(zip(z, parts, strict=True)))
         if kind.is_flat():
             if instead is None:

@@ -118,7 +118,7 @@ def emit(trace: Any, function: Callable[..., Any], values: Sequence[Any], name: 
         local = tuple(Axis(f"k{n}", n, rank=1) for n in value.shape)
         if value.is_zero:
             return Value(inner, (), local)
-        node = inner.input(f"{hint} {len(arguments)}" if hint in inner.inputs else hint, own=True)
+        node = inner.input(f"{hint} {len(arguments)}" if hint in inner.inputs else hint)
         if value.axes:
             inner.batched(node)
             source = outer.full(value, (*axes, *value.local))

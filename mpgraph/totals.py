@@ -72,17 +72,27 @@ class Measured(Population):
 
 
 class Operands(Population):
-    """An operation on whole operands, which all agents of an example hold; messages of size k channel by channel."""
+    """An operation on whole operands, which all agents of an example hold; messages of size k channel by channel.
 
-    def __init__(self, func: Any, shape: tuple[int, ...], channels: int | None) -> None:
+    Args:
+        func: the operation.
+        shape: of the node.
+        dims: number of dimensions of each operand, without batch and channels.
+    """
+
+    def __init__(self, func: Any, shape: tuple[int, ...], dims: Sequence[int]) -> None:
         super().__init__(func, shape)
-        self.channels = channels
+        self.dims = tuple(dims)
 
-    def by_channel(self, call: Any, *tensors: Tensor) -> Any:
-        """``call`` on tensors of numbers; on tensors of messages once for each channel."""
-        if self.channels is None:
+    def by_channel(self, call: Any, tensors: Sequence[Tensor], dims: Sequence[int]) -> Any:
+        """``call`` on tensors of numbers; once for each channel where some are tensors of messages."""
+        wide = [t.ndim > d + 1 for t, d in zip(tensors, dims, strict=True)]
+        if not any(wide):
             return call(*tensors)
-        results = [call(*(t[..., i] for t in tensors)) for i in range(self.channels)]
+        size = tensors[wide.index(True)].shape[-1]
+        results = [
+            call(*(t[..., i] if is_wide else t for t, is_wide in zip(tensors, wide, strict=True))) for i in range(size)
+        ]
         if isinstance(results[0], Tensor):
             return torch.stack(results, -1)
         return tuple(torch.stack(parts, -1) for parts in zip(*results, strict=True))
@@ -94,7 +104,7 @@ class Operands(Population):
         return [torch.stack([by_example[b][i] for b in sorted(by_example)]) for i in range(start, count)]
 
     def __call__(self, values: Mapping[Key, Any]) -> dict[Key, Any]:  # noqa: D102
-        whole = self.by_channel(self.func, *self.operands(values, 0))
+        whole = self.by_channel(self.func, self.operands(values, 0), self.dims)
         return {key: whole[(key[1], *key[0])] for key in values}
 
 
@@ -102,8 +112,9 @@ class Pulled(Operands):
     """The way back through an operation: to all agents of an example what each operand is to hear."""
 
     def __call__(self, values: Mapping[Key, Any]) -> dict[Key, Any]:  # noqa: D102
-        e, y = self.stacked(values, 0), self.stacked(values, 1)
-        parts = self.by_channel(lambda e, y, *z: self.func(e, z, y), e, y, *self.operands(values, 2))
+        given = [self.stacked(values, 0), self.stacked(values, 1), *self.operands(values, 2)]
+        dims = [len(self.shape), len(self.shape), *self.dims]
+        parts = self.by_channel(lambda e, y, *z: self.func(e, z, y), given, dims)
         return {key: tuple(part[key[1]] for part in parts) for key in values}
 
 

@@ -8,6 +8,7 @@ from .direct_feedback_alignment import DirectFeedbackAlignment as DirectFeedback
 from .feedback_alignment import FeedbackAlignment as FeedbackAlignment
 from .information_alignment import InformationAlignment as InformationAlignment
 from .kolen_pollack import KolenPollack as KolenPollack
+from .mplp import MPLP as MPLP
 from .node_perturbation import NodePerturbation as NodePerturbation
 from .noisy_updates import NoisyUpdates as NoisyUpdates
 from .plasticity import Plasticity as Plasticity

@@ -1,0 +1,133 @@
+"""The agents of features: units that learn from their activity, unless a loss teaches them, and their synapses.
+
+backward    a taught unit hears dL/dz; others hear errors only from supervised synapses
+observe     a unit settles who teaches it: rate for the local rule, delta for the delta rule
+meet        it tells the synapses below; the other passes are those of :mod:`.neighbours`
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mpgraph as mg
+from mpgraph import Agent, fast, slow
+
+from .neighbours import Neighbour, Operation, Unit, neighbours
+
+
+class Synapse(Agent):
+    """Hebb's synapse; others differ in what they subtract from x.
+
+    Args:
+        supervised: whether it carries errors down.
+    """
+
+    w = slow(init=mg.xavier_uniform)
+    x, e, y, rate, delta, r = fast(), fast(), fast(), fast(), fast(), fast()
+
+    def __init__(self, supervised: bool) -> None:
+        super().__init__()
+        self.supervised = supervised
+
+    def message_of(self, name: str) -> Any:
+        """No error goes below, unless the rule is supervised."""
+        return super().message_of(name) if self.supervised or name != "backward" else None
+
+    def forward_update(self, s: mg.View, pre: Any) -> mg.View:
+        """Keep the activity below."""
+        return s.set(x=pre)
+
+    def forward_message(self, s: mg.View) -> Any:
+        """w x, summed over i on its way to unit j."""
+        return s.w * s.x
+
+    def backward_update(self, s: mg.View, post: Any) -> mg.View:
+        """Keep the error above."""
+        return s.set(e=post)
+
+    def backward_message(self, s: mg.View) -> Any:
+        """w e, summed over j on its way to unit i."""
+        return s.w * s.e
+
+    def meet_update(self, s: mg.View, post: Any) -> mg.View:
+        """Keep what the unit above says: its activity, the rate of the local rule, and its scaled error."""
+        return s.set(y=post["y"], rate=post["rate"], delta=post["delta"])
+
+    def recall_message(self, s: mg.View) -> Any:
+        """w y, summed over j on its way back to unit i."""
+        return s.w * s.y
+
+    def explained(self, s: mg.View) -> Any:
+        """What is subtracted from x."""
+        return 0.0
+
+    def learn_update(self, s: mg.View, pre: Any) -> mg.View:
+        """w + rate y (x - explained) - delta x."""
+        s = s.set(r=pre)
+        return s.descend(w=-s.examples(s.rate * s.y * (s.x - self.explained(s)) - s.delta * s.x))
+
+
+class Bias(Synapse):
+    """A synapse from the number one, taught or still."""
+
+    def learn_update(self, s: mg.View, pre: Any) -> mg.View:
+        """w - delta."""
+        return s.descend(w=s.examples(s.delta * s.x))
+
+
+class Feature(Unit):
+    """A unit that learns by the local rule, unless there is a loss on it."""
+
+    rate, delta = fast(), fast()
+
+    def __init__(self, rate: Any, lr: Any, supervision: Any, surrogate: str | None) -> None:
+        super().__init__(surrogate)
+        self.local, self.lr, self.supervision = rate, lr, supervision
+
+    def backward_update(self, s: mg.View, post: Any = None) -> mg.View:
+        """Its error: none where nobody sends one."""
+        return super().backward_update(s, 0.0 * s.y if post is None else post)
+
+    def observe_update(self, s: mg.View, post: Any = None) -> mg.View:
+        """Only a loss is heard here: it says who is taught."""
+        s = Neighbour.observe_update(self, s)
+        if post is None:
+            return s.set(rate=self.local, delta=self.supervision * s.e)
+        return s.set(rate=0.0, delta=self.lr * s.e)
+
+    def meet_message(self, s: mg.View) -> Any:
+        """To the synapses below."""
+        return {"y": s.activity, "rate": s.rate, "delta": s.delta}
+
+
+class FeatureNorm(Feature, mg.BatchNormAgent):
+    """A batch normalisation in the place of a unit."""
+
+    forward_update = mg.BatchNormAgent.forward_update
+
+
+class FeatureOperation(Operation):
+    """An operation, which may hear no error."""
+
+    def backward_update(self, s: mg.View, post: Any = None) -> mg.View:
+        """For each operand its error: none where nobody sends one."""
+        return super().backward_update(s, 0.0 * s.y if post is None else post)
+
+
+def is_on(supervision: Any) -> bool:
+    """Whether there is any: a number other than zero, or a parameter."""
+    return not isinstance(supervision, (int, float)) or supervision != 0
+
+
+def features(
+    synapse: type[Synapse], lr: Any, rate: Any, supervision: Any, surrogate: str | None = None
+) -> dict[str, Agent]:
+    """An agent for each kind of node, with synapses of the given class."""
+    return {
+        **neighbours(),
+        "unit": Feature(rate, lr, supervision, surrogate),
+        "batchnorm": FeatureNorm(rate, lr, supervision, surrogate),
+        "operation": FeatureOperation(),
+        "weight": synapse(is_on(supervision)),
+        "bias": Bias(is_on(supervision)),
+    }
