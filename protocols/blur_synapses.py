@@ -135,8 +135,8 @@ class Synapse(Part):
     def normalise_update(self, s: mg.View) -> mg.View:
         """Weights of length rho, for good or only for computing."""
         rho = self.gene(s, "rho") if self.o.rescale else 1.0
-        w = s.w * (rho * torch.rsqrt(s.w_sum + 1e-9))
-        v = self.down(s) * (rho * torch.rsqrt(s.v_sum + 1e-9))
+        w = s.w * (rho * (s.w_sum + 1e-9) ** -0.5)
+        v = self.down(s) * (rho * (s.v_sum + 1e-9) ** -0.5)
         return s.set(w_used=w, v_used=v) if self.o.lengths == "computing" else self.write(s, w, v)
 
     # -- Eq. 7 ----------------------------------------------------------------------------------------------
