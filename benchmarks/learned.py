@@ -1,0 +1,81 @@
+"""What a meta-step of a learned rule costs: unroll, meta-gradient, Adam; medians of CPU and wall time, peak memory.
+
+python benchmarks/learned.py --rule blur
+"""
+
+import argparse
+import resource
+import statistics
+import time
+
+import torch
+from common import conditions
+
+import mpgraph as mg
+from mpgraph.architectures import mlp
+from mpgraph.protocols import BLUR
+
+
+def blur():
+    """784-512-10, batch 128, k 2, synapses of two channels both ways, ten updates, then a loss on a fresh batch."""
+    rule = BLUR(
+        single=False,
+        symmetric=False,
+        backward="additive",
+        activation="unit",
+        backward_activation="unit",
+        feedback="sign",
+        initial="random",
+        eta_tilde=-1e-4,
+    )
+    program = mg.compile(mlp([784, 512, 10], activation="tanh"), rule)
+    adam, start = torch.optim.Adam(rule.parameters(), lr=5e-4), program.init()
+    xs, ys = torch.randn(11, 128, 784), torch.randint(0, 10, (11, 128))
+
+    def meta_step():
+        state = start
+        for x, y in zip(xs[:10], ys, strict=False):
+            state, _ = program.step(state, x, y)
+        loss = torch.nn.functional.cross_entropy(program.predict(state, xs[10]), ys[10])
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+
+    return {"meta-step": meta_step}
+
+
+RULES = {"blur": blur}
+
+
+def measured(function, rounds):
+    """Median CPU and wall seconds of a call, after one to warm up."""
+    function()
+    cpu, wall = [], []
+    for _ in range(rounds):
+        before = time.process_time(), time.perf_counter()
+        function()
+        cpu.append(time.process_time() - before[0])
+        wall.append(time.perf_counter() - before[1])
+    return statistics.median(cpu), statistics.median(wall)
+
+
+def main():
+    """Print a line for each thing that a rule has to show."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rule", choices=RULES, required=True)
+    parser.add_argument("--rounds", type=int, default=9, help="calls of which the median is taken (default: 9)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    print(conditions())
+    make = RULES[options.rule]
+    print(f"{options.rule}: {make.__doc__}")
+    for name, function in make().items():
+        cpu, wall = measured(function, options.rounds)
+        print(f"  {name:20} {cpu:8.4f} CPU s   {wall:8.4f} s")
+    print(f"  peak memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()
