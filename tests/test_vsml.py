@@ -7,13 +7,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from reference import batch, distance, networks
 from torch.nn import functional
 
 import mpgraph as mg
-from mpgraph import Agent, fast, interpreter, slow
+from mpgraph import Agent, fast, slow
 from mpgraph.architectures import mlp
 from mpgraph.protocols import VSML
 

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from conftest import ROOT  # noqa: F401 - one thread
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import batch, distance, networks
@@ -179,6 +178,264 @@ def test_options_make_a_difference():
         for x, y in examples(sizes, 3, 4):
             state, out = program.step(state, x, y)
         found[name] = out.prediction.detach()
-    found.pop("all averaged"), found.pop("clipped")  # need other states, see above
     for one, two in itertools.combinations(found, 2):
         assert not torch.allclose(found[one], found[two], atol=1e-9), (one, two)
+
+
+# -- the paper's claims -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "vanilla"])
+def test_one_input_and_one_output_make_a_meta_rnn(kind):
+    """A = B = 1 (Eq. 1): the cell of torch on [input, error], its hidden state read out; gates permuted."""
+    n, m = 5, 2
+    rule = shaken(VSML(n, m, cell=kind, ticks=1, average=0.0, offsets=(0.5, -0.25)))
+    program = mg.compile(mlp([1, 1], loss="l2"), rule, **DOUBLE)
+    p = rule.agents["weight"]
+    torch_cell = {"lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell, "vanilla": torch.nn.RNNCell}[kind](2, n, **DOUBLE)
+    order = {"lstm": [0, 2, 1, 3], "gru": [0, 2, 1], "vanilla": [0]}[kind]  # theirs: i f u o and r k u
+    offsets = torch.zeros(len(order), n, **DOUBLE)
+    if kind != "vanilla":
+        offsets[2] = 0.5
+    if kind == "lstm":
+        offsets[0] = -0.25
+    with torch.no_grad():
+        torch_cell.weight_hh.copy_(p.W[order].transpose(1, 2).flatten(0, 1))
+        heard = torch.stack([p.F[:, 0], p.G[:, 0]], -1)  # the first number of either message
+        torch_cell.weight_ih.copy_(heard[order].flatten(0, 1))
+        torch_cell.bias_ih.copy_((p.b + offsets)[order].flatten())
+        torch_cell.bias_hh.zero_()
+    state = program.init(batch_size=1)
+    own = [state["x->y"][c][:, 0, 0] for c in ("h", "c")] if kind == "lstm" else state["x->y"]["h"][:, 0, 0]
+    error = torch.zeros(1, 1, **DOUBLE)
+    for t in range(6):
+        x, target = torch.full((1, 1), math.sin(t), **DOUBLE), torch.full((1, 1), math.cos(2 * t), **DOUBLE)
+        state, out = program.step(state, x, target)
+        own = torch_cell(torch.cat([x, error], 1), own)
+        h = own[0] if kind == "lstm" else own
+        y = 100 * torch.tanh((h @ p.C + p.C_b)[:, 1:] / 100)
+        error = y - target
+        assert (state["x->y"]["h"][:, 0, 0] - h).abs().max() < 1e-14
+        assert (out.prediction - y).abs().max() < 1e-14
+
+
+def test_the_whole_is_a_recurrent_network_with_shared_and_zero_weights():
+    """Theorem 1 (Eqs. 3, 4 and 19): a grid of A x A networks of N states ticks as one network of A*A*N states does."""
+    size, n, ticks = 3, 4, 6
+    rule = shaken(VSML(n, n, cell="vanilla", merge="sum", ticks=1, average=0.0, random=0.0))
+    p = rule.agents["weight"]
+    with torch.no_grad():  # what a synapse hears enters its sum as it is, so C is all there is between two of them
+        p.F.copy_(torch.eye(n)[None]), p.G.zero_(), p.C_b.zero_()
+    network = mg.Network(ticks=ticks)
+    network.input("x", size), network.unit("s", size), network.loss("s", "l2")
+    network.connect("x", "s", "identity"), network.connect("s", "s", delay=1)  # what one says the others hear next
+    program = mg.compile(network, rule, **DOUBLE)
+    x = torch.randn(1, ticks, size, generator=torch.Generator().manual_seed(0), **DOUBLE)
+    uses = [f"s->s@{t}" for t in range(1, ticks - 1)] + ["s->s"]
+    _, out = program.step(
+        program.init(batch_size=1), x, torch.zeros(1, size, **DOUBLE), record={use: ["out"] for use in uses}
+    )
+    shape = (size, size, n)
+    big = torch.zeros(*shape, *shape, **DOUBLE)  # c, d, i, a, b, j
+    for c, d, a, b in itertools.product(range(size), repeat=4):
+        big[c, d, :, a, b] = (d == a) * p.C.detach() + (d == b and c == a) * p.W[0].detach()
+    assert 0 < int((big != 0).sum()) < big.numel()
+    big, s = big.reshape(math.prod(shape), -1), torch.zeros(math.prod(shape), **DOUBLE)
+    for tick, use in enumerate(uses):
+        data = torch.zeros(shape, **DOUBLE)
+        data[..., 0] = x[0, tick, :, None]  # s_ab1 = x_a for any b
+        s = torch.tanh(p.b[0].detach().repeat(size * size) + s @ big + data.reshape(-1))
+        found = out.recorded[use]["out"][0].transpose(0, 1)  # kept as b, a, j
+        assert (found.reshape(-1) - s).abs().max() < 1e-14
+
+
+def test_fast_weights_whose_rule_is_a_gated_step_are_synapses_of_one_state():
+    """Eqs. 9 to 12 with w_ab = c_ab: x_b = sum_a C o(x_a) tanh(w_ab), and w moves by f(x_a, error_b, w_ab)."""
+    rule = shaken(VSML(1, 2, merge="sum", ticks=1, average=0.0, random=1.0, offsets=(1.0, -1.0)), scale=1.0)
+    p = {k: v.detach() for k, v in rule.agents["weight"].named_parameters()}
+    with torch.no_grad():
+        rule.agents["weight"].W.zero_()  # the weight itself is the memory; h is what it says
+    program = mg.compile(mlp([3, 2], loss="l2"), rule, **DOUBLE)
+    state = program.init(seed=4, batch_size=1)
+    w = state["x->y"]["c"][0, :, :, 0].tolist()
+    p = {k: v.detach() for k, v in rule.agents["weight"].named_parameters()}
+    error = [0.0, 0.0]
+
+    def gate(i, x, e, offset=0.0):
+        z = x * p["F"][i, 0, 0] + e * p["G"][i, 0, 0] + p["b"][i, 0] + offset
+        return float(torch.tanh(z) if i == 1 else torch.sigmoid(z))
+
+    for t in range(5):
+        x, target = [math.sin(t + a) for a in range(3)], [math.cos(t), -math.cos(t)]
+        state, out = program.step(state, torch.tensor([x], **DOUBLE), torch.tensor([target], **DOUBLE))
+        prediction = []
+        for b in range(2):
+            total = 0.0
+            for a in range(3):
+                keep, admit = gate(2, x[a], error[b], 1.0), gate(0, x[a], error[b], -1.0)
+                w[b][a] += (keep - 1.0) * w[b][a] + admit * gate(1, x[a], error[b])  # Eqs. 10 and 11
+                says = gate(3, x[a], error[b]) * math.tanh(w[b][a])
+                total += says * float(p["C"][0, 1]) + float(p["C_b"][1])
+            prediction.append(100 * math.tanh(total / 100))
+        error = [y - z for y, z in zip(prediction, target, strict=True)]
+        assert (out.prediction[0] - torch.tensor(prediction, **DOUBLE)).abs().max() < 1e-14
+        assert (state["x->y"]["c"][0, :, :, 0] - torch.tensor(w, **DOUBLE)).abs().max() < 1e-14
+
+
+def test_messages_from_above_reach_every_pixel_of_a_strided_convolution():
+    """Against loops over places; the published code leaves all but the first rows and columns without any."""
+    rule = shaken(VSML(2, 2, ticks=1, average=0.0))
+    p = rule.agents["weight"]
+    network = mg.Network()
+    network.input("x", (1, 6, 6)), network.unit("c", (1, 6, 6)), network.unit("h", (2, 3, 3))
+    meeting = mg.Conv2d(3, stride=2, padding=1)
+    network.connect("x", "c", "identity"), network.connect("c", "h", meeting)
+    program = mg.compile(network, rule, **DOUBLE)
+    state = program.init(batch_size=1)
+    record = {"c->h": ["out"], "c": ["up"]}
+    _, out = program.step(state, torch.randn(1, 1, 6, 6, **DOUBLE), record=record)
+    own, found = out.recorded["c->h"]["out"][0], out.recorded["c"]["up"][0, 0]  # own: out, in, kh, kw, ho, wo, n
+    wanted = torch.zeros(6, 6, 2, **DOUBLE)
+    for o, k, m, i, j in itertools.product(range(2), range(3), range(3), range(3), range(3)):
+        row, column = 2 * i + k - 1, 2 * j + m - 1
+        if 0 <= row < 6 and 0 <= column < 6:
+            wanted[row, column] += own[o, 0, k, m, i, j] @ p.U.detach() + p.U_b.detach()
+    assert (found - wanted / 18).abs().max() < 1e-14
+    assert (wanted != 0).all()
+
+
+# -- on every network -------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=12)
+@given(networks(), st.sampled_from(sorted(OPTIONS)), st.booleans(), st.integers(0, 99))
+def test_compiled_means_what_the_interpreter_does(network, name, biases, seed):
+    options = {k: v for k, v in OPTIONS[name].items() if k != "scale"}
+    rule = shaken(VSML(2, 2, biases=biases, coordinates=biases, **options), seed)
+    program = mg.compile(network, rule, **DOUBLE)
+    state = program.init(seed, batch_size=2)
+    x, targets = batch(network, 2, torch.Generator().manual_seed(seed))
+    for _ in range(2):
+        meaning, predictions = interpreter.step(program, state, x, targets)
+        state, out = program.step(state, x, targets)
+        assert distance(state, meaning) < 1e-10
+        found = out.prediction if len(predictions) > 1 else dict.fromkeys(predictions, out.prediction)
+        assert max(float((found[k] - predictions[k]).detach().abs().max()) for k in predictions) < 1e-10
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"layer_norm": True, "feed_label": True}, {"cell": "gru"}, {"error": "reverse"}]
+)
+def test_every_parameter_learns_on_two_layers(options):
+    rule = VSML(4, 3, **options)
+    program = mg.compile(mlp([5, 4, 3]), rule, **DOUBLE)
+    state, losses = program.init(batch_size=2), []
+    for x, y in examples([5, 4, 3], 2):
+        state, out = program.step(state, x, y)
+        losses.append(out.loss)
+    sum(losses).backward()
+    for name, parameter in rule.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_layers_with_parameters_of_their_own():
+    """Only what the first layer sends down, to the input, is structurally unused; and so is the shared genome here."""
+    rule = VSML(4, 3, layers=("x->*", "h1->*"))
+    program = mg.compile(mlp([5, 4, 3]), rule, **DOUBLE)
+    state = program.init(batch_size=2)
+    for x, y in examples([5, 4, 3], 2):
+        state, out = program.step(state, x, y)
+    out.loss.backward()
+    unused = {n for n, p in rule.named_parameters() if p.grad is None or not p.grad.abs().max() > 0}
+    assert unused == {n for n, _ in rule.agents["weight"].named_parameters(prefix="agents.weight")} | {
+        "layers.0.U",
+        "layers.0.U_b",
+    }
+    one, two = rule.layers
+    assert not torch.equal(one.W, two.W)
+
+
+# -- what a user does with it -----------------------------------------------------------------------------------
+
+
+def test_prediction_does_not_tick_and_learning_goes_on_from_a_file(tmp_path):
+    program = mg.compile(mlp([3, 4, 2]), shaken(VSML(4, 3)), **DOUBLE)
+    state = program.init(batch_size=1)
+    data = list(examples([3, 4, 2], 1, 6))
+    for x, y in data[:3]:
+        state, _ = program.step(state, x, y)
+    kept = {n: {c: t.clone() for c, t in channels.items()} for n, channels in state.items()}
+    first = program.predict(state, data[3][0])
+    assert torch.equal(first, program.predict(state, data[3][0]))
+    assert distance(state, kept) == 0.0
+    program.save({n: {c: t.detach() for c, t in k.items()} for n, k in state.items()}, tmp_path / "state.safetensors")
+    again = program.load(tmp_path / "state.safetensors")
+    for x, y in data[3:]:
+        state, one = program.step(state, x, y)
+        again, two = program.step(again, x, y)
+        assert torch.equal(one.prediction, two.prediction)
+
+
+def test_initial_states():
+    """h = 0; half of c normal with deviation 1/sqrt(784), cut off at two; the same in every slot of the batch."""
+    program = mg.compile(mlp([784, 10]), VSML())
+    state = program.init(batch_size=2)["x->y"]
+    assert state["c"].shape == (2, 10, 784, 16)
+    assert not state["h"].any()
+    assert torch.equal(state["c"][0], state["c"][1])
+    drawn, rest = state["c"][0, ..., :8], state["c"][0, ..., 8:]
+    assert not rest.any()
+    assert float(drawn.abs().max()) <= 2 / 28
+    assert abs(float(drawn.std()) * 28 - 0.88) < 0.01
+    assert not torch.equal(drawn, program.init(1, batch_size=2)["x->y"]["c"][0, ..., :8])
+    assert sum(p.numel() for p in VSML().parameters()) == 2384  # as published
+    assert sum(p.numel() for p in VSML(layer_norm=True).parameters()) == 2416
+    assert all(torch.equal(a, b) for a, b in zip(VSML().parameters(), VSML().parameters(), strict=True))
+    assert not torch.equal(VSML().agents["weight"].W, VSML(seed=1).agents["weight"].W)
+
+
+def test_coordinates_say_where_a_synapse_sits():
+    program = mg.compile(mlp([3, 5]), VSML(4, 3, coordinates=True), **DOUBLE)
+    state = program.init(batch_size=1)
+    at = state["x->y"]["at"]
+    assert at.shape == (5, 3, 2)
+    assert torch.equal(at[2, :, 0], torch.tensor([-1.0, 0.0, 1.0], **DOUBLE))
+    assert torch.equal(at[:, 1, 1], torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0], **DOUBLE))
+    network = mg.Network()
+    network.input("x", (2, 5, 5)), network.unit("h", (3, 3, 3)), network.connect("x", "h", mg.Conv2d(3))
+    program = mg.compile(network, VSML(4, 3, coordinates=True), **DOUBLE)
+    at = program.init(batch_size=1)["x->h"]["at"]
+    assert at.shape == (3, 2, 3, 3, 2)
+    assert torch.equal(at[0, ..., 0].flatten(), torch.linspace(-1, 1, 18, **DOUBLE))
+    assert "at" not in mg.compile(mlp([3, 5]), VSML(4, 3)).init(batch_size=1)["x->y"]
+
+
+def test_biases_are_synapses_only_if_asked_for():
+    plain = mg.compile(mlp([3, 2]), VSML(4, 3)).init(batch_size=1)
+    assert set(plain) == {"x->y", "loss", "program"}
+    asked = mg.compile(mlp([3, 2]), VSML(4, 3, biases=True)).init(batch_size=1)
+    assert asked["y.bias"]["h"].shape == (1, 2, 4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cell": "rnn"},
+        {"merge": "max"},
+        {"error": "now"},
+        {"units": "ignore"},
+        {"width": 1},
+        {"ticks": 0},
+        {"output": 8},
+        {"bound": 0.0},
+        {"clip": -1.0},
+        {"average": 1.5},
+        {"random": -0.1},
+        {"state": 0},
+    ],
+)
+def test_arguments_out_of_range(options):
+    ((name, value),) = options.items()
+    with pytest.raises(mg.ProtocolError, match=rf"VSML: {name}={value!r} must be"):
+        VSML(**options)
