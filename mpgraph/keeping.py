@@ -89,7 +89,8 @@ class Keeping:
         for name, shape in needed.items():
             generator = torch.Generator().manual_seed(_seed(seed, name, str(step)))
             sizes = [batch_size if n is None else n for n in shape]
-            numbers = torch.randn(sizes, generator=generator, dtype=torch.float64)
+            # One noise for every dtype; torch's float32 generator takes a third of the time of its float64 one.
+            numbers = torch.randn(sizes, generator=generator, dtype=torch.float32)
             drawn[name] = numbers.to(device=self.device, dtype=self.dtype)
         return drawn
 

@@ -526,3 +526,13 @@ def test_phases_under_transforms_are_named_by_the_caller():
         assert distance(plain, compiled(state)) < 1e-12
     with pytest.raises(mg.InputError, match="say which phase a step is: phase='align'"):
         torch.func.vmap(lambda s: program.step(s, x, y)[0])(stack)
+
+
+def test_noise_is_the_same_in_every_dtype():
+    drawn = []
+    for dtype in (torch.float32, torch.float64):
+        program = mg.compile(mlp([4, 3, 2]), WeightMirror(), dtype=dtype)
+        drawn.append(program.noise(program.init(seed=3), 1000)["h1.drive.0"])
+    assert torch.equal(drawn[0].double(), drawn[1])
+    assert abs(float(drawn[1].mean())) < 5 / 3000**0.5
+    assert abs(float(drawn[1].var()) - 1.0) < 5 * (2 / 3000) ** 0.5
