@@ -171,6 +171,15 @@ class View(ABC):
         """Aggregate over the agents of the node, for each example: ``sum``, ``mean``, ``max``, ``min``."""
 
     @abstractmethod
+    def upto(self, value: Any, end: End = "post") -> Any:
+        """Sum over this agent of a connection and those before it at one end, for each example.
+
+        Those are the synapses that differ from it in their place at that end alone: of a dense connection all from the
+        same ``pre``, in the order of the unit; of a convolution those of lower channels. Where places at one end are
+        not free of those at the other (one-to-one, sparse) it is the value itself.
+        """
+
+    @abstractmethod
     def examples(self, value: Any, how: str = "mean") -> Any:
         """Aggregate over the batch, for each agent.
 

@@ -116,9 +116,8 @@ class Term(NamedTuple):
     @property
     def grows(self) -> bool:
         """Whether it is a contraction larger than all that goes into it, and so better multiplied than written."""
-        if not self.bound or self.fold or any(factor.gathered for factor in self.factors):
-            return False
-        return len(self.axes) > max(len(factor.axes) for factor in self.factors)
+        lazy = self.fold or any(factor.gathered for factor in self.factors)
+        return bool(self.bound) and not lazy and len(self.axes) > max(len(factor.axes) for factor in self.factors)
 
     def renamed(self, names: Mapping[Axis, Axis]) -> Term:
         """The same product on other axes."""
@@ -238,10 +237,7 @@ class Value:
         return Value(self.recorder, terms, one.local)
 
     def _multipliable(self) -> Value:
-        """No bound axes, and no sum that would distribute where one tensor of its own size says the same.
-
-        What :attr:`Term.grows` says of stays bound.
-        """
+        """No bound axes but of terms that grow, no sum that distributes where one tensor of its size says the same."""
         value = self.simple()
         if len(value.terms) > 1 and value._spanned():
             return value.like(value.settle())

@@ -25,7 +25,7 @@ from .losses import Loss
 from .nodes import AgentNode, Arrow, keeper, layout
 from .operations import Operation
 from .phases import phase_of
-from .totals import Batch, Group, Measured, Operands, Population, Pulled, answer, total
+from .totals import Batch, Group, Measured, Operands, Population, Pulled, Upto, answer, total
 
 if TYPE_CHECKING:
     from .program import Program
@@ -338,6 +338,10 @@ class ScalarView(View):
 
     def peers(self, value: Any, how: str = "sum") -> Any:  # noqa: D102
         return self._ask(value, Group(lambda key: key[1], how))
+
+    def upto(self, value: Any, end: str = "post") -> Any:  # noqa: D102
+        free = self.node.free_at(end)
+        return self._ask(value, Upto([i for i, axis in enumerate(self.node.axes) if axis in free]))
 
     def examples(self, value: Any, how: str = "mean") -> Any:  # noqa: D102
         shared = [i for i, axis in enumerate(self.node.axes) if axis in self.node.shared]

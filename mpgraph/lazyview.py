@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from .kinds import Kind, activation
 from .losses import Loss
 from .nodes import AgentNode, layout
 from .operations import Operation
+from .recorder import identifier
 
 if TYPE_CHECKING:
     from .compiler import Trace
@@ -95,6 +97,18 @@ class LazyView(View):
 
     def peers(self, value: Any, how: str = "sum") -> Value:  # noqa: D102
         return self._trace.recorder.coerce(value).total(self.node.axes, how)
+
+    def upto(self, value: Any, end: str = "post") -> Value:  # noqa: D102
+        recorder, axes = self._trace.recorder, self.node.free_at(end)
+        value = recorder.coerce(value)
+        if not axes:
+            return value
+        sizes = [axis.size or 0 for axis in axes]
+        others = tuple(axis.fresh() for axis in axes)
+        total = math.prod(sizes)
+        lower = torch.ones(total, total, dtype=self._trace.dtype).tril().reshape(*sizes, *sizes)
+        mask = self._trace.leaf(recorder.constant(lower, f"upto_{identifier(self.node.name)}"), (*axes, *others))
+        return (mask * value.renamed(dict(zip(axes, others, strict=True)))).total(others)
 
     def examples(self, value: Any, how: str = "mean") -> Value:  # noqa: D102
         value = self._trace.recorder.coerce(value)

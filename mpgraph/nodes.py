@@ -32,6 +32,7 @@ class AgentNode:
         value: initial value of ``w`` given by the network.
         owner: the node that keeps the state of this one, where several are uses of the same (ticks, tied weights).
         tick: of a network that unrolls in time, counted from 0.
+        serves: for a constant, the bias or unit that it was made for; others of the same rule share it.
     """
 
     name: str
@@ -48,6 +49,7 @@ class AgentNode:
     kinds: tuple[str, ...] = ()
     owner: str = ""
     tick: int = 0
+    serves: str = ""
 
     def __post_init__(self) -> None:
         self.kinds = self.kinds or ((self.kind, "weight") if self.kind == "bias" else (self.kind,))
@@ -62,6 +64,11 @@ class AgentNode:
     def kept(self) -> tuple[Axis, ...]:
         """The axes of what is kept between steps."""
         return tuple(axis for axis in self.axes if axis not in self.shared)
+
+    def free_at(self, end: str) -> tuple[Axis, ...]:
+        """The axes of one end of a connection that are neither shared nor the other end's as well."""
+        others = {axis for name, axes in self.ends.items() if name != end for axis in axes}
+        return tuple(axis for axis in self.ends.get(end, ()) if axis not in self.shared and axis not in others)
 
     @property
     def uses(self) -> int:

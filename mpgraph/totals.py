@@ -41,6 +41,28 @@ class Batch(Group):
         return {key: totals[self.group(key)] for key in values}
 
 
+class Upto:
+    """Sum over the agents that differ in the given dimensions alone and do not come after."""
+
+    def __init__(self, dims: Sequence[int]) -> None:
+        self.dims = dims
+
+    def __call__(self, values: Mapping[Key, Any]) -> dict[Key, Any]:  # noqa: D102
+        def split(key: Key) -> tuple[Any, Any]:
+            place = tuple(key[0][i] for i in self.dims)
+            return place, (tuple(n for i, n in enumerate(key[0]) if i not in self.dims), key[1])
+
+        groups: dict[Any, list[tuple[Any, Any]]] = {}
+        for key, value in values.items():
+            place, rest = split(key)
+            groups.setdefault(rest, []).append((place, value))
+        found = {}
+        for key in values:
+            place, rest = split(key)
+            found[key] = total([value for other, value in groups[rest] if other <= place], "sum")
+        return found
+
+
 class Population:
     """A function of the whole node and batch."""
 

@@ -6,6 +6,9 @@ from .backprop import Backprop as Backprop
 from .blur import BLUR as BLUR
 from .direct_feedback_alignment import DirectFeedbackAlignment as DirectFeedbackAlignment
 from .feedback_alignment import FeedbackAlignment as FeedbackAlignment
+from .hebbian import Hebb as Hebb
+from .hebbian import Oja as Oja
+from .hebbian import Sanger as Sanger
 from .information_alignment import InformationAlignment as InformationAlignment
 from .kolen_pollack import KolenPollack as KolenPollack
 from .mplp import MPLP as MPLP

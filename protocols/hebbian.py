@@ -61,17 +61,19 @@ class Hebbian(Protocol):
 
     passes = PASSES
     synapse: type[Synapse] = Synapse
+    usual_rate = 1e-5
 
     def __init__(
         self,
         lr: Any = 0.1,
-        rate: Any = 0.001,
+        rate: Any = None,
         supervision: Any = 0.0,
         *,
         optimizer: mg.Optimizer | None = None,
         surrogate: str | None = None,
         **agents: Agent,
     ) -> None:
+        rate = self.usual_rate if rate is None else rate
         own = features(self.synapse, lr, rate, supervision, surrogate)
         super().__init__(optimizer=optimizer or mg.SGD(1.0), **{**own, **agents})
         self.rates, self.surrogate = {"lr": lr, "rate": rate, "supervision": supervision}, surrogate
@@ -86,7 +88,8 @@ class Hebb(Hebbian):
 
     Args:
         lr: of connections to a unit with a loss: the delta rule, that is gradient descent of the readout.
-        rate: of all others: the local rule. Both are numbers or ``mg.learnable(0.1)``.
+        rate: of all others: the local rule; by default 1e-5 for Hebb's, at which it does not yet make all features
+            alike, 0.01 for Oja's, 0.003 for Sanger's. All three are numbers or ``mg.learnable(0.1)``.
         supervision: learning rate of backpropagation, added to the local rule; 0 sends no error down.
         optimizer: another inner optimiser than adding the increments.
         surrogate: activation whose derivative stands in for units that have none (a step), if supervised.
@@ -110,6 +113,7 @@ class Oja(Hebbian):
         ProtocolError: for another form.
     """
 
+    usual_rate = 0.01
     source = """
 @article{oja1982simplified,
   title={Simplified neuron model as a principal component analyzer},
@@ -123,7 +127,7 @@ class Oja(Hebbian):
     def __init__(
         self,
         lr: Any = 0.1,
-        rate: Any = 0.001,
+        rate: Any = None,
         supervision: Any = 0.0,
         form: Literal["subspace", "neuron"] = "subspace",
         *,
@@ -150,7 +154,7 @@ class Sanger(Hebbian):
     Arguments as for :class:`Hebb`.
     """
 
-    synapse = Ordered
+    synapse, usual_rate = Ordered, 0.003
     source = """
 @article{sanger1989optimal,
   title={Optimal unsupervised learning in a single-layer linear feedforward neural network},

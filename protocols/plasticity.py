@@ -111,7 +111,7 @@ class DetachedSynapse(Synapse):
 
 
 CARRIERS = {"random": FeedbackSynapse, "symmetric": Synapse, "detached": DetachedSynapse}
-F_BIO = {"pseudo": 0.1, "ehebb": -0.3, "oja": -0.01}
+F_BIO = {"pseudo": 0.3, "ehebb": -0.3, "oja": -0.003}
 
 
 class Plasticity(Protocol):
