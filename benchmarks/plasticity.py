@@ -34,16 +34,17 @@ SMALL = [784, 130, 70, 47]
 PLACES = {"W01": "x->h1", "W12": "h1->h2", "W23": "h2->y"}
 ROWS = ["", "W12", "W23", "W01 W12", "W12 W23", "W01 W23", "W01 W12 W23"]
 PAIRS = {"bio - pseudo": (38, 100), "bio - Oja": (1, 8), "Oja - eHebb": (4, 100), "BP - bio": (-5, 5)}
+# Orders in which the published rules come out: angles at h1..h4, orthonormality errors of the first four connections.
+ANGLES = [["eHebb", "Oja", "bio", "pseudo"], *[["eHebb", "bio", "Oja", "pseudo"]] * 3]
+ERRORS = [["bio", "Oja", *rest] for rest in (
+    ["BP", "pseudo", "eHebb"], ["pseudo", "BP", "eHebb"], ["BP", "pseudo", "eHebb"], ["BP", "pseudo", "eHebb"]
+)]  # fmt: skip
 FIGURES = {"pseudo": (0.65, 1.2), "bio": (2.0, 2.0), "pool": (14.0, 8.3)}  # seconds, GiB: PyTorch on another machine
 
 
-def slope(y):
-    """The derivative of softplus (beta 10) at an activity, which the published code takes at pixels as well."""
-    return 1.0 - torch.exp(-10.0 * y)
-
-
 def rule(**arguments):
-    return Plasticity(**arguments, input_slope=slope)
+    """With the slope of softplus at pixels for the errors of inputs, as in the published code."""
+    return Plasticity(**arguments, input_slope=10.0)
 
 
 def network(sizes):
@@ -94,18 +95,21 @@ def spread(values):
 
 def rules(tasks):
     """The five rules side by side, and their paired differences."""
-    accuracies = {}
+    accuracies, means = {}, {}
     print(f"\n{len(tasks)} episodes, {'-'.join(map(str, SIZES))}")
     print(
         f"{'rule':7} {'accuracy %':12}  angle at h1..h4, degrees     orthonormality error of the first four connections"
     )
     for name, arguments in RULES.items():
         accuracy, angles, errors = measured(mg.compile(network(SIZES), rule(**arguments)), tasks, name == "BP")
-        accuracies[name] = accuracy
+        accuracies[name], means[name] = accuracy, (angles.mean(0)[1:], errors.mean(0)[:4])
         shown = "  ".join(f"{a:5.1f}" for a in angles.mean(0)[1:].tolist())
         print(
             f"{name:7} {spread(accuracy)}  {shown}     " + "  ".join(f"{e:7.0f}" for e in errors.mean(0)[:4].tolist())
         )
+    for what, orders, part in (("angles", ANGLES, 0), ("orthonormality errors", ERRORS, 1)):
+        found = [sorted(order, key=lambda name: float(means[name][part][i])) for i, order in enumerate(orders)]
+        print(f"order of {what} at each of four places:", "as wanted" if found == orders else f"NOT AS WANTED, {found}")
     for pair, (low, high) in PAIRS.items():
         one, two = pair.split(" - ")
         difference = accuracies[one] - accuracies[two]

@@ -129,7 +129,7 @@ def _may_stand_out(term: Term, factor: Factor) -> bool:
 
 
 def _largest(factors: Iterable[Factor]) -> set[Axis]:
-    return set(max((f.axes for f in factors), key=len, default=()))
+    return max((set(f.axes) for f in factors), key=len, default=set())
 
 
 def _same_size(group: list[tuple[Term, Factor]]) -> bool:

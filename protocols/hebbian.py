@@ -22,6 +22,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
+
 import mpgraph as mg
 from mpgraph import Agent, Protocol
 
@@ -74,13 +76,14 @@ class Hebbian(Protocol):
         **agents: Agent,
     ) -> None:
         rate = self.usual_rate if rate is None else rate
-        own = features(self.synapse, lr, rate, supervision, surrogate)
+        own: dict[str, Any] = features(self.synapse, lr, rate, supervision, surrogate)
         super().__init__(optimizer=optimizer or mg.SGD(1.0), **{**own, **agents})
         self.rates, self.surrogate = {"lr": lr, "rate": rate, "supervision": supervision}, surrogate
 
     def extra_repr(self) -> str:
         """Arguments, for ``repr``."""
-        return ", ".join([*(f"{name}={float(r):g}" for name, r in self.rates.items()), super().extra_repr()])
+        shown = [f"{name}={float(torch.as_tensor(rate).detach()):g}" for name, rate in self.rates.items()]
+        return ", ".join([*shown, super().extra_repr()])
 
 
 class Hebb(Hebbian):

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 import mpgraph as mg
 from mpgraph import Agent, fast
 
@@ -71,11 +73,16 @@ class Operation(mg.OperationAgent, Neighbour):
 
 
 class Input(Neighbour):
-    """An input; ``slope`` maps its value to the derivative that its error is multiplied by."""
+    """An input.
+
+    Args:
+        slope: maps its value to what its error is multiplied by; a number is the beta of a softplus, whose slope at
+            the activity y is 1 - exp(-beta y); ``None`` is 1.
+    """
 
     value = fast()
 
-    def __init__(self, slope: Callable[[Any], Any] | None = None) -> None:
+    def __init__(self, slope: Callable[[Any], Any] | float | None = None) -> None:
         super().__init__()
         self.slope = slope
 
@@ -85,7 +92,10 @@ class Input(Neighbour):
 
     def backward_update(self, s: mg.View, post: Any = 0.0) -> mg.View:
         """e_0 = B e_1 * slope."""
-        return s.set(e=post if self.slope is None else post * self.slope(s.value))
+        if self.slope is None:
+            return s.set(e=post)
+        slope = self.slope(s.value) if callable(self.slope) else 1.0 - torch.exp(-self.slope * s.value)
+        return s.set(e=post * slope)
 
 
 class One(Neighbour):
@@ -108,7 +118,7 @@ class Loss(mg.LossAgent):
         return s.t + s.e
 
 
-def neighbours(surrogate: str | None = None, slope: Callable[[Any], Any] | None = None) -> dict[str, Agent]:
+def neighbours(surrogate: str | None = None, slope: Callable[[Any], Any] | float | None = None) -> dict[str, Agent]:
     """An agent of these for each kind of node.
 
     Args:

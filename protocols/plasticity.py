@@ -134,7 +134,8 @@ class Plasticity(Protocol):
         oja: theta_10, of -y_l (y_{l-1} - W'y_l)'; useful below zero.
         feedback: what carries errors back: ``random``, fixed weights of its own; ``symmetric``, W' (backprop);
             ``detached``, W' through which no meta-gradient flows.
-        input_slope: a function of an input's value, see e_0 above; 1 by default.
+        input_slope: what multiplies the error of an input: a function of its value, or beta for 1 - exp(-beta value),
+            the slope of a softplus at that activity (10 in the authors' code); 1 by default.
         optimizer: another inner optimiser than adding the sum.
         surrogate: activation whose derivative stands in for units that have none (a step).
 
@@ -164,7 +165,7 @@ class Plasticity(Protocol):
         crossed_ewy: Any = None,
         oja: Any = None,
         feedback: Literal["random", "symmetric", "detached"] = "random",
-        input_slope: Callable[[Any], Any] | None = None,
+        input_slope: Callable[[Any], Any] | float | None = None,
         optimizer: mg.Optimizer | None = None,
         surrogate: str | None = None,
         **agents: Agent,
@@ -175,7 +176,7 @@ class Plasticity(Protocol):
         theta = {name: c for name, c in zip(TERMS, given, strict=True) if c is not None} or F_BIO
         if feedback not in CARRIERS:
             raise mg.ProtocolError(f"Plasticity: feedback={feedback!r}; allowed are {', '.join(CARRIERS)}")
-        own: dict[str, Agent] = {
+        own: dict[str, Any] = {
             **neighbours(surrogate, input_slope),
             "weight": CARRIERS[feedback](theta),
             "bias": Synapse(theta),
@@ -185,5 +186,5 @@ class Plasticity(Protocol):
 
     def extra_repr(self) -> str:
         """Arguments, for ``repr``."""
-        shown = [f"{name}={float(c):g}" for name, c in self.theta.items()]
+        shown = [f"{name}={float(torch.as_tensor(c).detach()):g}" for name, c in self.theta.items()]
         return ", ".join([*shown, f"feedback={self.feedback!r}", super().extra_repr()])

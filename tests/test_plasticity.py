@@ -29,7 +29,7 @@ def golden():
 
 def small(**arguments):
     """The network of the vectors with a rule; the errors of inputs are those of the published code."""
-    rule = Plasticity(**arguments, input_slope=lambda y: 1.0 - torch.exp(-10.0 * y))
+    rule = Plasticity(**arguments, input_slope=10.0)
     return mg.compile(mlp([6, 5, 4, 3], mg.Softplus(10.0), bias=False), rule, dtype=torch.float64)
 
 
@@ -76,7 +76,7 @@ def test_each_term(golden, double, number, name, learned):
 
 def test_each_term_in_single_precision(golden):
     for number, name in enumerate(TERMS, 1):
-        rule = Plasticity(**{name: 1.0}, input_slope=lambda y: 1.0 - torch.exp(-10.0 * y))
+        rule = Plasticity(**{name: 1.0}, input_slope=lambda y: 1.0 - torch.exp(-10.0 * y))  # the same as 10.0
         program = mg.compile(mlp([6, 5, 4, 3], mg.Softplus(10.0), bias=False), rule)
         state = {
             n: {c: t.float() if c != "step" else t for c, t in k.items()} for n, k in begin(program, golden).items()
@@ -242,6 +242,31 @@ def test_rules_of_their_own_for_layers(problem):
         expected = everywhere if name == "h2->y" else plain
         assert all(torch.equal(found[name][c], expected[name][c]) for c in found[name])
     assert not torch.equal(plain["h2->y"]["w"], everywhere["h2->y"]["w"])
+
+
+def test_backprop_on_top_of_it(problem):
+    network, x, y, generator = problem
+    local = {"ehebb": -0.2, "oja": -0.1, "pseudo": 0.1}
+    hybrid = mg.compile(network, {"h2->y": Backprop(0.3), "*": Plasticity(**local)}, dtype=torch.float64)
+    state = randomised(hybrid.init(), generator)
+    whole = mg.compile(network, Plasticity(**local, feedback="symmetric"), dtype=torch.float64)
+    assert "b" not in state["h2->y"]
+    w = {**state, "x->h1": {"w": state["x->h1"]["w"]}, "h1->h2": {"w": state["h1->h2"]["w"]}}
+    same = {n: {**c, "b": c["w"]} if "b" in c else c for n, c in state.items()}
+    found, expected = hybrid.step(same, x, y)[0], whole.step(w, x, y)[0]
+    assert all(torch.allclose(found[n]["w"], expected[n]["w"], atol=1e-12) for n in ("x->h1", "h1->h2", "h1.bias"))
+    gradient = mg.compile(network, Backprop(0.3), dtype=torch.float64).step(w, x, y)[0]
+    close(found["h2->y"]["w"], gradient["h2->y"]["w"], 1e-12)
+
+
+def test_from_a_file(problem, tmp_path):
+    network, x, y, generator = problem
+    rule = Plasticity(pseudo=mg.learnable(0.1), oja=mg.learnable(-0.2), crossed=0.3, input_slope=10.0)
+    rule.save(tmp_path / "rule")
+    one, two = (mg.compile(network, r, dtype=torch.float64) for r in (rule, mg.load_protocol(tmp_path / "rule")))
+    state = randomised(one.init(), generator)
+    assert distance(one.step(state, x, y)[0], two.step(state, x, y)[0]) == 0.0
+    assert rule.name == two.protocol.name
 
 
 def test_coefficients_of_each_node_are_learned_apart(problem, double):
