@@ -1,6 +1,7 @@
 """What a meta-step of a learned rule costs: unroll, meta-gradient, Adam; medians of CPU and wall time, peak memory.
 
 python benchmarks/learned.py --rule blur
+python benchmarks/learned.py --rule vsml
 """
 
 import argparse
@@ -13,21 +14,12 @@ from common import conditions
 
 import mpgraph as mg
 from mpgraph.architectures import mlp
-from mpgraph.protocols import BLUR
+from mpgraph.protocols import BLUR, VSML
 
 
 def blur():
     """784-512-10, batch 128, k 2, synapses of two channels both ways, ten updates, then a loss on a fresh batch."""
-    rule = BLUR(
-        single=False,
-        symmetric=False,
-        backward="additive",
-        activation="unit",
-        backward_activation="unit",
-        feedback="sign",
-        initial="random",
-        eta_tilde=-1e-4,
-    )
+    rule = BLUR.published(feedback="sign", eta_tilde=-1e-4)
     program = mg.compile(mlp([784, 512, 10], activation="tanh"), rule)
     adam, start = torch.optim.Adam(rule.parameters(), lr=5e-4), program.init()
     xs, ys = torch.randn(11, 128, 784), torch.randint(0, 10, (11, 128))
@@ -44,7 +36,35 @@ def blur():
     return {"meta-step": meta_step}
 
 
-RULES = {"blur": blur}
+def vsml():
+    """784-10, 16 + 16 numbers a synapse, messages of 8, two micro ticks, batch 1: learning online, and through it."""
+    rule = VSML()
+    program = mg.compile(mlp([784, 10]), rule)
+    start, compiled = program.init(batch_size=1), torch.compile(program.step)
+    xs, ys = torch.randn(50, 1, 784), torch.randint(0, 10, (50, 1))
+
+    def learn(step):
+        state, losses = start, []
+        for x, y in zip(xs, ys, strict=True):
+            state, out = step(state, x, y)
+            losses.append(out.loss)
+        return torch.stack(losses).mean()
+
+    def meta_gradient():
+        torch.autograd.grad(learn(program.step), list(rule.parameters()), allow_unused=True)
+
+    def fifty(step):
+        with torch.no_grad():
+            learn(step)
+
+    return {
+        "50 examples": lambda: fifty(program.step),
+        "50, torch.compile": lambda: fifty(compiled),
+        "meta-gradient of 50": meta_gradient,
+    }
+
+
+RULES = {"blur": blur, "vsml": vsml}
 
 
 def measured(function, rounds):

@@ -1,8 +1,8 @@
 """The genome of BLUR: what is learned across tasks, and held fixed while a network learns.
 
-Names are those of Sandler et al. (2021), Table 1; ``_tilde`` marks a letter with a tilde, which belongs to synapses. So is
-the order of indices: ``nu[c, d]`` leads from state d of the sender to state c of the receiver. The published code stores
-nu and mu transposed; nu~ ``[e, c]`` (state, channel) and mu~ ``[c, d]`` (channel, state) it stores as they are here.
+Names are those of Sandler et al. (2021), Table 1, with ``_tilde`` for the tilde of synapses. So is the order of
+indices: ``nu[c, d]`` leads from state d of the sender to state c of the receiver. The published code stores nu and mu
+transposed, nu~ ``[e, c]`` (state, channel) and mu~ ``[c, d]`` (channel, state) as they are here.
 """
 
 from __future__ import annotations

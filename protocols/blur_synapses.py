@@ -11,59 +11,15 @@ A schedule has those of these passes that its options need.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 import mpgraph as mg
-from mpgraph import Agent, fast, slow
-from mpgraph.initializers import Initializer
+from mpgraph import fast, slow
 
 from .blur_genome import Layers, SynapseGenome
-
-Function = Callable[[Any], Any]
-
-
-@dataclass(frozen=True)
-class Options:
-    """How BLUR is varied; see :class:`BLUR` for what each means."""
-
-    k: int
-    single: bool
-    symmetric: bool
-    backward: Literal["additive", "multiplicative", "second"]
-    activation: Literal["unit", "derivative"] | Function
-    backward_activation: Literal["unit"] | Function | None
-    feedback: Any
-    batch: Literal["sum", "mean"]
-    normalise: bool
-    lengths: Literal["stored", "computing"] | None
-    rescale: bool
-    oja: Literal["activation", "weights", "forgetting", "whole"] | None
-    saturation: Literal["tanh", "exp"] | Function | None
-    early_pre: bool
-    init: Initializer
-    keep_states: bool
-    surrogate: str | None
-
-    @property
-    def c(self) -> int | None:
-        """Size of what a synapse keeps: ``None`` for one number."""
-        return None if self.single else self.k
-
-
-class Part(Agent):
-    """Base of all agents: it knows the options, and where to find the genome, which is the protocol's."""
-
-    def __init__(self, options: Options, layers: Layers) -> None:
-        super().__init__()
-        self.o, self.layers, self.k, self.c = options, layers, options.k, options.c
-
-    def gene(self, s: mg.View, name: str) -> Any:
-        """A number of the genome: of this connection, or of those into this unit."""
-        return self.layers.below(s.node).at(s, name)
+from .blur_parts import Options, Part
 
 
 class Synapse(Part):

@@ -1,4 +1,4 @@
-"""The units of BLUR (Eqs. 5 and 6): neurons with k states, and what stands at the borders of the network.
+"""The units of BLUR: neurons with k states (Eqs. 5 and 6).
 
 A unit sends its states; the synapse applies nu and mu to them, so that connections may have genomes of their own.
 """
@@ -10,75 +10,10 @@ from typing import Any
 import torch
 
 import mpgraph as mg
-from mpgraph import Agent, carry, fast, slow
+from mpgraph import carry, fast, slow
 
-from .blur_synapses import Options, Part
-
-
-class States(Part):
-    """Base of whatever has states ``a`` that synapses hear, and adds up what synapses tell about themselves."""
-
-    a = fast("k")
-    w_sum, v_sum, w_drive, v_drive = fast("c"), fast("c"), fast("c"), fast("c")
-
-    def forward_message(self, s: mg.View) -> Any:
-        """The states."""
-        return s.a
-
-    remember_message = meet_message = forward_message
-
-    def measure_update(self, s: mg.View, pre: Any = None, post: Any = None) -> mg.View:
-        """Sums of w^2 over the synapses below and of v^2 over those above."""
-        return s.set(w_sum=0.0 if pre is None else pre["w"], v_sum=0.0 if post is None else post["v"])
-
-    def compare_message(self, s: mg.View) -> Any:
-        """The sums."""
-        return {"w": s.w_sum, "v": s.v_sum}
-
-    def project_update(self, s: mg.View, pre: Any = None, post: Any = None) -> mg.View:
-        """Sums of w (a nu~) over the synapses below and of v (a nu~) over those above."""
-        return s.set(w_drive=0.0 if pre is None else pre["w"], v_drive=0.0 if post is None else post["v"])
-
-    early_project_update = project_update
-
-    def inhibit_message(self, s: mg.View) -> Any:
-        """The sums."""
-        return {"w": s.w_drive, "v": s.v_drive}
-
-
-def vector(first: Any, second: Any, k: int) -> Any:
-    """States of which the first two are given; zero in the others."""
-    return torch.stack([first, second, *[0.0 * first] * (k - 2)])
-
-
-def first(states: Any) -> Any:
-    """State 0 in place of every state."""
-    return states[..., :1] + 0.0 * states
-
-
-class Input(States):
-    """Its state 0 is what was fed, the others are zero; it never changes."""
-
-    value = fast()
-
-    def forward_update(self, s: mg.View) -> mg.View:
-        """Begin."""
-        return s.set(a=vector(s.value, 0.0 * s.value, self.k))
-
-
-class Constant(Agent):
-    """The same number in every state: one, from which biases are synapses; or zero, if nothing was heard yet."""
-
-    def __init__(self, k: int, number: float) -> None:
-        super().__init__()
-        self.states: torch.Tensor
-        self.register_buffer("states", torch.full((k,), number), persistent=False)
-
-    def forward_message(self, s: mg.View) -> Any:
-        """The number, k times."""
-        return self.states
-
-    remember_message = meet_message = forward_message
+from .blur_genome import Layers
+from .blur_parts import Options, States, vector
 
 
 class Unit(States):
@@ -197,58 +132,3 @@ class Output(Unit):
     def readout(self, s: mg.View) -> Any:
         """State 0."""
         return s.a[0]
-
-
-class Operation(States, mg.OperationAgent):
-    """An operation acts on every state; what comes back takes the way of state 0."""
-
-    fed = fast("k")
-
-    def forward_update(self, s: mg.View, pre: mg.Each) -> mg.View:
-        """f(z1, z2, ...), state by state."""
-        return s.set(z=pre, a=s.apply(pre))
-
-    forward_message = remember_message = meet_message = States.forward_message
-
-    def feedback_update(self, s: mg.View, post: Any = None) -> mg.View:
-        """Of an output: the feedback is what comes back."""
-        return s.set(fed=0.0 * s.a if post is None else vector(s.a[0], post, self.k))
-
-    def backward_update(self, s: mg.View, post: Any = None) -> mg.View:
-        """For each operand its transposed derivative, state by state."""
-        signal = s.fed if post is None else s.fed + post
-        return s.set(e=s.pull(signal, s.z.map(first), out=first(s.a)))
-
-    def meet_update(self, s: mg.View, pre: mg.Each) -> mg.View:
-        """The operation on what the operands have become."""
-        return s.set(a=s.apply(pre))
-
-    def readout(self, s: mg.View) -> Any:
-        """State 0."""
-        return s.a[0]
-
-
-class Loss(mg.LossAgent):
-    """Tells the output what it should have been."""
-
-    def __init__(self, options: Options) -> None:
-        super().__init__()
-        self.o = options
-
-    def forward_update(self, s: mg.View, pre: Any, target: Any) -> mg.View:
-        """Keep state 0 and the target."""
-        return s.set(z=pre[0], t=target)
-
-    backward_update = backward_message = None  # type: ignore[assignment]
-
-    def feedback_update(self, s: mg.View) -> mg.View:
-        """The target, the target as +1 and -1, the derivative of the loss, or any function of view and both."""
-        if callable(self.o.feedback):
-            return s.set(e=self.o.feedback(s, s.z, s.t))
-        if self.o.feedback == "gradient":
-            return s.set(e=s.gradient(s.z, s.t))
-        return s.set(e=s.t if self.o.feedback == "target" else 2.0 * s.t - 1.0)
-
-    def feedback_message(self, s: mg.View) -> Any:
-        """That."""
-        return s.e

@@ -17,12 +17,6 @@ GOLDEN = Path(os.environ.get("MPGRAPH_GOLDEN", ROOT.parent / "shared" / "referen
 CASES = sorted(GOLDEN.glob("blur_*.npz"))
 
 
-def published(**options):
-    """The options of the published code where a case says nothing."""
-    usual = {"single": False, "symmetric": False, "backward": "additive", "activation": "unit", "feedback": "target"}
-    return BLUR(**{**usual, "backward_activation": "unit", "initial": "random", "input_backward": True, **options})
-
-
 # -- vectors of the published code ----------------------------------------------------------------------------
 
 
@@ -86,7 +80,7 @@ class Case:
             options["backward_activation"] = None
         if self.case.get("feedback") == "ce_error":
             options["feedback"] = lambda s, z, t: softmax(s, z) - (t + 1.0) / 2.0
-        rule = published(**options)
+        rule = BLUR.published(**options, input_backward=True)
         if act == "sigmoid_with_grad_linear_last":
             rule.agents["output"] = PlainOutput(rule.agents["output"].o, rule.layers)
         return rule
@@ -154,7 +148,7 @@ class Case:
             yield f"{below}->{above}", f"{above}.bias", *(p[..., 0] if self.single else p for p in parts)
 
     def lateral(self, key, i):
-        """Sums of squares of the two blocks that carry no signal: for weights up ``(post, k)``, and down ``(pre, k)``."""
+        """Sums of squares of the two blocks that carry no signal: up ``(post, k)``, down ``(pre, k)``."""
         square, n = self.tensor(f"{key}/synapse/{i}"), self.sizes[i]
         parts = (square[:, :, n + 1 :, n + 1 :] ** 2).sum(2), (square[:, :, : n + 1, :n] ** 2).sum(2)
         return tuple(p[..., 0] if self.single else p for p in parts)

@@ -149,3 +149,178 @@ def small_convolution():
 def test_compiled_means_what_the_interpreter_does_on_random_graphs(network, options):
     x, y = random_batch(network, 3, torch.Generator().manual_seed(2))
     assert_meaning(network, scattered(BLUR(**options)), x, y, 3)
+
+
+# -- what its options say, written out for one synapse of a dense layer ----------------------------------------
+
+
+def learnt(examples=4, **options):
+    """A network 3-2-2 before and after a step, and the states ``(batch, n, k)`` that its synapses x->h learn from."""
+    network = mlp([3, 2, 2], activation="tanh", loss="l2")
+    program = mg.compile(network, scattered(BLUR.published(**options)), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(4)
+    state = randomised(program.init(), generator)
+    x, y = (torch.randn(examples, n, generator=generator, dtype=torch.float64) for n in (3, 2))
+    after, out = program.step(state, x, y, record={"x": ["a"], "h1": ["a"], "y": ["a"]})
+    genome = dict(program.protocol.genome.named_parameters())
+    return genome, state, after, *(out.recorded[n]["a"] for n in ("x", "h1", "y"))
+
+
+def hebb(g, sent, heard):
+    """sum_b (a_i nu~)^c (mu~ a_j)^c, ``(post, pre, c)``."""
+    return torch.einsum("bie,ec,cd,bjd->jic", sent, g["nu_tilde"], g["mu_tilde"], heard)
+
+
+def test_oja_of_equation_8():
+    """-(f~ - 1) w sum_r w_rj^2 - eta~ w sum_r w_rj sum_ed a_r^e nu~^ec mu~^cd a_j^d, with the bias among the r."""
+    g, before, after, x, h, y = learnt(oja="whole")
+    ones = torch.ones(len(x), 1, 2, dtype=x.dtype)
+    for wire, bias, sent, heard in (("x->h1", "h1.bias", x, h), ("h1->y", "y.bias", h, y)):
+        w, b = before[wire]["w"], before[bias]["w"]
+        column = torch.cat([w, b[:, None]], 1)  # (post, all sources, c)
+        phi = hebb(g, torch.cat([sent, ones], 1), heard)
+        length, drive = (column**2).sum(1, keepdim=True), (column * phi).sum(1, keepdim=True)
+        oja = -(g["f_tilde"] - 1) * column * length - g["eta_tilde"] * column * drive
+        wanted = g["f_tilde"] * column + g["eta_tilde"] * phi + g["gamma"].abs() * oja
+        torch.testing.assert_close(after[wire]["w"], wanted[:, :-1], rtol=0, atol=1e-12)
+        torch.testing.assert_close(after[bias]["w"], wanted[:, -1], rtol=0, atol=1e-12)
+    v, phi = before["h1->y"]["v"], hebb(g, y, h).transpose(0, 1)  # from y to h1: the sum runs over y
+    oja = -(g["f_tilde"] - 1) * (v**2).sum(0) - g["eta_tilde"] * (v * phi).sum(0)
+    wanted = (g["f_tilde"] + g["gamma"].abs() * oja) * v + g["eta_tilde"] * phi
+    torch.testing.assert_close(after["h1->y"]["v"], wanted, rtol=0, atol=1e-12)
+
+
+def test_first_term_of_equation_8_alone():
+    g, before, after, x, h, _ = learnt(oja="forgetting")
+    w = before["x->h1"]["w"]
+    length = (w**2).sum(1, keepdim=True) + before["h1.bias"]["w"][:, None] ** 2
+    wanted = g["f_tilde"] * w + g["eta_tilde"] * hebb(g, x, h) - g["gamma"].abs() * (g["f_tilde"] - 1) * w * length
+    torch.testing.assert_close(after["x->h1"]["w"], wanted, rtol=0, atol=1e-12)
+
+
+def test_saturation_by_tanh_and_mean_over_the_batch():
+    g, before, after, x, h, _ = learnt(saturation="tanh", batch="mean")
+    w = g["f_tilde"] * before["x->h1"]["w"] + g["eta_tilde"] * hebb(g, x, h) / len(x)
+    torch.testing.assert_close(after["x->h1"]["w"], g["alpha"] * torch.tanh(w / g["alpha"]), rtol=0, atol=1e-12)
+
+
+def test_lengths_of_all_that_reaches_a_unit():
+    """Two connections and a bias together have length rho; what is stored stays as it was if that is for computing."""
+    network = mg.Network()
+    network.input("x", 3), network.input("v", 2), network.unit("y", 2), network.loss("y", "l2")
+    network.connect("x", "y"), network.connect("v", "y")
+    x = {n: torch.randn(4, s, dtype=torch.float64) for n, s in (("x", 3), ("v", 2))}
+    predictions = []
+    for lengths in ("computing", "stored"):
+        rule = BLUR.published(lengths=lengths, rescale=True)
+        with torch.no_grad():
+            rule.genome.rho.fill_(1.5), rule.genome.eta_tilde.zero_()
+        program = mg.compile(network, rule, dtype=torch.float64)
+        state = randomised(program.init(), torch.Generator().manual_seed(0))
+        after, _ = program.step(state, x, torch.zeros(4, 2, dtype=torch.float64))
+        length = sum((after[n]["w"] ** 2).reshape(2, -1, 2).sum(1) for n in ("x->y", "v->y", "y.bias"))
+        kept = sum((state[n]["w"] ** 2).reshape(2, -1, 2).sum(1) for n in ("x->y", "v->y", "y.bias"))
+        torch.testing.assert_close(length, kept if lengths == "computing" else torch.full_like(kept, 2.25))
+        predictions.append(program.predict(state, x))
+    torch.testing.assert_close(*predictions)
+
+
+def test_a_genome_for_each_step():
+    rule = BLUR.published(steps=2)
+    assert rule.genome.nu.shape == (2, 2, 2)
+    with torch.no_grad():
+        rule.genome.nu[1] = torch.randn(2, 2, generator=torch.Generator().manual_seed(9))
+        rule.genome.eta_tilde[1] = 0.02
+    network = mlp([3, 2, 2], activation="tanh", loss="l2")
+    program = mg.compile(network, rule, dtype=torch.float64)
+    x, y = torch.randn(3, 4, 3, dtype=torch.float64), torch.randn(3, 4, 2, dtype=torch.float64)
+    state = wanted = program.init()
+    for step in range(3):  # the second genome also serves the third step
+        state, _ = program.step(state, x[step], y[step])
+        alone = BLUR.published()
+        with torch.no_grad():
+            values = dict(rule.genome.named_parameters())
+            for name, parameter in alone.genome.named_parameters():
+                parameter.data = values[name][min(step, 1)].clone()
+        wanted, _ = mg.compile(network, alone, dtype=torch.float64).step(wanted, x[step], y[step])
+    assert distance(state, wanted) < 1e-12
+    assert float((state["x->h1"]["w"] - program.init()["x->h1"]["w"]).detach().abs().max()) > 1e-3
+
+
+def test_feedback_every_third_step():
+    program = mg.compile(mlp([3, 4, 2]), BLUR.published(feedback="sign", every=3), dtype=torch.float64)
+    state, x, y = program.init(), torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0, 1])
+    changed = []
+    for _ in range(6):
+        new, _ = program.step(state, x, y)
+        changed.append(not torch.equal(new["x->h1"]["w"], state["x->h1"]["w"]))
+        state = new
+    assert changed == [False, False, True] * 2
+
+
+def test_feedback_may_be_any_function():
+    """Softmax minus one-hot written as a function of one agent and its peers is the derivative of the cross-entropy."""
+
+    def error(s, z, t):
+        e = torch.exp(z - s.peers(z, "max"))
+        return e / s.peers(e) - t
+
+    network, states = mlp([4, 5, 3]), []
+    x, y = torch.randn(6, 4, dtype=torch.float64), torch.arange(6) % 3
+    for feedback in (error, "gradient"):
+        program = mg.compile(network, BLUR(feedback=feedback, eta_tilde=-0.125), dtype=torch.float64)
+        states.append(program.step(program.init(), x, y)[0])
+    assert distance(*states) < 1e-14
+
+
+def test_an_inner_loss_and_what_lies_above_it_add_up():
+    """A unit with a loss that also feeds others learns from both, as gradient descent on the sum of both losses."""
+    network = mg.Network()
+    network.input("x", 3), network.unit("h", 4, "tanh"), network.unit("y", 2)
+    network.connect("x", "h"), network.connect("h", "y")
+    network.loss("h", "l2"), network.loss("y", "l2")
+    assert_descends(network)
+
+
+# -- meta-gradients -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", RULES.values(), ids=RULES)
+def test_every_learned_tensor_gets_a_meta_gradient(options):
+    """Of a two-layer network after three steps.
+
+    In a genome for connections from inputs alone f and mu are without use, as nothing comes back to inputs.
+    """
+    unused = {"protocol.genome.0.f", "protocol.genome.0.mu"} if "layers" in options else set()
+    options = {**options, "layers": ("h1", "y")} if "layers" in options else options
+    rule = scattered(BLUR(**options))
+    network = mlp([3, 4, 2], activation="tanh", loss="l2")
+    program = mg.compile(network, rule, dtype=torch.float64)
+    generator, state = torch.Generator().manual_seed(5), program.init(batch_size=8)
+    for _ in range(3):
+        x, y = (torch.randn(8, n, generator=generator, dtype=torch.float64) for n in (3, 2))
+        state, _ = program.step(state, x, y)
+    program.step(state, x, y)[1].loss.backward()
+    parameters = dict(program.named_parameters())
+    assert set(parameters) == {f"protocol.genome.{name}" for name, _ in rule.genome.named_parameters()}
+    assert {name for name, p in parameters.items() if p.grad is None or not p.grad.any()} == unused
+    assert all(torch.isfinite(p.grad).all() for name, p in parameters.items() if name not in unused)
+
+
+@pytest.mark.parametrize("options", [{"k": 1}, {"every": 0}, {"steps": 1.5}, {"backward": "sum"}, {"oja": "weight"}])
+def test_wrong_arguments_are_refused_in_words(options):
+    (name,) = options
+    with pytest.raises(mg.ProtocolError, match=f"BLUR: {name}="):
+        BLUR(**options)
+
+
+def test_ambiguous_and_missing_genomes_of_layers_are_refused():
+    network = mg.Network()
+    network.input("x", 2), network.unit("h", 2), network.unit("g", 2), network.unit("y", 2), network.loss("y", "l2")
+    for pre, post in (("x", "h"), ("h", "g"), ("g", "y"), ("h", "y")):
+        network.connect(pre, post)
+    with pytest.raises(mg.ProtocolError, match="'h' sends to g, y"):
+        mg.compile(network, BLUR(layers=("h", "g", "y")))
+    with pytest.raises(mg.ProtocolError, match="matches unit 'g'"):
+        mg.compile(network, BLUR(layers=("h", "y")))
+    mg.compile(network, BLUR(layers=("h", "*")))
