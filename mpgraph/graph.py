@@ -39,7 +39,7 @@ class AgentGraph:
 
     def __init__(self, network: Network, protocol: Protocol) -> None:
         self.network, self.protocol = network, protocol
-        placement = Placement(network, protocol.bias, protocol.link)
+        placement = Placement(network, protocol)
         self.nodes, self.links = placement.nodes, placement.links
         self.agents: dict[str, Agent] = {name: protocol.agent(node) for name, node in self.nodes.items()}
         for name, node in self.nodes.items():  # uses of one node are one agent

@@ -7,7 +7,7 @@ state; earlier ones (``h@0``) are uses of them. Tied weights are uses of one nod
 from __future__ import annotations
 
 from graphlib import CycleError, TopologicalSorter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .algebra import Axis
 from .connection import Connection, Meeting, OneToOne
@@ -15,14 +15,18 @@ from .errors import NetworkError
 from .network import Network, Unit, Wire
 from .nodes import AgentNode, Link
 
+if TYPE_CHECKING:
+    from .protocol import Protocol
+
 
 class Placement:
     """The nodes of a network and their links.
 
     Args:
         network: what was drawn.
-        bias: whether a bias is a weight from the number one (``beside``) or an agent after the sum (``between``).
-        link: whether a loss of logits is one agent (``within``) or two, its softmax or sigmoid first (``between``).
+        protocol: says of each node by whose rule it goes, and so whether a bias is a weight from the number one
+            (``beside``) or an agent after the sum (``between``), and whether a loss of logits is one agent (``within``)
+            or two, its softmax or sigmoid first (``between``).
 
     Attributes:
         nodes: by name.
@@ -32,11 +36,12 @@ class Placement:
         NetworkError: for a network that no rule could run.
     """
 
-    def __init__(self, network: Network, bias: str, link: str = "within") -> None:
+    def __init__(self, network: Network, protocol: Protocol) -> None:
         check(network)
-        self.network, self.bias, self.link = network, bias, link
+        self.network, self.protocol = network, protocol
         self.nodes: dict[str, AgentNode] = {}
         self.links: list[Link] = []
+        self._constants: dict[tuple[str, Protocol], AgentNode] = {}
         self._into: dict[str, AgentNode] = {}  # where the messages of a unit's connections go
         # Connections from a unit that may learn from what comes back through them: all but those from inputs.
         self._heard = {w.tied or w.name for w in network.wires.values() if not network.units[w.pre].is_input}
@@ -93,7 +98,7 @@ class Placement:
             name, kinds[0], axes, shared=shared, function=unit.kind, kinds=kinds, owner=unit.name, tick=tick
         )
         self._into[name] = node
-        if unit.bias and self.bias == "between":
+        if unit.bias and self.protocol.rule_at(f"{unit.name}.bias").bias == "between":
             own, names = self._copy(
                 self.at(f"{unit.name}.bias", tick),
                 "bias",
@@ -111,7 +116,7 @@ class Placement:
         target = self.nodes.get(f"{pre}.target")
         if target is None:
             target, _ = self._copy(f"{pre}.target", "target", self.nodes[pre])
-        below, parts = self.nodes[pre], loss.split() if self.link == "between" else None
+        below, parts = self.nodes[pre], loss.split() if self.protocol.rule_at(name).link == "between" else None
         if parts is not None:
             kind, loss = parts
             below, names = self._copy(f"{name}.link", "link", below, function=kind, kinds=(kind.name, "link", "unit"))
@@ -156,8 +161,8 @@ class Placement:
     def _beside(self, unit: Unit, tick: int) -> None:
         name = self.at(unit.name, tick)
         node = self.nodes[name]
-        if unit.bias and self.bias == "beside":
-            one = self.nodes.get("one") or self._node("one", "constant")
+        if unit.bias and self.protocol.rule_at(f"{unit.name}.bias").bias == "beside":
+            one = self._constant("one", "constant", f"{unit.name}.bias")
             self._connect(
                 self.at(f"{unit.name}.bias", tick),
                 "bias",
@@ -170,8 +175,16 @@ class Placement:
                 tick=tick,
             )
         elif not any(link.post is self._into[name] for link in self.links):  # every source is delayed past the start
-            zero = self.nodes.get("zero") or self._node("zero", "zero")
+            zero = self._constant("zero", "zero", unit.name)
             self.links.append(Link(zero, self._into[name], {}))
+
+    def _constant(self, name: str, kind: str, serves: str) -> AgentNode:
+        """The constant of a rule, made when it is first needed."""
+        key = (kind, self.protocol.rule_at(serves))
+        if key not in self._constants:
+            number = sum(known == kind for known, _ in self._constants)
+            self._constants[key] = self._node(f"{name}#{number}" if number else name, kind, serves=serves)
+        return self._constants[key]
 
     def _connect(
         self,

@@ -132,6 +132,10 @@ class Protocol(Sealed):
         """The network as this rule needs it (added feedback connections); by default unchanged."""
         return network
 
+    def rule_at(self, name: str) -> Protocol:
+        """The rule by which the node of this name goes: this one, but for a choice of rule by region."""
+        return self
+
     @property
     def parts(self) -> tuple[Protocol, ...]:
         """The rules that this one is made of: itself alone, but for a choice of rule by region."""

@@ -28,7 +28,9 @@ class Regions(Protocol):
     order; the first that matches gives the rule whose agent serves the node and whose optimiser writes its channels.
     ``mg.compile(network, {...})`` takes the dictionary as it is.
 
-    An agent takes part in every pass for which it has methods, whichever rule the pass comes from.
+    An agent takes part in every pass for which it has methods, whichever rule the pass comes from. Pathways that a rule
+    draws into the network are its own, and are drawn at its own units alone. Each rule has its own constants, which
+    need no pattern.
 
     Args:
         rules: a protocol for each pattern. The last is usually ``"*"``, to which belongs whatever no other names.
@@ -36,8 +38,7 @@ class Regions(Protocol):
             their order.
 
     Raises:
-        ProtocolError: for rules whose passes come in another order or whose phases differ, or that treat biases
-            differently.
+        ProtocolError: for rules whose passes come in another order, or whose phases differ.
     """
 
     def __init__(self, rules: Mapping[str, Protocol], *, passes: Sequence[str] | None = None) -> None:
@@ -48,18 +49,19 @@ class Regions(Protocol):
             if isinstance(rule, Regions) or not isinstance(rule, Protocol) or not isinstance(pattern, str):
                 raise ProtocolError(f"Regions: {pattern!r}: {rule!r} is not a pattern of names and a protocol")
         self.patterns = tuple(rules)
+        self._drawn: dict[str, Protocol] = {}  # by name, pathways that a rule drew
         self.rules = nn.ModuleDict({_key(pattern): rule for pattern, rule in rules.items()})
         first = self.parts[0]
-        for asked in ("phases", "bias", "link"):
-            if any(getattr(rule, asked) != getattr(first, asked) for rule in rules.values()):
-                raise ProtocolError(f"Regions: rules of one network must agree on {asked}, but {self._have(asked)}")
+        if any(rule.phases != first.phases for rule in self.parts):
+            raise ProtocolError(f"Regions: rules of one network must agree on phases, but {self._have('phases')}")
         self.passes = tuple(passes or max((rule.passes for rule in self.parts), key=len))
+        self.predict_passes = max((rule.predict_passes for rule in self.parts), key=len)
         if not all(_occurs(rule.passes, self.passes) for rule in self.parts):
             raise ProtocolError(
                 f"Regions: the passes of each rule must occur in {self.passes} in their order, but "
                 f"{self._have('passes')}. Give a schedule that serves all: Regions(..., passes=(...))"
             )
-        self.phases, self.bias, self.link = first.phases, first.bias, first.link
+        self.phases = first.phases
         self.source = "\n".join(dict.fromkeys(rule.source for rule in self.parts))
 
     @property
@@ -68,25 +70,31 @@ class Regions(Protocol):
         rules: Any = dict.fromkeys(self.rules.values())
         return tuple(rules)
 
-    def pattern_of(self, node: AgentNode) -> str | None:
-        """The first pattern that matches a node; uses of one node (ticks, tied weights) go by its name."""
-        return next((pattern for pattern in self.patterns if fnmatchcase(node.owner, pattern)), None)
+    def pattern_of(self, name: str) -> str | None:
+        """The first pattern that matches a name."""
+        return next((pattern for pattern in self.patterns if fnmatchcase(name, pattern)), None)
 
-    def rule_of(self, node: AgentNode) -> Protocol:
-        """The rule of a node.
+    def rule_at(self, name: str) -> Protocol:
+        """The rule of the first pattern that matches, or that drew the pathway of this name.
 
         Raises:
             ProtocolError: if no pattern matches.
         """
-        pattern = self.pattern_of(node)
+        if name in self._drawn:
+            return self._drawn[name]
+        pattern = self.pattern_of(name)
         if pattern is None:
             raise ProtocolError(
-                f"Regions: no pattern matches node {node.name!r} ({node.kind}); the patterns are {self._listed()}. "
-                'Name it, or add a rule for all others: "*"'
+                f"Regions: no pattern matches node {name!r}; the patterns are {self._listed()}. Name it, or add a rule "
+                'for all others: "*"'
             )
         rule = self.rules[_key(pattern)]
         assert isinstance(rule, Protocol)
         return rule
+
+    def rule_of(self, node: AgentNode) -> Protocol:
+        """The rule of a node; uses of one node (ticks, tied weights) go by its name, a constant by whom it serves."""
+        return self.rule_at(node.serves or node.owner)
 
     def agent(self, node: AgentNode) -> Agent:
         """The agent of the node's rule."""
@@ -97,9 +105,24 @@ class Regions(Protocol):
         return self.rule_of(node).optimizer_of(node, channel)
 
     def rewrite(self, network: Network) -> Network:
-        """The network as all rules need it, rewritten by one after the other."""
+        """The network as all rules need it, rewritten by one after the other.
+
+        Raises:
+            ProtocolError: for a rule that draws pathways, but between units of other rules alone.
+        """
         for rule in self.parts:
+            before = dict.fromkeys(network.wires)
             network = rule.rewrite(network)
+            paths = [w for name, w in network.wires.items() if name not in before and w.kind != "weight"]
+            own = [w for w in paths if rule in (self.rule_at(w.pre), self.rule_at(w.post))]
+            if paths and not own:
+                units = ", ".join(dict.fromkeys(repr(w.pre) for w in paths))
+                raise ProtocolError(
+                    f"Regions: {rule!r} needs a {paths[0].kind} connection at its units, but serves no unit that could "
+                    f"have one; name such units as well, one of {units}"
+                )
+            self._drawn.update({w.name: rule for w in own})
+            network.wires = {name: w for name, w in network.wires.items() if w not in paths or w in own}
         return network
 
     def phase(self, step: int) -> str:
@@ -112,8 +135,8 @@ class Regions(Protocol):
         Raises:
             ProtocolError: naming the patterns, or the arrow and both rules.
         """
-        names = dict.fromkeys(node.owner for node in graph.nodes.values())
-        used = {self.pattern_of(node) for node in graph.nodes.values()}
+        names = dict.fromkeys(node.owner for node in graph.nodes.values() if not node.serves)
+        used = {self.pattern_of(name) for name in names if name not in self._drawn}
         idle = [pattern for pattern in self.patterns if pattern not in used]
         if idle:
             late = [pattern for pattern in idle if any(fnmatchcase(name, pattern) for name in names)]
@@ -137,7 +160,11 @@ class Regions(Protocol):
         alone = {rule: message_shapes(graph.network, rule) for rule in self.parts}
         for arrow in crossing:
             rules = self.rule_of(arrow.source), self.rule_of(arrow.target)
-            sent, heard = (alone[rule].get(str(arrow), set()) for rule in rules)
+            said = (arrow.pass_name, arrow.source.owner)  # for an arrow that one of the rules alone would not have
+            sent = alone[rules[0]].get(str(arrow)) or alone[rules[0]].get(said)
+            heard = alone[rules[1]].get(str(arrow)) or alone[rules[1]].get(
+                (arrow.pass_name, arrow.target.owner, arrow.role)
+            )
             if sent and heard and sent != heard:
                 raise ProtocolError(_misfit(arrow, rules, sent, heard))
 

@@ -22,7 +22,7 @@ from .nodes import Arrow
 from .optimizer import Optimizer
 from .protocol import Protocol
 
-Shapes = dict[str, set[torch.Size]]  # by arrow, the local shapes of its messages
+Shapes = dict[Any, set[torch.Size]]  # local shapes of messages: by arrow, and by who says and hears them in a pass
 
 
 class Rehearsal(Trace):
@@ -30,7 +30,7 @@ class Rehearsal(Trace):
 
     Attributes:
         descended: node and channel of every signal for an inner optimiser.
-        shapes: of the messages of every arrow.
+        shapes: of messages, by ``str(arrow)``, ``(pass, source)`` and ``(pass, target, role)``.
     """
 
     def __post_init__(self) -> None:
@@ -52,7 +52,9 @@ class Rehearsal(Trace):
         """The message, of which the shape is noted."""
         message = super().delivered(index, arrow)
         parts = message.values() if isinstance(message, dict) else [message]
-        self.shapes.setdefault(str(arrow), set()).update(part.shape for part in parts)
+        name, source, target = arrow.pass_name, arrow.source.owner, arrow.target.owner
+        for key in (str(arrow), (name, source), (name, target, arrow.role)):
+            self.shapes.setdefault(key, set()).update(part.shape for part in parts)
         return message
 
 
@@ -73,7 +75,7 @@ def declare_optimizers(graph: AgentGraph, modules: nn.Module, dtype: torch.dtype
 
 
 def message_shapes(network: Network, rule: Protocol) -> Shapes:
-    """Local shapes of the messages of every arrow if the rule served the whole network, as far as it can."""
+    """Local shapes of all messages if the rule served the whole network, as far as it can."""
     shapes: Shapes = {}
     with suppress(MPGraphError, RuntimeError):  # it cannot serve the whole network: what is known until then must do
         rule = copy.deepcopy(rule)  # one that makes an agent for each node must not keep those of other regions

@@ -85,8 +85,8 @@ def test_the_first_pattern_wins_and_names_are_of_whole_nodes():
     program = mg.compile(mlp([5, 6, 4, 3]), rules)
     rates = {name: rules.optimizer_of(node, "w").lr for name, node in program.graph.nodes.items()}
     assert rates == {
-        "x": 0.4, "h1": 0.2, "h2": 0.4, "y": 0.4, "loss": 0.4, "y.target": 0.4, "one": 0.4, "x->h1": 0.4,
-        "h1->h2": 0.1, "h2->y": 0.4, "h1.bias": 0.2, "h2.bias": 0.4, "y.bias": 0.3,
+        "x": 0.4, "h1": 0.2, "h2": 0.4, "y": 0.4, "loss": 0.4, "y.target": 0.4, "x->h1": 0.4, "one": 0.2,
+        "one#1": 0.4, "one#2": 0.3, "h1->h2": 0.1, "h2->y": 0.4, "h1.bias": 0.2, "h2.bias": 0.4, "y.bias": 0.3,
     }  # fmt: skip
 
 
@@ -128,8 +128,8 @@ def test_names_and_sources():
     assert mg.Regions({"pop": Backprop(), "*": Backprop()}).parts  # a method of torch's dictionary of modules
 
 
-class Between(Backprop):
-    bias = "between"
+class Phased(Backprop):
+    phases = {"rest": ("forward",), "learn": Backprop.passes}  # noqa: RUF012
 
 
 class Early(Backprop):
@@ -141,13 +141,13 @@ class Early(Backprop):
     [
         ({"h3": Backprop(), "hidden*": Backprop(), "*": Backprop()}, ["no node matches 'h3', 'hidden\\*'", "h1->h2"]),
         ({"*": Backprop(), "h1": Backprop()}, ["'h1'", "earlier patterns", "first match wins"]),
-        ({"h*": Backprop(), "x*": Backprop()}, ["no pattern matches node 'y'", "'h\\*', 'x\\*'", 'others: "\\*"']),
+        ({"h*": Backprop(), "x*": Backprop()}, ["no pattern matches node 'y.bias'", "'h\\*', 'x\\*'", 'others: "\\*"']),
         ({"h1": Early(), "*": Backprop()}, ["occur in .'learn'", "'h1': Early", "'forward', 'backward', 'learn'"]),
-        ({"h1": Between(), "*": Backprop()}, ["agree on bias", "'between'", "'beside'"]),
+        ({"h1": Phased(), "*": Backprop()}, ["agree on phases", "'h1': Phased", "'rest'"]),
         ({"h1": Backprop, "*": Backprop()}, ["'h1'", "not a pattern of names and a protocol"]),
         ({}, ["no rules"]),
         ({"h1": Backprop(wieght=Agent()), "*": Backprop()}, ["unknown kind of node 'wieght'", "'weight'"]),
-        ({"x->h1": DirectFeedbackAlignment(), "*": Backprop()}, ["no agent for node 'h1->loss'", "feedback"]),
+        ({"x->h1": DirectFeedbackAlignment(), "*": Backprop()}, ["needs a feedback connection", "one of 'h1', 'h2'"]),
     ],
 )
 def test_refused(rules, words):
@@ -291,3 +291,137 @@ def test_a_schedule_for_rules_that_need_different_passes(problem):
     after, _ = program.step(before, x, y)
     assert torch.equal(after["x->h1"]["seen"], before["x->h1"]["w"])
     assert torch.equal(after["h1->y"]["seen"], after["h1->y"]["w"])
+
+
+def test_pathways_of_a_rule_are_drawn_at_its_own_units(problem):
+    """The error goes straight to h1, and by backprop to h2."""
+    x, y, generator = problem
+    direct = DirectFeedbackAlignment(0.1)
+    program = mg.compile(
+        mlp([5, 6, 4, 3]), {"x->h1": direct, "h1": direct, "h1.bias": direct, "*": Backprop(0.1)}, dtype=torch.float64
+    )
+    state = randomised(program.init(), generator)
+    assert {name for name in state if "loss" in name} == {"h1->loss"}
+    w = {name: channels["w"] for name, channels in state.items() if "w" in channels}
+    h1 = torch.tanh(x @ w["x->h1"].T + w["h1.bias"])
+    h2 = torch.tanh(h1 @ w["h1->h2"].T + w["h2.bias"])
+    e = torch.softmax(h2 @ w["h2->y"].T + w["y.bias"], -1) - torch.nn.functional.one_hot(y, 3)
+    e2 = (e @ w["h2->y"]) * (1 - h2**2)
+    (b,) = state["h1->loss"].values()
+    e1 = (e @ b) * (1 - h1**2)
+    after, _ = program.step(state, x, y)
+    torch.testing.assert_close(after["x->h1"]["w"], w["x->h1"] - 0.1 * e1.T @ x / 7)
+    torch.testing.assert_close(after["h1->h2"]["w"], w["h1->h2"] - 0.1 * e2.T @ h1 / 7)
+    meaning, _ = interpreter.step(program, state, {"x": x}, {"y": torch.eye(3, dtype=torch.float64)[y]})
+    assert distance(after, meaning) < 1e-12
+
+
+class Offset(Agent):
+    """A bias between the sum and the unit, told what comes back."""
+
+    w, z, e = slow(), fast(), fast()
+
+    def forward_update(self, s, pre):
+        return s.set(z=pre)
+
+    def forward_message(self, s):
+        return s.z + s.w
+
+    def backward_update(self, s, post):
+        return s.set(e=post)
+
+    def backward_message(self, s):
+        return s.e
+
+    def learn_update(self, s):
+        return s.descend(w=s.examples(s.e))
+
+
+class Between(Backprop):
+    bias = "between"
+
+    def __init__(self, lr):
+        super().__init__(lr, bias=Offset())
+
+
+def test_each_rule_has_its_biases_its_way(problem):
+    """Both ways are gradient descent, so together they are what one rule alone is."""
+    x, y, generator = problem
+    mixed = mg.compile(mlp([5, 6, 4, 3]), {"h1*": Between(0.1), "*": Backprop(0.1)}, dtype=torch.float64)
+    assert type(mixed.graph.agents["h1.bias"]) is Offset
+    assert {str(a) for a in mixed.graph.all_arrows() if "one" in a.source.name} == {
+        "forward: one => h2.bias (pre)", "forward: one => y.bias (pre)"
+    }  # fmt: skip
+    alone = mg.compile(mlp([5, 6, 4, 3]), Backprop(0.1), dtype=torch.float64)
+    state = randomised(alone.init(), generator)
+    assert distance(alone.step(state, x, y)[0], mixed.step(state, x, y)[0]) < 1e-12
+
+
+class Loud(Agent):
+    """A constant that is two."""
+
+    def forward_message(self, s):
+        return 2.0
+
+
+def test_each_rule_has_its_own_constant(problem):
+    x, _, generator = problem
+    rules = {"h1.bias": Backprop(constant=Loud()), "*": Backprop()}
+    program = mg.compile(mlp([5, 6, 3]), rules, dtype=torch.float64)
+    state = randomised(program.init(), generator)
+    w = {name: channels["w"] for name, channels in state.items() if "w" in channels}
+    h1 = torch.tanh(x @ w["x->h1"].T + 2.0 * w["h1.bias"])
+    torch.testing.assert_close(program.predict(state, x), h1 @ w["h1->y"].T + w["y.bias"])
+
+
+class Border(mg.UnitAgent):
+    """The top unit of a region whose rule speaks in two numbers; single numbers go out above."""
+
+    def forward_update(self, s, pre):
+        return s.set(z=pre[0], y=s.apply(pre[0]))
+
+    def backward_message(self, s):
+        return torch.stack([s.y, s.e])
+
+
+def test_an_agent_at_the_border_translates(problem):
+    """Two states below, gradient descent on top; the border tells the states below its activity and its error."""
+    x, y, generator = problem
+    below = Wide(2)
+    rules = {"x": below, "x->h1": below, "h1.bias": below, "h1": mg.Protocol(unit=Border()), "*": Backprop(0.1)}
+    program = mg.compile(mlp([5, 6, 3]), rules, dtype=torch.float64)
+    state = randomised(program.init(), generator)
+    after, _ = program.step(state, x, y)
+    g = below.agents["weight"].g
+    pre = torch.stack([x, 0.0 * x], -1)
+    z = torch.einsum("jik,bik->bjk", state["x->h1"]["w"], pre @ g.up) + state["h1.bias"]["w"] * g.up.sum(0)
+    h = torch.tanh(z[..., 0])
+    e = torch.softmax(h @ state["h1->y"]["w"].T + state["y.bias"]["w"], -1) - torch.nn.functional.one_hot(y, 3)
+    e1 = (e @ state["h1->y"]["w"]) * (1 - h**2)
+    told = torch.stack([h, e1], -1)
+    learned = 0.9 * state["x->h1"]["w"] + 0.1 * torch.einsum("bjk,bik->jik", told, pre) / 7
+    torch.testing.assert_close(after["x->h1"]["w"], learned)
+    torch.testing.assert_close(after["h1->y"]["w"], state["h1->y"]["w"] - 0.1 * e.T @ h / 7)
+
+
+SPEAK_OTHERWISE = {"blur", "mplp", "vsml"}  # several numbers a message, or passes in another order
+
+
+@pytest.mark.parametrize("name", mg.list_protocols())
+def test_any_rule_below_and_gradient_descent_on_top(name, problem):
+    x, y, _ = problem
+    below = mg.make_protocol(name)
+    rules = {"x": below, "x->h1": below, "h1": below, "h1.bias": below, "*": Backprop(0.1)}
+    if name in SPEAK_OTHERWISE:
+        refuses(rules, "Regions: (at the border|the passes of each rule)")
+        return
+    program = mg.compile(mlp([5, 6, 4, 3]), rules, dtype=torch.float64)
+    before = program.init(batch_size=7)
+    after, out = program.step(before, x, y, record={"h1": ["y"], "h2": ["y"]})
+    h1, h2 = (out.recorded[unit]["y"] for unit in ("h1", "h2"))
+    e = torch.softmax(out.prediction, -1) - torch.nn.functional.one_hot(y, 3)
+    e2 = (e @ before["h2->y"]["w"]) * (1 - h2**2)
+    for top, gradient in (("h2->y", e.T @ h2), ("y.bias", e.sum(0)), ("h1->h2", e2.T @ h1), ("h2.bias", e2.sum(0))):
+        torch.testing.assert_close(after[top]["w"], before[top]["w"] - 0.1 * gradient / 7)
+    kept = {c for c in before["x->h1"] if not torch.equal(before["x->h1"][c], after["x->h1"][c])}
+    assert kept
