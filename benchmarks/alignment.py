@@ -1,11 +1,12 @@
 """Rules whose feedback weights learn: accuracy, alignment and cost.
 
-python benchmarks/alignment.py {digits,emnist,mnist,cost} [--seeds 3] [--rules SA,KP] [--data FOLDER]
+python benchmarks/alignment.py {digits,emnist,noise,mnist,cost} [--seeds 3] [--rules SA,KP] [--data FOLDER]
 
-Prints a table in markdown. ``emnist`` and ``mnist`` need the data folder (or MPGRAPH_DATA).
+Prints a table in markdown. ``emnist``, ``noise`` and ``mnist`` need the data folder (or MPGRAPH_DATA).
 """
 
 import argparse
+import functools
 import statistics
 
 import torch
@@ -22,6 +23,7 @@ from mpgraph.protocols import (
     FeedbackAlignment,
     InformationAlignment,
     KolenPollack,
+    NoisyUpdates,
     SignSymmetry,
     SymmetricAlignment,
     WeightMirror,
@@ -90,7 +92,28 @@ def emnist(rules, options):
         return data.Dataset("emnist47", whole.train_x[order], whole.train_y[order], whole.test_x, whole.test_y, 47)
 
     network = mlp([784, 256, 256, 47], activation="relu")
-    learn({experiment.READOUT_ONLY: Backprop, **rules}, network, load, seeds=options.seeds, epochs=12, batch=64)
+    rules = rules if rules.keys() <= NOISY.keys() else {experiment.READOUT_ONLY: Backprop, **rules}
+    learn(rules, network, load, seeds=options.seeds, epochs=12, batch=64)
+
+
+SLOW = {  # feedback weights that follow at 2 % of the way in a step
+    "WM, slow": lambda: WeightMirror(amp=0.02, decay=0.02),
+    "SA, slow": lambda: SymmetricAlignment(decay=0.02, self=0.02),
+}
+
+
+def noisy(name, sigma):
+    """All weights descend noisily at rate 0.1, or with SA only the feedback weights do."""
+    if name == "BP":
+        return Backprop(optimizer=NoisyUpdates(mg.SGD(0.1), sigma))
+    return SymmetricAlignment(decay=5.0, self=5.0, feedback_optimizer=NoisyUpdates(mg.SGD(0.1), sigma))
+
+
+NOISY = {
+    f"{name}, sigma {sigma:g}": functools.partial(noisy, name, sigma)
+    for name in ("BP", "SA")
+    for sigma in (0.0, 0.03, 0.1, 0.3)
+}
 
 
 PUBLISHED = {  # Akrout et al. (2019): learning rates; feedback weights follow at the rates of the text
@@ -149,8 +172,13 @@ def cost(rules, options):
 
 def main():
     """Print one table."""
-    tables = {"digits": (digits, DEFAULTS), "emnist": (emnist, DEFAULTS), "mnist": (mnist, PUBLISHED),
-              "cost": (cost, DEFAULTS)}  # fmt: skip
+    tables = {
+        "digits": (digits, DEFAULTS),
+        "emnist": (emnist, {**DEFAULTS, **SLOW}),
+        "noise": (emnist, NOISY),
+        "mnist": (mnist, PUBLISHED),
+        "cost": (cost, DEFAULTS),
+    }
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("table", choices=tables)
     parser.add_argument("--seeds", type=int, default=3)
