@@ -20,10 +20,19 @@ class NoisyUpdates(mg.Optimizer):
     Args:
         optimizer: whose steps; its learning rate scales the noise.
         sigma: standard deviation of the noise, in units of the gradient.
+
+    Raises:
+        ProtocolError: for an optimiser without a learning rate, or a negative sigma.
     """
 
-    def __init__(self, optimizer: Any, sigma: float = 0.01) -> None:
+    def __init__(self, optimizer: mg.SGD | mg.Adam, sigma: float = 0.01) -> None:
         super().__init__()
+        if not isinstance(optimizer, (mg.SGD, mg.Adam)):
+            raise mg.ProtocolError(
+                f"NoisyUpdates({optimizer!r}): noise is scaled by a learning rate, so it takes an mg.SGD or mg.Adam"
+            )
+        if not sigma >= 0.0:
+            raise mg.ProtocolError(f"NoisyUpdates: sigma={sigma!r} must not be negative")
         self.optimizer, self.sigma, self.rereads = optimizer, sigma, optimizer.rereads
 
     def channels(self) -> dict[str, mg.Channel]:

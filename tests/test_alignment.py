@@ -351,6 +351,20 @@ def test_kolen_pollack_forgets_the_difference_at_the_stated_rate(optimizer):
             close(found, gap)
 
 
+def test_forward_weights_decay_and_biases_do_not():
+    generator = torch.Generator().manual_seed(5)
+    x, y = torch.randn(8, 6, generator=generator, dtype=torch.float64), torch.randint(0, 3, (8,), generator=generator)
+    programs = [
+        mg.compile(mlp([6, 5, 4, 3]), KolenPollack(0.3, decay=0.0, forward_decay=decay), dtype=torch.float64)
+        for decay in (0.0, 0.2)
+    ]
+    state = randomised(programs[0].init(), generator)
+    plain, decayed = (program.step(state, x, y)[0] for program in programs)
+    for name in ("x->h1", "h1->h2", "h2->y"):
+        close(decayed[name]["w"], plain[name]["w"] - 0.3 * 0.2 * state[name]["w"])
+    assert all(torch.equal(decayed[f"{unit}.bias"]["w"], plain[f"{unit}.bias"]["w"]) for unit in ("h1", "h2", "y"))
+
+
 # -- against backprop and feedback alignment -------------------------------------------------------------------
 
 
@@ -479,6 +493,8 @@ def test_connections_from_inputs_have_feedback_weights_only_if_asked():
         (lambda: Alignment(batch="max"), "batch='max': allowed are mean, sum"),
         (lambda: Alignment(alternate=0), "alternate=0"),
         (lambda: Alignment(align_first=3), "align_first=3"),
+        (lambda: NoisyUpdates(0.1), "takes an mg.SGD or mg.Adam"),
+        (lambda: NoisyUpdates(mg.SGD(0.1), -1.0), "sigma=-1.0 must not be negative"),
         (lambda: SignSymmetry(magnitudes="random"), "magnitudes='random': allowed are uniform, fixed"),
     ],
 )
