@@ -7,6 +7,7 @@ passed over as few times as possible; of one size, plain products come first and
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,26 +30,28 @@ def settle(code: Recorder, given: Iterable[Term]) -> Factor:
     plain = [t for t in terms if t.factors and not t.bound]
     sums: list[Factor] = []  # of which none has all axes of another
     for term in sorted([*plain, *factored(code, [t for t in terms if t.bound])], key=_turn):
-        axes = term.axes
-        below = [s for s in sums if axes.issuperset(s.axes)]
+        below = [s for s in sums if term.axes.issuperset(s.axes)]
         sums = [s for s in sums if s not in below]
-        total = max(below, key=lambda s: _elements(s.axes), default=None)
-        with code.at(term.origin):
+        with code.at(term.origin):  # the small ones first: other sums may hold the same
+            total = _added(code, below)
             scale = code.number(*term[:2])
             if term.bound:
                 whole = contract(code, term, total, scale)
             else:
                 whole = _add_product(code, total, [code.plain(f) for f in term.factors], scale)
-        for other in below:
-            whole = whole if other is total else _add(code, whole, other, 1.0)
         sums.append(_plus(code, whole, numbers))
         numbers = []
-    if not sums:
-        return Factor(code.fill(sum(numbers[1:], numbers[0]) if numbers else 0.0), ())
-    whole = sums[0]
-    for other in sums[1:]:
-        whole = _add(code, whole, other, 1.0)
-    return whole
+    for one, two in itertools.pairwise(sums):
+        if BATCH in (axes := {*one.axes, *two.axes}) and len(axes) > max(len(one.axes), len(two.axes)):
+            code.note("sum materialised")
+    return _added(code, sums) or Factor(code.fill(sum(numbers[1:], numbers[0]) if numbers else 0.0), ())
+
+
+def _added(code: Recorder, sums: Iterable[Factor]) -> Factor | None:
+    total: Factor | None = None
+    for other in sums:
+        total = _add(code, total, other, 1.0)
+    return total
 
 
 def _turn(term: Term) -> tuple[Any, ...]:
@@ -78,8 +81,6 @@ def _add(code: Recorder, total: Factor | None, factor: Factor, scale: Number) ->
             return factor
         return Factor(code.emit(torch.mul, factor.node, scale, work=factor.axes), factor.axes)
     axes = ordered(total.axes + factor.axes)
-    if len(axes) > max(len(total.axes), len(factor.axes)) and BATCH in axes:
-        code.note("sum materialised")
     one, two = code.arrange(total, axes), code.arrange(factor, axes)
     if scale == 1.0:
         node = code.emit(torch.add, one, two, work=axes)

@@ -109,18 +109,18 @@ class VSML(Protocol):
         **agents: mg.Agent,
     ) -> None:
         _check(
-            cell=cell,
-            merge=merge,
-            error=error,
-            units=units,
-            state=state,
-            width=width,
-            ticks=ticks,
-            output=output,
-            bound=bound,
-            clip=clip,
-            average=average,
-            random=random,
+            ("state", state, state >= 1, "at least 1"),
+            ("width", width, width >= 2, "at least 2, for error and label"),
+            ("cell", cell, cell in CELLS, f"one of {', '.join(CELLS)}"),
+            ("merge", merge, merge in ("mean", "sum"), "mean or sum"),
+            ("ticks", ticks, ticks >= 1, "at least 1"),
+            ("error", error, error in ("next", "reverse"), "next or reverse"),
+            ("output", output, 0 <= output < width, "a channel of a message, 0 to width - 1"),
+            ("bound", bound, bound is None or bound > 0, "positive, or None"),
+            ("clip", clip, clip is None or clip > 0, "positive, or None"),
+            ("average", average, 0 <= average <= 1, "a share from 0 to 1"),
+            ("random", random, 0 <= random <= 1, "a share from 0 to 1"),
+            ("units", units, units in ("merge", "apply"), "merge or apply"),
         )
         reverse = error == "reverse"
         generator = torch.Generator().manual_seed(seed)
@@ -156,7 +156,7 @@ class VSML(Protocol):
             "loss": Loss(form, feed_label),
         }
         super().__init__(**{**own, **agents})
-        self.patterns = tuple(layers)
+        self.patterns, self.cell = tuple(layers), cell
         self.layers = nn.ModuleList(synapses[1:])
         again = ticks - 1 if exchange else 0
         begin = ("average",) if average else ()
@@ -174,23 +174,14 @@ class VSML(Protocol):
         own = [a for p, a in zip(self.patterns, self.layers, strict=True) if fnmatchcase(node.owner, p)]
         return cast(Synapse, own[0]) if own and isinstance(found, Synapse) else found
 
+    def extra_repr(self) -> str:
+        """Sizes, for ``repr``."""
+        synapse = cast(Synapse, self.agents["weight"])
+        return f"state={synapse.n}, width={synapse.m}, cell={self.cell!r}"
 
-def _check(**given: Any) -> None:
-    """Refuse what makes no sense, in the caller's words."""
-    wanted: dict[str, tuple[bool, str]] = {
-        "cell": (given["cell"] in CELLS, f"one of {', '.join(CELLS)}"),
-        "merge": (given["merge"] in ("mean", "sum"), "mean or sum"),
-        "error": (given["error"] in ("next", "reverse"), "next or reverse"),
-        "units": (given["units"] in ("merge", "apply"), "merge or apply"),
-        "state": (given["state"] >= 1, "at least 1"),
-        "width": (given["width"] >= 2, "at least 2, for error and label"),
-        "ticks": (given["ticks"] >= 1, "at least 1"),
-        "output": (0 <= given["output"] < given["width"], "a channel of a message, 0 to width - 1"),
-        "bound": (given["bound"] is None or given["bound"] > 0, "positive, or None"),
-        "clip": (given["clip"] is None or given["clip"] > 0, "positive, or None"),
-        "average": (0 <= given["average"] <= 1, "a share from 0 to 1"),
-        "random": (0 <= given["random"] <= 1, "a share from 0 to 1"),
-    }
-    wrong = [f"{name}={given[name]!r} must be {text}" for name, (fits, text) in wanted.items() if not fits]
+
+def _check(*arguments: tuple[str, Any, bool, str]) -> None:
+    """Refuse arguments (name, value, whether it is allowed, what is allowed) in the caller's words."""
+    wrong = [f"{name}={value!r} must be {allowed}" for name, value, fits, allowed in arguments if not fits]
     if wrong:
         raise mg.ProtocolError("VSML: " + "; ".join(wrong))

@@ -20,8 +20,6 @@ from torch import Generator, Tensor, nn
 import mpgraph as mg
 from mpgraph import Agent, carry, fast, slow
 
-EPSILON = 1e-5  # of layer normalisation, as published
-
 
 def truncated(*shape: int, std: float, generator: Generator) -> Tensor:
     """Normal numbers cut off at two deviations; the true deviation is then 0.88 of ``std``."""
@@ -110,8 +108,6 @@ class Synapse(Agent):
         one[..., self.random :] = 0.0
         return one.to(dtype).expand(shape).clone()
 
-    # -- one tick -----------------------------------------------------------------------------------------
-
     def heard(self, s: mg.View, gate: int) -> Any:
         """b + f F + g G, for one gate."""
         heard = s.f @ self.F[gate] + s.g @ self.G[gate] + self.b[gate]
@@ -129,8 +125,6 @@ class Synapse(Agent):
     def visited(self, s: mg.View) -> mg.View:
         """As many ticks as one visit of the sweep has."""
         return reduce(lambda s, _: self.tick(s), range(self.ticks), s)
-
-    # -- passes -------------------------------------------------------------------------------------------
 
     def average_update(self, s: mg.View) -> mg.View:
         """The first entries of the state become their mean over the batch, the others stay private."""
@@ -169,7 +163,7 @@ class Synapse(Agent):
 def normalised(message: Any, scale: Any, offset: Any) -> Any:
     """Layer normalisation of one message over its numbers."""
     centred = message - message.mean()
-    return centred * torch.rsqrt((centred * centred).mean() + EPSILON) * scale + offset
+    return centred * torch.rsqrt((centred * centred).mean() + 1e-5) * scale + offset
 
 
 class GRU(Synapse):

@@ -155,6 +155,18 @@ def test_sums_pass_over_the_widest_tensor_once_for_each_term_that_is_as_wide():
     assert "addcmul" in sheet.evaluate(product)[1].code
 
 
+def test_sums_that_hold_the_same_narrow_terms_share_them():
+    sheet = Sheet()
+    one, two, row, column = (sheet.leaf(n) for n in (("batch", "i", "j"), ("batch", "i", "j"), ("i",), ("batch", "j")))
+    narrow = row[0] + column[0]
+    value = torch.tanh(one[0] + narrow) * torch.tanh(two[0] + narrow)
+    array, module = sheet.evaluate(value)
+    wanted = torch.tanh(one[1] + row[1] + column[1]) * torch.tanh(two[1] + row[1] + column[1])
+    assert (array - wanted).abs().max() < 1e-14
+    wide = [n for n in module.graph.nodes if n.target is torch.add and len(n.meta["work"][1]) == 3]
+    assert len(wide) == 3
+
+
 def test_a_mean_of_equal_numbers_is_that_number():
     sheet = Sheet()
     leaf, full = sheet.leaf(("batch",))
