@@ -32,8 +32,8 @@ from mpgraph.protocols import (
 DEFAULTS = {
     "BP": Backprop,
     "FA": FeedbackAlignment,
-    "sign, uniform": SignSymmetry,
-    "sign, fixed": lambda: SignSymmetry(magnitudes="fixed"),
+    "sign (uniform)": SignSymmetry,
+    "sign (fixed)": lambda: SignSymmetry(magnitudes="fixed"),
     "KP": KolenPollack,
     "WM": WeightMirror,
     "IA": InformationAlignment,
@@ -97,8 +97,8 @@ def emnist(rules, options):
 
 
 SLOW = {  # feedback weights that follow at 2 % of the way in a step
-    "WM, slow": lambda: WeightMirror(amp=0.02, decay=0.02),
-    "SA, slow": lambda: SymmetricAlignment(decay=0.02, self=0.02),
+    "WM (slow)": lambda: WeightMirror(amp=0.02, decay=0.02),
+    "SA (slow)": lambda: SymmetricAlignment(decay=0.02, self=0.02),
 }
 
 
@@ -110,7 +110,7 @@ def noisy(name, sigma):
 
 
 NOISY = {
-    f"{name}, sigma {sigma:g}": functools.partial(noisy, name, sigma)
+    f"{name} (sigma {sigma:g})": functools.partial(noisy, name, sigma)
     for name in ("BP", "SA")
     for sigma in (0.0, 0.03, 0.1, 0.3)
 }
@@ -152,8 +152,8 @@ def cost(rules, options):
     every = {name: (make, {}) for name, make in rules.items()}
     for name in ("KP", "SA", "AA", "WM", "IA"):
         if name in rules:
-            every[f"{name}, inputs too"] = (type(rules[name]()), {"inputs": True})
-            every[f"{name}, inputs too, alternate=1"] = (type(rules[name]()), {"inputs": True, "alternate": 1})
+            every[f"{name} (inputs=True)"] = (type(rules[name]()), {"inputs": True})
+            every[f"{name} (inputs=True, alternate=1)"] = (type(rules[name]()), {"inputs": True, "alternate": 1})
 
     def contestant(make, given):
         program = mg.compile(mlp([784, 512, 10]), make(**given))
