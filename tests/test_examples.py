@@ -32,6 +32,14 @@ def test_meta_learning_finds_a_better_rate(capsys):
     assert losses[-1] < 0.7 * losses[0]
 
 
+def test_learning_to_learn_lowers_the_loss_after_learning(tmp_path):
+    losses, curves = example("learning_to_learn").main(meta_steps=60, figure=tmp_path / "curves.png")
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    assert {len(curve) for curve in curves.values()} == {6}
+    assert curves["or"][-1] > curves["or"][0] + 0.1  # the first that genomes learn to learn
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
 @pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")
 @pytest.mark.parametrize("kind", ["step", "sign", "quantizer", "winner_take_all", "numpy function"])
 def test_rules_train_through_nodes_without_a_derivative(kind):
