@@ -137,7 +137,7 @@ class Recorder:
 
     def constant(self, tensor: Tensor, hint: str = "constant") -> fx.Node:
         """A tensor that the finished function holds."""
-        name = next((n for n, t in self.constants.items() if t is tensor), f"{hint}_{len(self.constants)}")
+        name = next((n for n, t in self.constants.items() if t is tensor), f"{identifier(hint)}_{len(self.constants)}")
         self.constants[name] = tensor
         key = ("constant", name)
         if key not in self._written:
