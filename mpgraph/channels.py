@@ -38,8 +38,13 @@ def recorded(
             raise ProtocolError("probe: " + unknown("node", name, graph.nodes))
         if channel not in graph.channels[name]:
             raise ProtocolError(f"probe: node {name!r} has no " + unknown("channel", channel, graph.channels[name]))
-    with torch.no_grad():
-        _, out = program.step(state, x, y, record={n: [c] for n, (c, _) in split.items()}, phase=phase)
+    record = {name: [channel] for name, (channel, _) in split.items()}
+    try:
+        with torch.no_grad():
+            _, out = program.step(state, x, y, record=record, phase=phase)
+    except ProtocolError as error:  # the agent has the channel, but nothing is written to it
+        there = dict.fromkeys(c for name in split for c in graph.channels[name])
+        raise ProtocolError(f"probe: {error}; allowed are, where written, {', '.join(there)}") from None
     found = {}
     for name, (channel, index) in split.items():
         tensor = out.recorded[name][channel]

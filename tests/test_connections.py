@@ -6,6 +6,7 @@ from graphs import GRAPHS, batch
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import distance, randomised
+from rules import Memories
 from torch.nn import functional as F
 
 import mpgraph as mg
@@ -365,3 +366,15 @@ def test_explain_names_what_products_became():
     assert "conv2d_weight" in text
     assert "materialised" not in text
     assert "materialised" not in mg.compile(GRAPHS["sparse"](), Backprop()).explain(4)
+
+
+def test_names_of_units_may_hold_a_dot():
+    """Also where the code holds a constant of theirs: how many messages reach each agent."""
+    network = mg.Network()
+    network.input("x", 3), network.unit("a.b", 3, "tanh"), network.unit("y", 2)
+    network.connect("x", "a.b"), network.connect("a.b", "y", mg.Sparse([[0, 1, 2, 2], [0, 1, 0, 1]]))
+    network.loss("y", "l2")
+    program = mg.compile(network, Memories())
+    _, out = program.step(program.init(batch_size=2), torch.randn(2, 3), torch.randn(2, 2))
+    assert "degrees_a_b" in program.code
+    assert torch.isfinite(out.loss)

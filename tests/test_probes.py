@@ -480,6 +480,17 @@ def test_mistakes_name_what_there_is(call, words):
         call(*drawn(mlp([3, 4, 2]), FeedbackAlignment()))
 
 
+class Forgetful(mg.UnitAgent):
+    """Has a place for an error and never writes to it."""
+
+    other = mg.fast()
+
+
+def test_a_channel_that_nothing_is_written_to():
+    with pytest.raises(mg.ProtocolError, match=r"'other' is read before it is written.* z, y, e, other"):
+        probes.angles(*drawn(mlp([3, 4, 2]), FeedbackAlignment(unit=Forgetful())), error="other")
+
+
 def test_too_large_and_without_a_loss():
     program, state, x, y = drawn(mlp([3, 4, 2]), Backprop())
     with pytest.raises(mg.InputError, match=r"26 weights.*limit is 10.*nodes=\['x->h1'\]"):
