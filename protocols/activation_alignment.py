@@ -26,6 +26,7 @@ class ActivationAlignment(Alignment):
         sparse: coefficient of the pull of B' x towards zero.
         amp: coefficient of amplification.
         feedback_optimizer: inner optimiser of B; Adam by default.
+        surrogate: activation whose derivative stands in for units that have none (a step).
         options: of :class:`Alignment`.
     """
 
@@ -36,7 +37,8 @@ class ActivationAlignment(Alignment):
         sparse: Any = 1.0,
         amp: Any = 1.0,
         feedback_optimizer: mg.Optimizer | None = None,
+        surrogate: str | None = None,
         **options: Any,
     ) -> None:
-        optimizer = feedback_optimizer or mg.Adam(0.01)
-        super().__init__(lr, sparse=sparse, amp=amp, feedback_optimizer=optimizer, **options)
+        own = {"feedback_optimizer": feedback_optimizer or mg.Adam(0.01), "surrogate": surrogate, **options}
+        super().__init__(lr, sparse=sparse, amp=amp, **own)

@@ -32,6 +32,7 @@ class InformationAlignment(Alignment):
         decay: of B.
         noise: standard deviation of the noise that drives units; ``None`` lets their activity drive them.
         feedback_optimizer: inner optimiser of B; gradient descent of rate 1 by default.
+        surrogate: activation whose derivative stands in for units that have none (a step).
         options: of :class:`Alignment`.
     """
 
@@ -44,7 +45,9 @@ class InformationAlignment(Alignment):
         decay: Any = 0.1,
         noise: Any = 1.0,
         feedback_optimizer: mg.Optimizer | None = None,
+        surrogate: str | None = None,
         **options: Any,
     ) -> None:
-        own = {"noise": noise, "feedback_optimizer": feedback_optimizer or mg.SGD(1.0), **options}
+        optimizer = feedback_optimizer or mg.SGD(1.0)
+        own = {"noise": noise, "feedback_optimizer": optimizer, "surrogate": surrogate, **options}
         super().__init__(lr, amp=amp, null=null, decay=decay, **own)

@@ -25,6 +25,7 @@ class KolenPollack(Alignment):
     Args:
         lr: learning rate of plain gradient descent.
         decay: of W and of B.
+        surrogate: activation whose derivative stands in for units that have none (a step).
         options: of :class:`Alignment`.
     """
 
@@ -40,5 +41,6 @@ class KolenPollack(Alignment):
   booktitle={Advances in Neural Information Processing Systems}, volume={32}, year={2019}
 }"""
 
-    def __init__(self, lr: Any = 0.1, *, decay: Any = 0.01, **options: Any) -> None:
-        super().__init__(lr, **{"task": 1.0, "decay": decay, "forward_decay": decay, **options})
+    def __init__(self, lr: Any = 0.1, *, decay: Any = 0.01, surrogate: str | None = None, **options: Any) -> None:
+        own = {"task": 1.0, "decay": decay, "forward_decay": decay, "surrogate": surrogate}
+        super().__init__(lr, **{**own, **options})

@@ -27,6 +27,7 @@ class SymmetricAlignment(Alignment):
         lr: learning rate of plain gradient descent.
         decay: of B.
         feedback_optimizer: inner optimiser of B; gradient descent of rate 1 by default.
+        surrogate: activation whose derivative stands in for units that have none (a step).
         options: of :class:`Alignment`, among them ``self``, the coefficient of w, 0.5 by default.
     """
 
@@ -37,7 +38,8 @@ class SymmetricAlignment(Alignment):
         *,
         decay: Any = 0.5,
         feedback_optimizer: mg.Optimizer | None = None,
+        surrogate: str | None = None,
         **options: Any,
     ) -> None:
-        optimizer = feedback_optimizer or mg.SGD(1.0)
-        super().__init__(lr, feedback_optimizer=optimizer, **{"decay": decay, "self": 0.5, **options})
+        own = {"feedback_optimizer": feedback_optimizer or mg.SGD(1.0), "surrogate": surrogate}
+        super().__init__(lr, **{"decay": decay, "self": 0.5, **own, **options})

@@ -31,6 +31,7 @@ class WeightMirror(Alignment):
         decay: of B; ``amp * noise ** 2`` makes it as large as W'.
         noise: standard deviation of the noise that drives units; ``None`` lets their activity drive them.
         feedback_optimizer: inner optimiser of B; gradient descent of rate 1 by default.
+        surrogate: activation whose derivative stands in for units that have none (a step).
         options: of :class:`Alignment`.
     """
 
@@ -49,7 +50,9 @@ class WeightMirror(Alignment):
         decay: Any = 0.1,
         noise: Any = 1.0,
         feedback_optimizer: mg.Optimizer | None = None,
+        surrogate: str | None = None,
         **options: Any,
     ) -> None:
         optimizer = feedback_optimizer or mg.SGD(1.0)
-        super().__init__(lr, amp=amp, decay=decay, noise=noise, feedback_optimizer=optimizer, **options)
+        own = {"noise": noise, "feedback_optimizer": optimizer, "surrogate": surrogate, **options}
+        super().__init__(lr, amp=amp, decay=decay, **own)

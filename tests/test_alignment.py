@@ -1,5 +1,6 @@
 """Rules with feedback weights: reference vectors, autograd of the losses they descend, and algebra."""
 
+import inspect
 from itertools import pairwise
 
 import numpy as np
@@ -481,6 +482,16 @@ def test_connections_from_inputs_have_feedback_weights_only_if_asked():
     assert not torch.equal(states[0]["x->h1"]["b"], states[1]["x->h1"]["b"])
     tied = mg.compile(GRAPHS["tied"](), WeightMirror())  # an error does go back through this one, at its second use
     assert "b" in tied.init()["x->h"]
+
+
+@pytest.mark.parametrize("rule", [*FAMILY, SignSymmetry])
+def test_a_surrogate_teaches_units_without_derivative(rule):
+    assert "surrogate" in inspect.signature(rule).parameters  # the command line looks there
+    network = mlp([4, 3, 2], activation="step")
+    program = mg.compile(network, rule(surrogate="tanh"))
+    state = program.init()
+    after, _ = program.step(state, torch.randn(5, 4), torch.randint(0, 2, (5,)))
+    assert not torch.equal(state["x->h1"]["w"], after["x->h1"]["w"])
 
 
 @pytest.mark.parametrize(
