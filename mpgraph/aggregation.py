@@ -41,7 +41,7 @@ def aggregated(trace: Trace, arrows: Sequence[Arrow], values: Sequence[Any]) -> 
     messages = parts[0] if len(parts) == 1 else code.emit(torch.cat, parts, 1)
     agents = math.prod(target.shape)
     receivers = code.constant(torch.cat(indices), "receivers")
-    call = trace.function(how, "aggregate", lambda: _call(how, agents))
+    call = trace.function(how, f"aggregate_to_{agents}", lambda: _call(how, agents))
     result = code.emit(call, messages, receivers, work=target.axes)
     code.note(f"messages materialised for {type(how).__name__}")
     sizes = [axis.size for axis in (*target.axes, *local)]

@@ -75,9 +75,9 @@ class Program(nn.Module):
         self.protocol = graph.protocol
         owned = set(self.protocol.modules())
         self.agents = nn.ModuleList([a for a in dict.fromkeys(graph.agents.values()) if a not in owned])
-        if self.protocol.waiting:
-            self.protocol.waiting.fill(self.protocol)
         self.to(device=device, dtype=dtype)
+        if self.protocol.waiting:  # after that, so that no number of the file is rounded to torch's default dtype
+            self.protocol.waiting.fill(self.protocol)
         network = graph.network
         self._inputs, self._outputs = network.inputs, network.outputs
         self._targets = tuple(dict.fromkeys(node.pre for node in network.losses.values()))

@@ -155,7 +155,7 @@ class Recorder:
             longest = max(local, value.local, key=len)
             shape = []
             for one, two in zip(_right(local, len(longest)), _right(value.local, len(longest)), strict=True):
-                keep = two if one is None or one.size == 1 else one
+                keep = two if one is None or (two is not None and one.size == 1) else one
                 if one is not None and two is not None and 1 not in (one.size, two.size) and one.size != two.size:
                     raise ProtocolError(
                         f"rule combines local shapes {[tuple(v.shape) for v in values]}, which do not broadcast "

@@ -10,16 +10,16 @@ made the figures. Every operation is an agent with a learner of its own kind, se
                 w <- w + (<f(m, x, w, memory)> - o) * scale (Eq. 3 and 4); <.> is the average over the batch
 
 Every input of a learner is standardised by one mean and one deviation of its own. These, and the mean output o, are
-recorded before meta-training (:meth:`MPLP.record`) and frozen; the scale is trained. Units without a function pass m
+recorded before meta-training (:meth:`MPLP.measure`) and frozen; the scale is trained. Units without a function pass m
 on. No derivative is used, so any unit will do. ``gradient=True`` passes the gradient beside the message, as section 5
 of the paper proposes.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Generator, nn
@@ -62,7 +62,7 @@ class MPLP(Protocol):
         ProtocolError: for a choice that is not there.
     """
 
-    passes = ("forward", "backward")
+    passes: tuple[str, ...] = ("forward", "backward")
     bias = "between"
     link = "between"
     random_defaults = True
@@ -92,9 +92,10 @@ class MPLP(Protocol):
         generator: Generator | None = None,
         **agents: Agent,
     ) -> None:
-        super().__init__(**agents)
+        others: dict[str, Any] = agents
+        super().__init__(**others)
         self.k, self.n, self.learner, self.memory, self.gradient = k, n, learner, memory, gradient
-        self.train_g, self.hidden, self.between, self.gate_bias = train_g, tuple(hidden), between, gate_bias
+        self.train_g, self.hidden, self.between, self.gate_bias = train_g, hidden, between, gate_bias
         self.scale, self.floor, self.given = scale, floor, tuple(agents)
         self.aggregate = aggregate
         self.seed = 0 if generator is None else int(torch.randint(2**62, (), generator=generator))
@@ -102,8 +103,10 @@ class MPLP(Protocol):
         self.share = (
             dict.fromkeys(roles, share) if isinstance(share, str) else {**dict.fromkeys(roles, "node"), **share}
         )
-        _check("learner", learner, LEARNERS), _check("memory", memory, MEMORIES)
-        _ = [_check("share", how, ("node", "kind", "all")) for how in self.share.values()]
+        _check("learner", [learner], LEARNERS)
+        _check("memory", [memory], MEMORIES)
+        _check("share", self.share.values(), ("node", "kind", "all"))
+        _check("share", self.share, roles)
         if gradient:
             self.passes = ("forward", "error", "backward")
         self.learners, self.standardisers, self.outputs = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
@@ -124,17 +127,19 @@ class MPLP(Protocol):
         key, place = own if how == "node" else kind, kind if how == "all" else own
         states = make.states + self.gradient
         if key not in self.learners:
-            drawn = Generator().manual_seed(_seed(self.seed, key))
+            drawn = Generator().manual_seed(self.seed ^ crc32(key.encode()))  # whatever else is drawn before
             heard = 1 if what == "loss" else self.k
             self.learners[key] = LEARNERS[self.learner](heard + states, make.updates, self, drawn)
         if place not in self.standardisers:
             self.standardisers[place] = Standardiser(1 + states, self.floor)
         if make.updates and place not in self.outputs:
             self.outputs[place] = Output(self.scale)
-        output = self.outputs[place] if make.updates else None
-        return make(self, self.learners[key], self.standardisers[place], output, measures)
+        learner: Any = self.learners[key]
+        standardiser: Any = self.standardisers[place]
+        output: Any = self.outputs[place] if make.updates else None
+        return make(self, learner, standardiser, output, measures)
 
-    def record(
+    def measure(
         self,
         network: mg.Network,
         batches: Iterable[Any],
@@ -142,7 +147,7 @@ class MPLP(Protocol):
         share: float = 1.0,
         seed: int = 0,
         state: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
-    ) -> None:
+    ) -> dict[str, dict[str, torch.Tensor]]:
         """Record the statistics of every learner's inputs and updates, in steps on a fresh network.
 
         The authors take one round of 2 or 5 batches with share 1 for sinusoids, and 5 rounds of 20 batches with share
@@ -152,19 +157,22 @@ class MPLP(Protocol):
             network: whose nodes are to be recorded.
             batches: ``(x, y)``, one for each step.
             share: of what was recorded before, that is replaced.
-            seed: of the initial state.
-            state: another one: weights and memories by node and channel.
+            seed: of the initial state; what ``state`` holds is put into it.
+
+        Returns:
+            The state after these steps.
         """
         batches = list(batches)
-        parameter = next(self.parameters(), None)
-        options = {} if parameter is None else {"device": parameter.device, "dtype": parameter.dtype}
+        y = batches[0][1]
+        size = len(next(iter(y.values())) if isinstance(y, Mapping) else y)
+        like = next(self.buffers(), torch.empty(0))
         rule = Measuring(self)
-        program = mg.compile(network, rule, **options)
-        size = len(next(iter(batches[0][1].values())) if isinstance(batches[0][1], Mapping) else batches[0][1])
+        program = mg.compile(network, rule, device=like.device, dtype=like.dtype)
         fresh = program.init(seed, batch_size=size)
-        start = {name: {**channels, **(state or {}).get(name, {})} for name, channels in fresh.items()}
-        after, _ = program.run(start, batches)
+        given = state or {}
+        after, _ = program.run({n: {**c, **given.get(n, {})} for n, c in fresh.items()}, batches)
         rule.keep(program.graph, after, len(batches), share)
+        return after
 
     def unused(self, graph: Any) -> list[str]:
         """Names of parameters on which nothing can depend in a network: they get no meta-gradient.
@@ -186,10 +194,7 @@ class MPLP(Protocol):
         return ", ".join([f"k={self.k}", f"n={self.n}", f"share={self.arguments.get('share', 'kind')!r}", *other])
 
 
-def _check(name: str, given: Any, allowed: Iterable[str]) -> None:
-    if given not in allowed:
-        raise mg.ProtocolError(f"MPLP: {name}={given!r}; allowed are {', '.join(allowed)}")
-
-
-def _seed(*parts: Any) -> int:
-    return int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest(), "little") >> 1
+def _check(name: str, given: Iterable[str], allowed: Iterable[str]) -> None:
+    wrong = [one for one in given if one not in allowed]
+    if wrong:
+        raise mg.ProtocolError(f"MPLP: {name}={wrong[0]!r}; allowed are {', '.join(allowed)}")

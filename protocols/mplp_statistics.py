@@ -99,4 +99,4 @@ class Measuring(Protocol):
         parts = {name: (graph.agents[name].standardiser, graph.agents[name].output) for name in found}
         kept = dict.fromkeys(part for pair in parts.values() for part in pair if part is not None)
         averages = {p: torch.stack([v for n, v in found.items() if p in parts[n]]).mean(0) for p in kept}
-        self.apply(lambda part: part.mix(averages[part], share) if part in averages else None)
+        _ = [part.mix(average, share) for part, average in averages.items()]

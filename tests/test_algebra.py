@@ -212,3 +212,17 @@ def test_contractions_that_share_a_factor_become_one(online):
     torch.testing.assert_close(
         other, (e_ * x_ + y_ * g_ * e_).sum(0, keepdim=True).expand_as(other), rtol=0, atol=1e-12
     )
+
+
+def test_a_vector_of_one_number_stays_a_vector():
+    sheet = Sheet()
+    (one, array), (other, other_array) = sheet.leaf(["i"], 1), sheet.leaf(["j"], 3)
+    number = sheet.leaf(["batch"])
+    for value, expected in (
+        (1.0 - one, 1.0 - array),
+        (one * number[0], array * number[1].unsqueeze(-1)),
+        (one + other, array + other_array),
+        (other - one, other_array - array),
+    ):
+        assert tuple(value.shape) == expected.shape[3:]
+        torch.testing.assert_close(sheet.evaluate(value)[0], expected)
