@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -182,6 +183,9 @@ class _Linear(Protocol):
         super().__init__(weight=_Carrier())
 
 
+_maps: WeakKeyDictionary[Program, dict[str, Program]] = WeakKeyDictionary()  # by connection, compiled once
+
+
 def orthonormality(
     program: Program,
     state: State,
@@ -246,11 +250,14 @@ def _activity_of(program: Program, name: str, activity: Part) -> Part:
 
 def _residual(program: Program, wire: Wire, w: Tensor, below: Tensor, above: Tensor) -> float:
     """Sum over examples of ``|W below - W W' above|^2`` for one connection."""
-    network = Network()
-    network.input("x", tuple(below.shape[1:]))
-    network.unit("y", tuple(above.shape[1:]), bias=False)
-    network.connect("x", "y", wire.connection)
-    linear = compile(network, _Linear(), device=program.device, dtype=program.dtype)
+    maps = _maps.setdefault(program, {})
+    if wire.name not in maps:
+        network = Network()
+        network.input("x", tuple(below.shape[1:]))
+        network.unit("y", tuple(above.shape[1:]), bias=False)
+        network.connect("x", "y", wire.connection)
+        maps[wire.name] = compile(network, _Linear(), device=program.device, dtype=program.dtype)
+    linear = maps[wire.name]
     kept = linear.init()
     if kept["x->y"]["w"].shape != w.shape:
         raise ProtocolError(f"orthonormality: {wire.name!r} keeps {tuple(w.shape)}, not one number for each synapse")
