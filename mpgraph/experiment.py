@@ -44,13 +44,15 @@ class Run:
 
 
 def accuracy(program: Program, state: State, x: Tensor, y: Tensor, chunk: int = 1000) -> float:
-    """Share of examples whose largest output is the label's."""
+    """Share of examples whose largest output is the label's.
+
+    Of a rule that keeps memories of examples, as many at a time as it has slots for; the last ones are filled up.
+    """
+    slots = program.slots(state)
+    filled = x if slots is None else torch.cat([x, x[:1].expand(-len(x) % slots, *x.shape[1:])])
     with torch.no_grad():
-        hits = [
-            int((program.predict(state, a).argmax(-1) == b).sum())
-            for a, b in zip(x.split(chunk), y.split(chunk), strict=True)
-        ]
-    return sum(hits) / len(y)
+        found = [program.predict(state, part).argmax(-1) for part in filled.split(slots or chunk)]
+    return int((torch.cat(found)[: len(y)] == y).sum()) / len(y)
 
 
 def train(
@@ -64,6 +66,8 @@ def train(
     follow: Callable[[int, State], None] | None = None,
 ) -> tuple[State, list[float], list[float]]:
     """Train from a fresh state; stops early if the loss is no longer finite.
+
+    A rule that keeps memories of examples is not shown the last batch of an epoch if that is smaller than the others.
 
     Args:
         program: a network with one input, one output and a rule.
@@ -84,7 +88,10 @@ def train(
     if follow:
         follow(0, state)
     for epoch in range(epochs):
-        state, steps = program.run(state, data.batches(batch, generator))
+        batches = data.batches(batch, generator)
+        if program.slots(state) is not None:
+            batches = (pair for pair in batches if len(pair[0]) == batch)
+        state, steps = program.run(state, batches)
         losses.append(sum(steps) / max(1, len(steps)))
         curve.append(accuracy(program, state, data.test_x, data.test_y))
         if on_epoch:

@@ -71,6 +71,9 @@ class AgentGraph:
         for passes in self.protocol.phases.values() if self.protocol.phases else [self.protocol.passes]:
             if "forward" not in passes:
                 raise ProtocolError(f"{rule}: the schedule {passes} lacks a pass called 'forward', which predicts")
+        for name in self.protocol.predict_passes:
+            if name not in self.protocol.all_passes:
+                raise ProtocolError(f"{rule}.predict_passes: " + unknown("pass", name, self.protocol.all_passes))
         for name in self.protocol.all_passes:
             if not any(agent.update_of(name) or agent.message_of(name) for agent in agents):
                 raise ProtocolError(f"{rule}: no agent has a {name}_update or {name}_message; is the pass misspelt?")

@@ -68,6 +68,10 @@ class Keeping:
             return value.to(self.dtype).expand(shape).clone()
         return torch.zeros(shape, dtype=self.dtype) if node.kind == "bias" and channel == "w" else None
 
+    def slots(self, state: State) -> int | None:
+        """For how many examples the state keeps memories; ``None`` if it keeps none."""
+        return next((len(state[n][c]) for n, c, shape in self.wanted if shape[:1] == (None,)), None)
+
     def check(self, state: State, size: int | None) -> None:
         """Every kept channel is there, with its shape (and the batch's, for carries unless ``size`` is ``None``)."""
         name, channel = "program", "step"

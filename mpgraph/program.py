@@ -186,6 +186,13 @@ class Program(nn.Module):
         """
         return self._keeping.fresh(seed, batch_size)
 
+    def slots(self, state: State) -> int | None:
+        """For how many examples a state keeps memories (carry channels), which is the size that batches must have.
+
+        ``None`` for a rule that keeps nothing of single examples.
+        """
+        return self._keeping.slots(state)
+
     def noise(self, state: State, batch_size: int, *, phase: str | None = None) -> dict[str, Tensor]:
         """The standard normal numbers of the next step, from the state's seed and step; empty for most rules."""
         needed = self._function(phase=phase_of(self.protocol, state, phase)).noise

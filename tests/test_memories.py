@@ -8,6 +8,8 @@ from test_algebra import Sheet
 
 import mpgraph as mg
 from mpgraph import Protocol, carry, fast, interpreter
+from mpgraph.data import Dataset
+from mpgraph.experiment import accuracy, train
 from mpgraph.protocols.backprop import Weight as PlainWeight
 
 pytestmark = pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")
@@ -175,3 +177,29 @@ def test_a_mean_of_equal_numbers_is_that_number():
 
 
 Axis_49 = mg.algebra.Axis("many", 49)  # 49 * (1 / 49) is not 1
+
+
+def test_a_schedule_of_predictions_names_passes_that_there_are():
+    class Misspelt(Protocol):
+        predict_passes = ("forward", "bakward")
+
+    with pytest.raises(mg.ProtocolError, match=r"predict_passes: unknown pass 'bakward'"):
+        mg.compile(GRAPHS["step"](), Misspelt(weight=PlainWeight()))
+
+
+def test_training_a_rule_that_remembers_examples_keeps_batches_whole():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(20, 3, generator=generator), torch.randint(0, 2, (20,), generator=generator)
+    data = Dataset("toy", x[:11], y[:11], x[11:], y[11:], 2)
+    program = mg.compile(GRAPHS["step"](), Yesterday())
+    state, curve, losses = train(program, data, epochs=2, batch=4)
+    assert int(state["program"]["step"]) == 4  # two batches of four an epoch, the third would hold three
+    assert program.slots(state) == 4
+    assert len(curve) == len(losses) == 2
+    wanted = [program.predict(state, torch.cat([part, x[11:14]])[:4]) for part in x[11:].split(4)]
+    hits = torch.cat(wanted)[:9].argmax(-1) == y[11:]
+    assert accuracy(program, state, x[11:], y[11:]) == pytest.approx(float(hits.float().mean()))
+    plain = mg.compile(GRAPHS["step"](), Protocol(weight=PlainWeight()))
+    state, _, _ = train(plain, data, epochs=1, batch=4)
+    assert int(state["program"]["step"]) == 3
+    assert plain.slots(state) is None
