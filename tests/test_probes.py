@@ -363,6 +363,9 @@ def test_dead_units_are_counted():
     state["h1.bias"]["w"] = bias + 1e3 * torch.tensor([1.0, -1.0, 1.0, 1.0])
     assert probes.dead_units(program, state, x, y)["h1"] == 0.25
     assert probes.dead_units(program, state, x, y, tolerance=1e9) == {"h1": 1.0, "y": 1.0}
+    saturated, state, x, y = drawn(mlp([3, 4, 2], "tanh"), Backprop(), size=50)
+    state["h1.bias"]["w"] = torch.tensor([1e3, -1e3, 0.0, 1e3])
+    assert probes.dead_units(saturated, state, x, y)["h1"] == 0.75
     with pytest.raises(mg.InputError, match="one example"):
         probes.dead_units(program, state, {"x": x["x"][:1]}, y[:1])
 
