@@ -10,20 +10,20 @@ from __future__ import annotations
 from typing import Any
 
 import mpgraph as mg
-from mpgraph import Agent, fast, slow
+from mpgraph import Agent, fast
 
+from .backprop import Weight
 from .neighbours import Neighbour, Operation, Unit, neighbours
 
 
-class Synapse(Agent):
+class Synapse(Weight):
     """Hebb's synapse; others differ in what they subtract from x.
 
     Args:
         supervised: whether it carries errors down.
     """
 
-    w = slow(init=mg.xavier_uniform)
-    x, e, y, rate, delta, r = fast(), fast(), fast(), fast(), fast(), fast()
+    y, rate, delta, r = fast(), fast(), fast(), fast()
 
     def __init__(self, supervised: bool) -> None:
         super().__init__()
@@ -32,22 +32,6 @@ class Synapse(Agent):
     def message_of(self, name: str) -> Any:
         """No error goes below, unless the rule is supervised."""
         return super().message_of(name) if self.supervised or name != "backward" else None
-
-    def forward_update(self, s: mg.View, pre: Any) -> mg.View:
-        """Keep the activity below."""
-        return s.set(x=pre)
-
-    def forward_message(self, s: mg.View) -> Any:
-        """w x, summed over i on its way to unit j."""
-        return s.w * s.x
-
-    def backward_update(self, s: mg.View, post: Any) -> mg.View:
-        """Keep the error above."""
-        return s.set(e=post)
-
-    def backward_message(self, s: mg.View) -> Any:
-        """w e, summed over j on its way to unit i."""
-        return s.w * s.e
 
     def meet_update(self, s: mg.View, post: Any) -> mg.View:
         """Keep what the unit above says: its activity, the rate of the local rule, and its scaled error."""
@@ -61,7 +45,7 @@ class Synapse(Agent):
         """What is subtracted from x."""
         return 0.0
 
-    def learn_update(self, s: mg.View, pre: Any) -> mg.View:
+    def learn_update(self, s: mg.View, pre: Any) -> mg.View:  # type: ignore[override]
         """w + rate y (x - explained) - delta x."""
         s = s.set(r=pre)
         return s.descend(w=-s.examples(s.rate * s.y * (s.x - self.explained(s)) - s.delta * s.x))
@@ -70,7 +54,7 @@ class Synapse(Agent):
 class Bias(Synapse):
     """A synapse from the number one, taught or still."""
 
-    def learn_update(self, s: mg.View, pre: Any) -> mg.View:
+    def learn_update(self, s: mg.View, pre: Any) -> mg.View:  # type: ignore[override]
         """w - delta."""
         return s.descend(w=s.examples(s.delta * s.x))
 
