@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 import mpgraph as mg
@@ -122,6 +123,7 @@ class BLUR(Protocol):
         **agents: Agent,
     ) -> None:
         _check(k=(k, 2), every=(every, 1), steps=(steps, 0))
+        mg.UnitAgent(surrogate)  # refuses one that has no derivative itself
         options = Options(
             k, single, symmetric, backward, activation, backward_activation, feedback, batch, normalise, lengths,
             rescale, oja, saturation, early_pre, init, keep_states, surrogate,
@@ -129,7 +131,8 @@ class BLUR(Protocol):
         neuron = (*(("mean", "deviation") if normalise else ()), *(("rho",) if rescale else ()))
         synapse = (*(("gamma",) if oja else ()), *(("alpha",) if saturation in ("tanh", "exp") else ()))
         shape = Shape(k, single, steps, synapse, neuron, early)
-        genomes = [Genome(shape, initial, eta_tilde, seed + i) for i in range(max(1, len(layers)))]
+        draw = torch.Generator().manual_seed(seed)
+        genomes = [Genome(shape, initial, eta_tilde, draw) for _ in layers or ("*",)]
         book = Layers(layers, genomes)
         own: dict[str, Any] = {
             "input": Input(options, book),
@@ -169,6 +172,10 @@ class BLUR(Protocol):
     def phase(self, step: int) -> str:
         """With ``every``, feedback comes in the last step of each round."""
         return "taught" if (step + 1) % self.every == 0 else "free"
+
+    def extra_repr(self) -> str:
+        """Arguments, for ``repr``."""
+        return ", ".join(f"{name}={getattr(value, '__name__', repr(value))}" for name, value in self.arguments.items())
 
     def rewrite(self, network: mg.Network) -> mg.Network:
         """The network with a synapse fixed at one where there was none: nu and mu are what synapses apply."""

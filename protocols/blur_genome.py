@@ -86,15 +86,18 @@ class Genome(SynapseGenome):
         shape: what it holds.
         initial: where the matrices start; f, eta and f~ start at 1.
         eta_tilde: where eta~ starts.
-        seed: of a random one.
+        draw: from which random ones are drawn.
+
+    Raises:
+        ProtocolError: for another word.
     """
 
-    def __init__(self, shape: Shape, initial: Initial = "random", eta_tilde: float = -1e-3, seed: int = 0) -> None:
-        draw = torch.Generator().manual_seed(seed)
-        random = initial == "random"
+    def __init__(self, shape: Shape, initial: Initial, eta_tilde: float, draw: torch.Generator) -> None:
+        if initial not in ("random", "backprop"):
+            raise mg.ProtocolError(f"BLUR: initial={initial!r}; allowed are 'random', 'backprop'")
         nu, mu = torch.zeros(shape.k, shape.k), torch.eye(shape.k)
         nu[:, 0] = 1.0
-        if random:
+        if initial == "random":
             nu, mu = normal(shape.k, draw), normal(shape.k, draw)
         super().__init__(shape, initial, eta_tilde, draw)
         self.f, self.eta = shape.parameter(1.0), shape.parameter(1.0)
@@ -132,13 +135,13 @@ class Layers:
         self._upper = {name: wire.post for name, wire in network.wires.items()}
         self._upper.update({f"{name}.bias": name for name in network.units})
         self._above = {name: self._reached(network, name) for name in network.units}
-        for name, posts in self._above.items():
-            found = {self._of(post) for post in posts}
-            if len(found) > 1:
-                raise mg.ProtocolError(
-                    f"BLUR: unit {name!r} sends to {', '.join(sorted(posts))}, which have genomes of their own, so its "
-                    f"backward gates are ambiguous; let one of layers={self.patterns} match all of them"
-                )
+        torn = [(name, posts) for name, posts in self._above.items() if len(set(map(self._of, posts))) > 1]
+        if torn:
+            name, posts = torn[0]
+            raise mg.ProtocolError(
+                f"BLUR: unit {name!r} sends to {', '.join(sorted(posts))}, which have genomes of their own, so its "
+                f"backward gates are ambiguous; let one of layers={self.patterns} match all of them"
+            )
 
     def _reached(self, network: mg.Network, name: str) -> set[str]:
         operations = [n for n, unit in network.units.items() if name in unit.operands]

@@ -57,6 +57,8 @@ class Options:
             name = wrong[0]
             allowed = ", ".join(map(repr, ALLOWED[name])) + " or a function" * (name in FUNCTIONS)
             raise mg.ProtocolError(f"BLUR: {name}={getattr(self, name)!r}; allowed are {allowed}")
+        if self.rescale and not self.lengths:
+            raise mg.ProtocolError("BLUR: rescale=True without lengths: there is nothing to rescale")
 
     @property
     def c(self) -> int | None:

@@ -307,7 +307,18 @@ def test_every_learned_tensor_gets_a_meta_gradient(options):
     assert all(torch.isfinite(p.grad).all() for name, p in parameters.items() if name not in unused)
 
 
-@pytest.mark.parametrize("options", [{"k": 1}, {"every": 0}, {"steps": 1.5}, {"backward": "sum"}, {"oja": "weight"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"k": 1},
+        {"every": 0},
+        {"steps": 1.5},
+        {"backward": "sum"},
+        {"oja": "weight"},
+        {"initial": "zero"},
+        {"rescale": True},
+    ],
+)
 def test_wrong_arguments_are_refused_in_words(options):
     (name,) = options
     with pytest.raises(mg.ProtocolError, match=f"BLUR: {name}="):
