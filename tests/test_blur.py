@@ -158,15 +158,16 @@ class Case:
         if not (self.oja or {}).get("use_synapse_weights"):
             return state
         before = "init" if t == 0 else f"step{t - 1}"
-        scale = numbers["protocol.genome.eta_tilde"].abs() * numbers["protocol.genome.gamma"].abs()
         state = {name: dict(channels) for name, channels in state.items()}
         for i, (wire, above, w, v, bias) in enumerate(self.synapses(before)):
+            prefix = f"protocol.genome.{i}." if self.spec.get("per_layer_genome") else "protocol.genome."
+            scale = numbers[f"{prefix}eta_tilde"].abs() * numbers[f"{prefix}gamma"].abs()
             up, down = self.lateral(before, i)
             change = {"w": -scale * w * up[:, :, :, None], "v": -scale * v * down[:, :, None]}
             change["d"] = change["v"] - change["w"]
             own = state[wire]
             state[wire] = {channel: (tensor + change[channel]).to(tensor.dtype) for channel, tensor in own.items()}
-            state[above]["w"] = (state[above]["w"] - scale * bias * up).to(bias.dtype).to(own["w"].dtype)
+            state[above]["w"] = (state[above]["w"] - scale * bias * up).to(own["w"].dtype)
         return state
 
     def close(self, found, key, of=None):
