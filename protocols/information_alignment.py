@@ -17,37 +17,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import mpgraph as mg
-
 from .alignment import Alignment
+from .weight_mirror import WeightMirror
 
 
-class InformationAlignment(Alignment):
+class InformationAlignment(WeightMirror):
     """Errors sent through feedback weights that reconstruct what the forward weights were given.
 
     Args:
         lr: learning rate of plain gradient descent.
-        amp: coefficient of amplification.
-        null: of the pull of reconstructions towards zero.
-        decay: of B.
-        noise: standard deviation of the noise that drives units; ``None`` lets their activity drive them.
-        feedback_optimizer: inner optimiser of B; gradient descent of rate 1 by default.
+        null: coefficient of the pull of reconstructions towards zero.
         surrogate: activation whose derivative stands in for units that have none (a step).
-        options: of :class:`Alignment`.
+        options: of :class:`WeightMirror` (``amp``, ``decay``, ``noise``, ``feedback_optimizer``) and of
+            :class:`Alignment`.
     """
 
-    def __init__(
-        self,
-        lr: Any = 0.1,
-        *,
-        amp: Any = 0.1,
-        null: Any = 0.02,
-        decay: Any = 0.1,
-        noise: Any = 1.0,
-        feedback_optimizer: mg.Optimizer | None = None,
-        surrogate: str | None = None,
-        **options: Any,
-    ) -> None:
-        optimizer = feedback_optimizer or mg.SGD(1.0)
-        own = {"noise": noise, "feedback_optimizer": optimizer, "surrogate": surrogate, **options}
-        super().__init__(lr, amp=amp, null=null, decay=decay, **own)
+    source = Alignment.source
+
+    def __init__(self, lr: Any = 0.1, *, null: Any = 0.02, surrogate: str | None = None, **options: Any) -> None:
+        super().__init__(lr, null=null, surrogate=surrogate, **options)

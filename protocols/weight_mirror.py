@@ -53,6 +53,5 @@ class WeightMirror(Alignment):
         surrogate: str | None = None,
         **options: Any,
     ) -> None:
-        optimizer = feedback_optimizer or mg.SGD(1.0)
-        own = {"noise": noise, "feedback_optimizer": optimizer, "surrogate": surrogate, **options}
-        super().__init__(lr, amp=amp, decay=decay, **own)
+        own = {"feedback_optimizer": feedback_optimizer or mg.SGD(1.0), "surrogate": surrogate, **options}
+        super().__init__(lr, amp=amp, decay=decay, noise=noise, **own)

@@ -10,6 +10,7 @@ from conftest import ROOT
 from graphs import GRAPHS, batch
 from reference import distance, randomised
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 import mpgraph as mg
 from mpgraph import data, experiment, interpreter
@@ -535,6 +536,25 @@ def test_no_outer_product_over_the_batch_is_ever_formed(rule):
     table = program.explain(batch_size=13)
     shapes = {size for line in table.splitlines() for size in line.split() if size.count("x") >= 2}
     assert not shapes  # a synapse's value for each example would be 13x7x11
+
+
+def test_what_a_step_costs():
+    """Multiplications in those of backprop: hidden feedback weights are small, those of inputs are not."""
+
+    def flops(rule):
+        program = mg.compile(mlp([784, 512, 10]), rule)
+        state, x, y = program.init(), torch.randn(128, 784), torch.zeros(128, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter:
+            program.step(state, x, y)
+        return counter.get_total_flops()
+
+    backprop = flops(Backprop())
+    for rule in (*FAMILY, SignSymmetry):
+        assert flops(rule()) < 1.05 * backprop
+    assert flops(SymmetricAlignment(inputs=True)) == backprop
+    # W x and x y' of the first layer beside its forward product and its gradient, and B W x
+    assert flops(WeightMirror(inputs=True)) == pytest.approx(2.0 * backprop, rel=0.01)
+    assert flops(InformationAlignment(inputs=True)) == pytest.approx(2.5 * backprop, rel=0.01)
 
 
 def test_phases_under_transforms_are_named_by_the_caller():
