@@ -53,7 +53,8 @@ class AlignedWeight(DecayedWeight):
     """
 
     b = slow(init=mg.xavier_uniform)
-    drive, y, q, r, y_null = fast(), fast(), fast(), fast(), fast()
+    drive, y, q, r = fast(), fast(), fast(), fast()
+    y_null = fast()  # y without the operations that act on its reconstruction in its place
 
     def __init__(self, terms: Mapping[str, Any], scale: Mapping[str, float], batch: str, forward_decay: Any) -> None:
         super().__init__(forward_decay)
