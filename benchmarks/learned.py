@@ -1,6 +1,7 @@
 """What a meta-step of a learned rule costs: unroll, meta-gradient, Adam; medians of CPU and wall time, peak memory.
 
 python benchmarks/learned.py --rule blur
+python benchmarks/learned.py --rule mplp
 python benchmarks/learned.py --rule vsml
 """
 
@@ -14,7 +15,7 @@ from common import conditions
 
 import mpgraph as mg
 from mpgraph.architectures import mlp
-from mpgraph.protocols import BLUR, VSML
+from mpgraph.protocols import BLUR, MPLP, VSML
 
 
 def blur():
@@ -57,14 +58,43 @@ def vsml():
         with torch.no_grad():
             learn(step)
 
+    state, matrix = torch.randn(7840, 16), torch.randn(16, 16)
+
+    def least():
+        """The matrix products and sigmoids of 50 examples, and nothing else; a tanh is a sigmoid."""
+        for _ in range(100):
+            gates = [torch.sigmoid(torch.mm(state, matrix)) for _ in range(4)]
+            torch.sigmoid(gates[0])
+
     return {
         "50 examples": lambda: fifty(program.step),
+        "50, least possible": least,
         "50, torch.compile": lambda: fifty(compiled),
         "meta-gradient of 50": meta_gradient,
     }
 
 
-RULES = {"blur": blur, "vsml": vsml}
+def mplp():
+    """144-50-10, batch 8, k 4, twenty updates with a hint loss after each, then a loss on a fresh batch."""
+    rule = MPLP(k=4, n=7)
+    program = mg.compile(mlp([144, 50, 10], activation="sigmoid"), rule)
+    adam, start = torch.optim.Adam(rule.parameters(), lr=5e-4), program.init(batch_size=8)
+    xs, ys = torch.randn(21, 8, 144), torch.randint(0, 10, (21, 8))
+
+    def meta_step():
+        state, hint = start, 0.0
+        for x, y in zip(xs[:20], ys, strict=False):
+            state, _ = program.step(state, x, y)
+            hint = hint + torch.nn.functional.cross_entropy(program.predict(state, x), y)
+        loss = 0.7 * hint / 20 + 0.3 * torch.nn.functional.cross_entropy(program.predict(state, xs[20]), ys[20])
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+
+    return {"meta-step": meta_step}
+
+
+RULES = {"blur": blur, "mplp": mplp, "vsml": vsml}
 
 
 def measured(function, rounds):

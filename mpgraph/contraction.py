@@ -258,6 +258,11 @@ def _matrix_product(
         node = code.emit(functional.linear, left, two.node, *([into.node] if into else []), **work)
         return Factor(node, axes)
     right = code.arrange(two, (axis, column))
+    if len(rows) != 1 and into is not None and into.axes == axes:
+        above, rows_of = (code.emit("flatten", node, 0, len(rows) - 1) for node in (into.node, left))
+        beta = {} if scale == 1.0 else {"alpha": scale}
+        node = code.emit(torch.addmm, above, rows_of, right, **beta, **work)
+        return Factor(code.emit("view_as", node, into.node), axes)
     if len(rows) != 1:
         return _add(code, into, Factor(code.emit(torch.matmul, left, right, **work), axes), scale)
     if code.online and _is_batch(axis) and into is not None and into.axes == axes:

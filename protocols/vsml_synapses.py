@@ -1,7 +1,7 @@
 """The recurrent networks that serve as synapses in VS-ML; see :mod:`mpgraph.protocols.vsml` for the paper.
 
-Each gate has matrices of its own, so that the tensors of the generated code stay contiguous: W acts on the state, F and
-G on the messages from below and above. The LSTM and GRU are those of torch, with other offsets and gates by name:
+Each gate has matrices of its own, so that tensors of the generated code stay contiguous: W acts on the state, F and G
+on the messages from below and above. The cells are those of torch, with offsets at the gates:
 
     LSTM (Eq. 6)    c <- f c + i u,     h <- o tanh(c)          gates input, candidate, forget, output
     GRU             h <- k h + (1 - k) tanh(heard + r (h W))    gates reset, candidate, keep (Cho et al., 2014)
@@ -31,11 +31,15 @@ def places(shape: tuple[int, ...], node: Any, generator: Generator, dtype: torch
     """Where each synapse sits at either end, from -1 to 1: ``(*axes, 2)``, the same for every seed."""
 
     def along(end: str) -> Tensor:
-        own = [axis in node.ends[end] for axis in node.kept]
-        sizes = [size if mine else 1 for size, mine in zip(shape, own, strict=False)]
+        sizes = [axis.size if axis in node.ends[end] else 1 for axis in node.kept]
         return torch.linspace(-1.0, 1.0, math.prod(sizes), dtype=dtype).reshape(sizes).expand(shape[:-1])
 
     return torch.stack([along("pre"), along("post")], -1)
+
+
+def tanh(x: Any) -> Any:
+    """tanh(x) = 2 sigma(2x) - 1, which torch computes four times as fast; float32 rounds to 1e-7 of one, not of x."""
+    return 2.0 * torch.sigmoid(2.0 * x) - 1.0
 
 
 class Synapse(Agent):
@@ -51,7 +55,7 @@ class Synapse(Agent):
         offsets: added to the gates that keep (forget, keep) and that let in.
         clip: bound on an LSTM's memory c, or ``None``; h is within 1 anyway.
         average: share of the state's entries, counted from the first, that the batch has in common.
-        random: share of the state's entries, counted from the first, that start at random.
+        random: likewise the share that starts at random.
         coordinates: whether the cell hears where it sits, two numbers.
 
     Channels:
@@ -119,8 +123,7 @@ class Synapse(Agent):
 
     def tick(self, s: mg.View) -> mg.View:
         """h <- tanh(b + h W + f F + g G)."""
-        h = torch.tanh(self.drive(s, 0))
-        return s.set(h=h, out=h)
+        return s.set(h=(h := tanh(self.drive(s, 0))), out=h)
 
     def visited(self, s: mg.View) -> mg.View:
         """As many ticks as one visit of the sweep has."""
@@ -141,8 +144,7 @@ class Synapse(Agent):
 
     def forward_message(self, s: mg.View) -> Any:
         """h C, merged over a on its way to unit b."""
-        message = s.out @ self.C + self.C_b
-        return normalised(message, self.C_scale, self.C_offset) if self.layer_norm else message
+        return self.normalised(s.out @ self.C + self.C_b, "C")
 
     def backward_update(self, s: mg.View, post: Any) -> mg.View:
         """Hear the unit above; on a sweep back, tick."""
@@ -150,8 +152,7 @@ class Synapse(Agent):
 
     def backward_message(self, s: mg.View) -> Any:
         """h U, merged over b on its way to unit a."""
-        message = s.out @ self.U + self.U_b
-        return normalised(message, self.U_scale, self.U_offset) if self.layer_norm else message
+        return self.normalised(s.out @ self.U + self.U_b, "U")
 
     def clear_update(self, s: mg.View, post: Any) -> mg.View:
         """Hear the unit above once more, now without the error."""
@@ -159,11 +160,13 @@ class Synapse(Agent):
 
     clear_message = backward_message
 
-
-def normalised(message: Any, scale: Any, offset: Any) -> Any:
-    """Layer normalisation of one message over its numbers."""
-    centred = message - message.mean()
-    return centred * torch.rsqrt((centred * centred).mean() + 1e-5) * scale + offset
+    def normalised(self, message: Any, matrix: str) -> Any:
+        """Layer normalisation of one message over its numbers, if there is to be any."""
+        if not self.layer_norm:
+            return message
+        scale, offset = (getattr(self, f"{matrix}_{name}") for name in ("scale", "offset"))
+        centred = message - message.mean()
+        return centred * torch.rsqrt((centred * centred).mean() + 1e-5) * scale + offset
 
 
 class GRU(Synapse):
@@ -174,9 +177,8 @@ class GRU(Synapse):
     def tick(self, s: mg.View) -> mg.View:
         """h <- k h + (1 - k) tanh(heard + r (h W))."""
         r, k = torch.sigmoid(self.drive(s, 0)), torch.sigmoid(self.drive(s, 2) + self.keep)
-        u = torch.tanh(self.heard(s, 1) + r * (s.h @ self.W[1]))
-        h = u + k * (s.h - u)
-        return s.set(h=h, out=h)
+        u = tanh(self.heard(s, 1) + r * (s.h @ self.W[1]))
+        return s.set(h=(h := u + k * (s.h - u)), out=h)
 
 
 class LSTM(Synapse):
@@ -189,11 +191,10 @@ class LSTM(Synapse):
     def tick(self, s: mg.View) -> mg.View:
         """c <- f c + i u, h <- o tanh(c) (Eq. 6)."""
         i, f = torch.sigmoid(self.drive(s, 0) + self.admit), torch.sigmoid(self.drive(s, 2) + self.keep)
-        u, o = torch.tanh(self.drive(s, 1)), torch.sigmoid(self.drive(s, 3))
+        u, o = tanh(self.drive(s, 1)), torch.sigmoid(self.drive(s, 3))
         c = f * s.c + i * u
         c = c if self.clip is None else torch.clamp(c, -self.clip, self.clip)
-        h = o * torch.tanh(c)
-        return s.set(c=c, h=h, out=h)
+        return s.set(c=c, h=(h := o * tanh(c)), out=h)
 
 
 CELLS: dict[str, type[Synapse]] = {"lstm": LSTM, "gru": GRU, "vanilla": Synapse}

@@ -169,6 +169,16 @@ def test_sums_that_hold_the_same_narrow_terms_share_them():
     assert len(wide) == 3
 
 
+def test_a_product_with_many_rows_is_added_in_the_same_call():
+    sheet = Sheet()
+    (one, wide), (two, other) = (sheet.leaf(("batch", "i", "j"), 3) for _ in range(2))
+    matrix = torch.randn(3, 3, dtype=torch.float64)
+    array, module = sheet.evaluate(one + 0.5 * (two @ matrix))
+    assert (array - wide - 0.5 * other @ matrix).abs().max() < 1e-14
+    assert "addmm" in module.code
+    assert "torch.add(" not in module.code
+
+
 def test_a_mean_of_equal_numbers_is_that_number():
     sheet = Sheet()
     leaf, full = sheet.leaf(("batch",))
