@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, fx
 
 from .algebra import BATCH, Axis, Factor, Value, ordered
+from .checks import inside_transform
 from .parameters import replaced
 from .recorder import Recorder, identifier
 
 # Bytes of intermediate values at a time: on a CPU what stays in the cache, elsewhere what keeps the device busy.
-BUDGET = {"cpu": 8 << 20}
+BUDGET = {"cpu": 32 << 20}
 ELSEWHERE = 256 << 20
 
 
@@ -97,7 +98,13 @@ def _pullback(module: fx.GraphModule, given: Sequence[Tensor], wanted: Sequence[
             arguments[i] = tensor
         return module.forward(*arguments)
 
-    return torch.func.vjp(run, *(given[i] for i in wanted))[1]
+    chosen = [given[i] for i in wanted]
+    if torch.is_grad_enabled() or inside_transform():  # the errors will be differentiated themselves
+        return torch.func.vjp(run, *chosen)[1]
+    with torch.enable_grad():  # the same, quicker
+        chosen = [tensor.detach().requires_grad_() for tensor in chosen]
+        results = run(*chosen)
+    return lambda errors: torch.autograd.grad(results, chosen, errors)
 
 
 def emit(trace: Any, function: Callable[..., Any], values: Sequence[Any], name: str) -> Any:

@@ -96,8 +96,7 @@ class MPLP(Protocol):
         super().__init__(**others)
         self.k, self.n, self.learner, self.memory, self.gradient = k, n, learner, memory, gradient
         self.train_g, self.hidden, self.between, self.gate_bias = train_g, hidden, between, gate_bias
-        self.scale, self.floor, self.given = scale, floor, tuple(agents)
-        self.aggregate = aggregate
+        self.scale, self.floor, self.aggregate, self.given = scale, floor, aggregate, tuple(agents)
         self.seed = 0 if generator is None else int(torch.randint(2**62, (), generator=generator))
         roles = ("weight", "bias", "unit", "link", "loss")
         self.share = (
@@ -105,6 +104,7 @@ class MPLP(Protocol):
         )
         _check("learner", [learner], LEARNERS)
         _check("memory", [memory], MEMORIES)
+        _check("between", [between or "tanh"], ("tanh", "relu"))
         _check("share", self.share.values(), ("node", "kind", "all"))
         _check("share", self.share, roles)
         if gradient:
