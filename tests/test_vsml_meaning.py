@@ -5,9 +5,10 @@ import math
 
 import pytest
 import torch
+from graphs import GRAPHS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import batch, distance, networks
+from reference import batch, distance, networks, randomised
 
 import mpgraph as mg
 from mpgraph import interpreter
@@ -337,6 +338,48 @@ def test_every_parameter_learns_on_two_layers(options):
     for name, parameter in rule.named_parameters():
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().max() > 0, name
+
+
+def gate():
+    """An output that is an operation, and units with a loss that have others above them."""
+    network = mg.Network()
+    network.input("x", 3), network.unit("h", 2, "tanh"), network.unit("g", 2, "step")
+    network.connect("x", "h"), network.connect("x", "g"), network.connect("h", "g")
+    network.operation("y", "product", "h", "g")
+    network.loss("y", "cross_entropy"), network.loss("h", "l2")
+    return network
+
+
+class Twice(mg.Kind):
+    """A node of a user's own."""
+
+    def apply(self, z):
+        return 2 * z
+
+
+def own_kinds():
+    network = mg.Network()
+    network.input("x", (1, 4, 4)), network.unit("c", (1, 4, 4), mg.BatchNorm(), bias=False)
+    network.unit("t", (1, 4, 4), Twice()), network.connect("x", "c", mg.Conv2d(3, padding=1))
+    network.connect("c", "t", "identity"), network.operation("p", mg.MaxPool(2), "t")
+    network.operation("f", "flatten", "p"), network.unit("y", 2), network.connect("f", "y")
+    network.unit("z", 2, mg.LayerNorm()), network.connect("y", "z")
+    network.loss("y", "cross_entropy"), network.loss("z", "l2")
+    return network
+
+
+@pytest.mark.parametrize("name", ["reverse", "messages exchanged", "a quarter averaged", "units apply"])
+@pytest.mark.parametrize("build", [gate, own_kinds, *(GRAPHS[n] for n in ("strided, padded", "recurrence", "tied"))])
+def test_options_on_operations_kinds_and_uses(build, name):
+    network, options = build(), {k: v for k, v in OPTIONS[name].items() if k != "scale"}
+    program = mg.compile(network, shaken(VSML(2, 2, coordinates=True, **options)), **DOUBLE)
+    state = randomised(program.init(batch_size=2), torch.Generator().manual_seed(0))
+    x, targets = batch(network, 2, torch.Generator().manual_seed(1))
+    if network.ticks > 1:
+        x = {k: v[:, None].expand(-1, network.ticks, *v.shape[1:]) for k, v in x.items()}
+    meaning, _ = interpreter.step(program, state, x, targets)
+    after, _ = program.step(state, x, targets)
+    assert distance(after, meaning) < 1e-10
 
 
 def test_layers_with_parameters_of_their_own():
