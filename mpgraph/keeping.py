@@ -50,7 +50,7 @@ class Keeping:
             axes = layout(node, declared)
             shape = (*((batch_size or 0) if axis.size is None else axis.size for axis in axes), *local)
             generator = torch.Generator().manual_seed(_seed(seed, name, channel))
-            given = self._given(node, channel, shape)
+            given = self._given(node, channel, shape, len(local))
             init = self.graph.agents[name].init_of(declared)
             tensor = init(shape, node, generator, self.dtype) if given is None else given
             state.setdefault(name, {})[channel] = tensor.to(device=self.device, dtype=self.dtype)
@@ -58,12 +58,17 @@ class Keeping:
         state["program"] = {k: v.to(self.device) for k, v in counters.items()}
         return state
 
-    def _given(self, node: AgentNode, channel: str, shape: tuple[int, ...]) -> Tensor | None:
-        """What the network prescribes: a connection's weight, a unit's values; zero for biases."""
+    def _given(self, node: AgentNode, channel: str, shape: tuple[int, ...], local: int) -> Tensor | None:
+        """What the network prescribes: a connection's weight, a unit's values; zero for biases.
+
+        A number that a rule keeps as a vector (the last ``local`` dimensions) is prescribed for each of its entries.
+        """
         unit = self.graph.network.units.get(node.name)
         value = node.value if channel == "w" else unit.values.get(channel) if unit else None
         if value is not None:
-            if value.ndim and tuple(value.shape) != shape:
+            if local and tuple(value.shape) == shape[:-local]:
+                value = value.reshape(*value.shape, *(1,) * local)
+            elif value.ndim and tuple(value.shape) != shape:
                 raise StateError(f"node {node.name!r}: given {channel} {tuple(value.shape)} for a channel {shape}")
             return value.to(self.dtype).expand(shape).clone()
         return torch.zeros(shape, dtype=self.dtype) if node.kind == "bias" and channel == "w" else None

@@ -133,6 +133,12 @@ def test_compiled_means_what_the_interpreter_does(rule, kind):
     assert_meaning(network, scattered(BLUR(**RULES[rule])), *batch(network, 2), 2)
 
 
+@pytest.mark.parametrize("options", RULES.values(), ids=RULES)
+def test_batches_of_one_which_have_a_function_of_their_own(options):
+    network = mlp([3, 3, 2], activation="tanh")
+    assert_meaning(network, scattered(BLUR(**options)), *batch(network, 1), 1)
+
+
 def small_convolution():
     """A strided and a padded one, an operation, a skip."""
     network = mg.Network()
@@ -223,6 +229,15 @@ def test_lengths_of_all_that_reaches_a_unit():
         torch.testing.assert_close(length, kept if lengths == "computing" else torch.full_like(kept, 2.25))
         predictions.append(program.predict(state, x))
     torch.testing.assert_close(*predictions)
+
+
+def test_weights_that_the_network_gives_start_every_channel():
+    network, given = mg.Network(), torch.randn(2, 3)
+    network.input("x", 3), network.unit("y", 2, bias=torch.tensor([1.0, 2.0])), network.loss("y", "l2")
+    network.connect("x", "y", weight=given)
+    state = mg.compile(network, BLUR.published(k=4)).init()
+    assert torch.equal(state["x->y"]["w"], given[..., None].expand(2, 3, 4))
+    assert torch.equal(state["y.bias"]["w"], torch.tensor([[1.0] * 4, [2.0] * 4]))
 
 
 def test_a_genome_for_each_step():
