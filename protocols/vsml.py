@@ -1,8 +1,8 @@
 """Variable Shared Meta Learning: every synapse is a small recurrent network, and all share one set of parameters.
 
 Kirsch and Schmidhuber (2021), "Meta Learning Backpropagation And Improving It", NeurIPS; the equation numbers are those
-of the workshop version (arXiv 2012.14905v1), the defaults those of the published code. Synapse ab holds a state; with
-f_a the message that reaches unit a from below and g_b the one that reaches unit b from above, one tick is
+of the workshop version, the defaults those of the published code. Synapse ab holds a state; with f_a the message that
+reaches unit a from below and g_b the one that reaches unit b from above, one tick is
 
     s_ab <- sigma(b + s_ab W + f_a F + g_b G)             vanilla network, Eqs. 1-3 and 14
     c_ab <- f c_ab + i u,    h_ab <- o tanh(c_ab)         LSTM, Eq. 6: each gate as above
@@ -18,10 +18,10 @@ appendix C) and are merged by their mean. Data come in on channel 0 of a message
 error, the loss's derivative divided by the batch size, is fed on channel 0 from above with the *next* input, so that a
 synapse must remember; it travels one layer down with every example. Gates are offset so that synapses start as slow
 memories. Units are only where messages meet: an activation that the network draws is left to the synapses to learn
-(``units="apply"`` applies it to each channel of what goes up; what comes down is never multiplied by a derivative).
-Operations (pooling, products) are applied channel by channel. The random part of the initial state has deviation
-1/sqrt(fan-in), which for dense layers is the published one. Backward messages of strided convolutions reach every
-pixel; the published ones do not.
+(``units="apply"`` applies it to each channel of what goes up, but for batch normalisation; what comes down is never
+multiplied by a derivative). Operations (pooling, products) are applied channel by channel. The random part of the
+initial state has deviation 1/sqrt(fan-in), which for dense layers is the published one. Backward messages of strided
+convolutions reach every pixel; the published ones do not.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class VSML(Protocol):
 @inproceedings{kirsch2021meta,
   title={Meta Learning Backpropagation And Improving It},
   author={Kirsch, Louis and Schmidhuber, J{\\"u}rgen},
-  booktitle={Advances in Neural Information Processing Systems}, volume={34}, pages={14122--14134}, year={2021}
+  booktitle={Advances in Neural Information Processing Systems}, volume={34}, year={2021}
 }"""
 
     def __init__(
@@ -142,7 +142,6 @@ class VSML(Protocol):
         ]
         form = Form(width, output, bound)
         merged = "window_mean" if merge == "mean" else merge  # published convolutions divide by the whole window
-        unit = Unit(form, merged, units == "apply")
         own: dict[str, Any] = {
             "input": Source(form),
             "target": Target(),
@@ -150,8 +149,8 @@ class VSML(Protocol):
             "zero": Source(form, 0.0),
             "weight": synapses[0],
             "bias": synapses[0] if biases else Silent(),
-            "unit": unit,
-            "batchnorm": unit,
+            "unit": Unit(form, merged, units == "apply"),
+            "batchnorm": Unit(form, merged, False),
             "operation": Operation(form, merged),
             "loss": Loss(form, feed_label),
         }

@@ -85,7 +85,7 @@ class Unit(Agent):
     def forward_update(self, s: mg.View, pre: Any = None) -> mg.View:
         """y = the merged messages from below."""
         y = self.form.nothing() if pre is None else pre
-        return s.set(y=s.apply(y) if self.transform and s.node.kind != "batchnorm" else y)
+        return s.set(y=s.apply(y) if self.transform else y)
 
     def forward_message(self, s: mg.View) -> Any:
         """What goes up."""
