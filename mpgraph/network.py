@@ -116,8 +116,8 @@ class Network:
         Args:
             name: unique; used in states, errors and listings.
             size: number of units, or their shape.
-            activation: a name (identity, tanh, sigmoid, relu, softplus, step, sign, quantizer, winner_take_all), an
-                :class:`mpgraph.Kind`, or any function of one tensor, differentiable or not.
+            activation: a name (identity, tanh, sigmoid, softmax, relu, softplus, step, sign, quantizer,
+                winner_take_all), an :class:`mpgraph.Kind`, or any function of one tensor, differentiable or not.
             bias: whether there is one, or its initial value (zeros by default). Images ``(channels, height, width)``
                 have one bias for each channel.
             bias_shared: dimensions along which one bias serves all units; by default those of an image but its
