@@ -123,7 +123,7 @@ class MPLP(Protocol):
         if not issubclass(make, Learned):
             return make(self.aggregate)
         how, own = self.share[what], node.owner.replace(".", "/")
-        kind = what if what in ("weight", "bias") else node.function.name
+        kind = what if what in ("weight", "bias") else f"{node.function.name}_{what}".replace(".", "/")
         key, place = own if how == "node" else kind, kind if how == "all" else own
         states = make.states + self.gradient
         if key not in self.learners:

@@ -350,6 +350,49 @@ def test_sharing_is_what_it_says():
     assert sum(p.numel() for p in rule.parameters()) == 46_779
 
 
+def test_a_shared_learner_is_equal_ones_and_hears_the_sum_of_their_gradients():
+    network, gradients, states = mlp([3, 4, 4, 2], "sigmoid"), {}, {}
+    for share in ("kind", "node"):
+        rule = small(share={"weight": share})
+        program = mg.compile(network, rule, dtype=torch.float64)
+        for key in ("x->h1", "h1->h2", "h2->y") if share == "node" else ():
+            rule.learners[key].load_state_dict(shared)
+        shared = rule.learners["weight"].state_dict() if share == "kind" else None
+        state = randomised(program.init(batch_size=3), torch.Generator().manual_seed(0))
+        x, targets = batch(network, 3, torch.Generator().manual_seed(1))
+        for _ in range(2):
+            state, _ = program.step(state, x, targets)
+        program.step(state, x, targets)[1].loss.backward()
+        states[share] = state
+        gradients[share] = {n: p.grad for n, p in rule.named_parameters()}
+    assert distance(states["kind"], states["node"]) < 1e-12
+    for name in shared_names(gradients["kind"]):
+        parts = [gradients["node"][f"learners.{key}.{name}"] for key in ("x->h1", "h1->h2", "h2->y")]
+        torch.testing.assert_close(gradients["kind"][f"learners.weight.{name}"], sum(parts))
+
+
+def shared_names(gradients):
+    return [n.removeprefix("learners.weight.") for n in gradients if n.startswith("learners.weight.")]
+
+
+def test_kinds_of_one_name_in_different_places_have_learners_of_their_own():
+    network = mlp([3, 4, 2], "softmax")  # a softmax that is a unit hears less than the one before the loss
+    network.loss("y", Quartic(), "quartic")
+    program, generator = compiled(network, small(gradient=True))
+    state = randomised(program.init(batch_size=2), generator)
+    x, targets = batch(network, 2, generator)
+    after, _ = program.step(state, x, {"y": torch.softmax(targets["y"], -1)})
+    meaning, _ = interpreter.step(program, state, x, {"y": torch.softmax(targets["y"], -1)})
+    assert distance(after, meaning) < 1e-10
+
+
+class Quartic(mg.Loss):
+    """One that the authors do not have."""
+
+    def apply(self, z, t):
+        return ((z - t) ** 4).flatten(1).sum(1)
+
+
 def test_learners_are_drawn_from_the_generator_and_travel_to_other_networks():
     one, two, other = small(), small(), small(generator=torch.Generator().manual_seed(5))
     for rule, sizes in ((one, [3, 4, 2]), (two, [3, 9, 7, 2]), (other, [3, 4, 2])):
@@ -359,8 +402,7 @@ def test_learners_are_drawn_from_the_generator_and_travel_to_other_networks():
         assert torch.equal(tensor, dict(two.learners["weight"].named_parameters())[name])
         if name.endswith(("K1", "K2", "K3")):
             assert not torch.equal(tensor, dict(other.learners["weight"].named_parameters())[name])
-    assert "step" in one.learners
-    assert "sigmoid" in one.learners
+    assert {"step_unit", "sigmoid_unit", "softmax_link", "negative_log_likelihood_loss"} < set(one.learners)
 
 
 def test_an_aggregation_of_torch_geometric():
