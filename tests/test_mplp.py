@@ -351,28 +351,23 @@ def test_sharing_is_what_it_says():
 
 
 def test_a_shared_learner_is_equal_ones_and_hears_the_sum_of_their_gradients():
-    network, gradients, states = mlp([3, 4, 4, 2], "sigmoid"), {}, {}
-    for share in ("kind", "node"):
-        rule = small(share={"weight": share})
-        program = mg.compile(network, rule, dtype=torch.float64)
-        for key in ("x->h1", "h1->h2", "h2->y") if share == "node" else ():
-            rule.learners[key].load_state_dict(shared)
-        shared = rule.learners["weight"].state_dict() if share == "kind" else None
+    network, keys = mlp([3, 4, 4, 2], "sigmoid"), ("x->h1", "h1->h2", "h2->y")
+    one, several = small(share={"weight": "kind"}), small(share="node")
+    programs = [mg.compile(network, rule, dtype=torch.float64) for rule in (one, several)]
+    for key in keys:
+        several.learners[key].load_state_dict(one.learners["weight"].state_dict())
+    x, targets = batch(network, 3, torch.Generator().manual_seed(1))
+    states = []
+    for program in programs:
         state = randomised(program.init(batch_size=3), torch.Generator().manual_seed(0))
-        x, targets = batch(network, 3, torch.Generator().manual_seed(1))
         for _ in range(2):
             state, _ = program.step(state, x, targets)
         program.step(state, x, targets)[1].loss.backward()
-        states[share] = state
-        gradients[share] = {n: p.grad for n, p in rule.named_parameters()}
-    assert distance(states["kind"], states["node"]) < 1e-12
-    for name in shared_names(gradients["kind"]):
-        parts = [gradients["node"][f"learners.{key}.{name}"] for key in ("x->h1", "h1->h2", "h2->y")]
-        torch.testing.assert_close(gradients["kind"][f"learners.weight.{name}"], sum(parts))
-
-
-def shared_names(gradients):
-    return [n.removeprefix("learners.weight.") for n in gradients if n.startswith("learners.weight.")]
+        states.append(state)
+    assert distance(*states) < 1e-12
+    for name, parameter in one.learners["weight"].named_parameters():
+        parts = [dict(several.learners[key].named_parameters())[name].grad for key in keys]
+        torch.testing.assert_close(parameter.grad, sum(parts))
 
 
 def test_kinds_of_one_name_in_different_places_have_learners_of_their_own():
