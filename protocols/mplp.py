@@ -99,9 +99,8 @@ class MPLP(Protocol):
         self.scale, self.floor, self.aggregate, self.given = scale, floor, aggregate, tuple(agents)
         self.seed = 0 if generator is None else int(torch.randint(2**62, (), generator=generator))
         roles = ("weight", "bias", "unit", "link", "loss")
-        self.share = (
-            dict.fromkeys(roles, share) if isinstance(share, str) else {**dict.fromkeys(roles, "node"), **share}
-        )
+        given = dict.fromkeys(roles, share) if isinstance(share, str) else share
+        self.share = {**dict.fromkeys(roles, "node"), **given}
         _check("learner", [learner], LEARNERS)
         _check("memory", [memory], MEMORIES)
         _check("between", [between or "tanh"], ("tanh", "relu"))
@@ -122,7 +121,7 @@ class MPLP(Protocol):
             return super().agent(node)
         if not issubclass(make, Learned):
             return make(self.aggregate)
-        how, own = self.share[what], node.owner.replace(".", "/")
+        how, own = self.share[what], node.owner.replace(".", "/") + "/" * hasattr(nn.ModuleDict, node.owner)
         kind = what if what in ("weight", "bias") else f"{node.function.name}_{what}".replace(".", "/")
         key, place = own if how == "node" else kind, kind if how == "all" else own
         states = make.states + self.gradient

@@ -381,6 +381,31 @@ def test_kinds_of_one_name_in_different_places_have_learners_of_their_own():
     assert distance(after, meaning) < 1e-10
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "sigmoid_cross_entropy", "l2", "l1"])
+def test_the_gradient_beside_the_message_is_autograds(loss):
+    network = mlp([3, 4, 2], "tanh", loss)
+    program, generator = compiled(network, small(gradient=True))
+    state = randomised(program.init(batch_size=3), generator)
+    x, targets = batch(network, 3, generator)
+    _, out = program.step(state, x, targets, record={"h1.bias": ["e"], "h1->y": ["e"]})
+    z = (x["x"] @ state["x->h1"]["w"].T + state["h1.bias"]["w"]).requires_grad_()
+    y = torch.tanh(z) @ state["h1->y"]["w"].T + state["y.bias"]["w"]
+    total = next(iter(network.losses.values())).loss.apply(y, targets["y"]).sum()
+    hidden, output = torch.autograd.grad(total, [z, y])
+    torch.testing.assert_close(out.recorded["h1.bias"]["e"], hidden)
+    torch.testing.assert_close(out.recorded["h1->y"]["e"][..., 0], output)
+
+
+def test_any_name_of_a_unit_will_do():
+    network = mg.Network()
+    network.input("x", 3), network.unit("values", 4, "tanh"), network.unit("type", 2)
+    network.connect("x", "values"), network.connect("values", "type"), network.loss("type", "l2", "items")
+    rule = small(share="node")
+    program = mg.compile(network, rule)
+    program.step(program.init(batch_size=2), torch.randn(2, 3), torch.randn(2, 2))
+    assert {"values/", "items/", "type/bias"} < set(rule.learners)
+
+
 class Quartic(mg.Loss):
     """One that the authors do not have."""
 
