@@ -26,7 +26,7 @@ from .parameters import replaced
 from .recorder import Recorder, identifier
 
 # Bytes of intermediate values at a time: on a CPU what stays in the cache, elsewhere what keeps the device busy.
-BUDGET = {"cpu": 32 << 20}
+BUDGET = {"cpu": 16 << 20}
 ELSEWHERE = 256 << 20
 
 
