@@ -104,7 +104,15 @@ def _pullback(module: fx.GraphModule, given: Sequence[Tensor], wanted: Sequence[
     with torch.enable_grad():  # the same, quicker
         chosen = [tensor.detach().requires_grad_() for tensor in chosen]
         results = run(*chosen)
-    return lambda errors: torch.autograd.grad(results, chosen, errors)
+
+    def back(errors: Sequence[Tensor]) -> Sequence[Tensor]:
+        pairs = [pair for pair in zip(results, errors, strict=True) if pair[0].requires_grad]
+        if not pairs:  # flat everywhere
+            return [torch.zeros_like(tensor) for tensor in chosen]
+        outputs, heard = zip(*pairs, strict=True)
+        return torch.autograd.grad(outputs, chosen, heard, allow_unused=True, materialize_grads=True)
+
+    return back
 
 
 def emit(trace: Any, function: Callable[..., Any], values: Sequence[Any], name: str) -> Any:
@@ -151,6 +159,8 @@ def emit(trace: Any, function: Callable[..., Any], values: Sequence[Any], name: 
     module.recompile()
     segment = Segment(module, [a.varies for a in used], _width(module, used, trace.dtype), name)
     made = identifier(getattr(function, "__name__", type(function).__name__))
+    if f"{identifier(name)}_{made}" in outer.segments:  # an agent may have several
+        made = f"{made}_{len(outer.segments)}"
     call = trace.function(segment, made, lambda: segment)
     outer.segments[call.__name__] = module
     work = [node.meta["work"] for node in module.graph.nodes if "work" in node.meta]

@@ -146,6 +146,25 @@ def test_it_uses_what_it_is_given_alone():
         mg.compile(mlp([3, 4, 2]), Backprop(weight=Greedy(True)))
 
 
+def test_several_segments_of_an_agent_flat_ones_too(double):
+    class Several(Learner):
+        def learn_update(self, s):
+            change, memory = s.segment(self.wide, s.memory, s.w, s.e * s.x)
+            again, _ = s.segment(self.wide, memory, s.w, s.x)
+            step = s.segment(lambda w, x: torch.where(w > x, 1.0, -1.0), s.w, s.x)
+            return s.set(memory=memory, w=s.w + change + again + 0.1 * step)
+
+    program = mg.compile(mlp([3, 4, 2]), Backprop(weight=Several(True)), dtype=torch.float64)
+    assert program.code.count("\ndef x__h1_Wide") == 2
+    state, x, y = drawn(program, 2)
+    state["x->h1"]["w"].requires_grad_()
+    program_loss = episode(program, state, x, y)[1]
+    assert bool(torch.autograd.grad(program_loss, state["x->h1"]["w"])[0].any())
+    targets = torch.eye(2, dtype=torch.float64)[y[0]]
+    meaning, _ = interpreter.step(program, state, {"x": x[0]}, {"y": targets})
+    assert distance(program.step(state, x[0], y[0])[0], meaning) < 1e-12
+
+
 def test_whole_programs_compile_with_torch():
     program = mg.compile(mlp([3, 4, 2]), Rule(), dtype=torch.float64)
     state = program.init(batch_size=2)
