@@ -21,7 +21,7 @@ from torch.nn import functional
 import mpgraph as mg
 from mpgraph import data
 from mpgraph.architectures import mlp
-from mpgraph.protocols.mplp_released import MAML, MNIST, released, released_prior
+from mpgraph.protocols.mplp.released import MAML, MNIST, released, released_prior
 
 SIZES = {"mnist": (144, 50, 10), "step": (144, 50, 10), "big": (784, 100, 10)}
 STEPS, BATCH, BLOCK = 20, 8, 100

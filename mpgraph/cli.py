@@ -151,7 +151,7 @@ def _compare(options: argparse.Namespace) -> int:
     else:
         _print_table(title, rows)
     if options.out:
-        from .plots import curves
+        from .pictures.plots import curves
 
         kept = {(run.protocol, run.seed): run for run in [*done, *runs]}
         experiment.write(options.out / "results.json", list(kept.values()), settings)

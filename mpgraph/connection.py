@@ -2,8 +2,8 @@
 
 A connection's agents, the synapses, have axes of their own. For each end the connection says which of its axes stand
 for axes of the unit there; a message between them is renamed on the way, and axes that the receiver lacks are
-aggregated. Where an end is not one axis for one axis, an :class:`~mpgraph.incidence.Incidence` says who meets whom.
-Nothing else distinguishes one connection from another, so every rule works on all of them.
+aggregated. Where an end is not one axis for one axis, an :class:`~mpgraph.lowering.incidence.Incidence` says who meets
+whom. Nothing else distinguishes one connection from another, so every rule works on all of them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .algebra import Axis
 from .errors import NetworkError, unknown
-from .incidence import Edges, Incidence, Windows
+from .lowering.algebra import Axis
+from .lowering.incidence import Edges, Incidence, Windows
+from .lowering.sparse import Pattern
 from .registry import lookup
-from .sparse import Pattern
 
 Index = tuple[int, ...]
 Shape = tuple[int, ...]

@@ -11,10 +11,10 @@ from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
 from .agent import AGGREGATIONS, Agent, Channel
-from .algebra import Axis
 from .errors import NetworkError, ProtocolError, unknown
-from .incidence import Incidence
 from .kinds import Kind
+from .lowering.algebra import Axis
+from .lowering.incidence import Incidence
 from .network import Network
 from .nodes import AgentNode, Arrow, Link
 from .placement import Placement
@@ -183,8 +183,8 @@ class AgentGraph:
         return graph
 
     def draw(self, path: str | None = None, format: str = "matplotlib", passes: tuple[str, ...] = ()) -> Any:
-        """A picture; see :func:`mpgraph.drawing.draw_graph`."""
-        from .drawing import draw_graph
+        """A picture; see :func:`mpgraph.pictures.drawing.draw_graph`."""
+        from .pictures.drawing import draw_graph
 
         return draw_graph(self, path, format, passes)
 

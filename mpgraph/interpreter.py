@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from .agent import View
-from .algebra import BATCH
 from .connection import indices
 from .each import Each
 from .errors import ProtocolError
 from .graph import AgentGraph
 from .kinds import Kind, activation
 from .losses import Loss
+from .lowering.algebra import BATCH
 from .nodes import AgentNode, Arrow, keeper, layout
 from .operations import Operation
 from .phases import phase_of

@@ -294,7 +294,7 @@ class Network:
     def from_networkx(cls, graph: Any, *, loss: str | Loss | None = None, ticks: int = 1) -> Network:
         """A network in which every node of a networkx graph is one neuron and every edge one weight.
 
-        See :mod:`mpgraph.grouping` for the attributes that are read and how neurons are grouped.
+        See :mod:`mpgraph.exchange.grouping` for the attributes that are read and how neurons are grouped.
 
         Args:
             graph: a directed (multi)graph.
@@ -304,7 +304,7 @@ class Network:
         Raises:
             NetworkError: for a graph without inputs or outputs, unknown attributes, or a cycle without delay.
         """
-        from .grouping import from_networkx
+        from .exchange.grouping import from_networkx
 
         return from_networkx(graph, loss=loss, ticks=ticks)
 
@@ -318,7 +318,7 @@ class Network:
     ) -> Network:
         """A network that computes what a torch module does, with its weights; ``program.to_torch`` leads back.
 
-        See :mod:`mpgraph.modules` for what is read how, and how units are named.
+        See :mod:`mpgraph.exchange.modules` for what is read how, and how units are named.
 
         Args:
             module: any ``torch.fx``-traceable module of Linear, Conv2d, activations, pooling, flatten, LayerNorm,
@@ -330,26 +330,26 @@ class Network:
         Raises:
             NetworkError: naming the submodule that cannot be traced or is not supported.
         """
-        from .modules import from_torch
+        from .exchange.modules import from_torch
 
         return from_torch(module, input_shape, loss=loss)
 
     @classmethod
     def from_pyg(cls, data: Any, *, loss: str | Loss | None = None, ticks: int | None = None) -> Network:
-        """A network from a PyTorch Geometric ``HeteroData`` or ``Data``; see :func:`mpgraph.pyg.from_pyg`."""
-        from .pyg import from_pyg
+        """A network from a PyTorch Geometric ``HeteroData`` or ``Data``; see :func:`mpgraph.exchange.pyg.from_pyg`."""
+        from .exchange.pyg import from_pyg
 
         return from_pyg(data, loss=loss, ticks=ticks)
 
     def to_networkx(self) -> networkx.MultiDiGraph:
         """Inputs, units, operations and losses as nodes, connections as edges, keyed by their names."""
-        from .drawing import network_to_networkx
+        from .pictures.drawing import network_to_networkx
 
         return network_to_networkx(self)
 
     def draw(self, path: str | None = None, format: str = "matplotlib") -> Any:
-        """A picture; see :func:`mpgraph.drawing.draw_network`."""
-        from .drawing import draw_network
+        """A picture; see :func:`mpgraph.pictures.drawing.draw_network`."""
+        from .pictures.drawing import draw_network
 
         return draw_network(self, path, format)
 

@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from .agent import Channel
-from .algebra import BATCH, Axis
-from .incidence import Incidence
 from .kinds import Kind
 from .losses import Loss
+from .lowering.algebra import BATCH, Axis
+from .lowering.incidence import Incidence
 
 
 @dataclass(eq=False)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
-from .algebra import Axis
 from .connection import Connection, Meeting, OneToOne
 from .errors import NetworkError
+from .lowering.algebra import Axis
 from .network import Network, Unit, Wire
 from .nodes import AgentNode, Link
 

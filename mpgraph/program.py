@@ -12,18 +12,18 @@ from tqdm.auto import tqdm
 
 from . import checks, files
 from .checks import inside_transform, usable
-from .compiler import Compiled, compile_passes
 from .errors import FlatUnitWarning, InputError, ProtocolError, unknown
-from .explain import readable, rows, table
 from .functionality import check_functions
 from .graph import AgentGraph
 from .keeping import Keeping, State
+from .lowering.compiler import Compiled, compile_passes
+from .lowering.explain import readable, rows, table
+from .lowering.parameters import parameter_slots
+from .lowering.rehearsal import declare_optimizers
 from .network import Network
-from .parameters import parameter_slots
 from .phases import phase_of, phase_to_show
 from .protocol import Protocol
 from .regions import Regions
-from .rehearsal import declare_optimizers
 from .sealed import Sealed
 
 Batch = Tensor | Mapping[str, Tensor]
@@ -229,13 +229,13 @@ class Program(nn.Module):
         Raises:
             NetworkError: if the network was not read from a module.
         """
-        from .modules import to_torch
+        from .exchange.modules import to_torch
 
         return to_torch(self, state)
 
     def to_pyg(self, state: State) -> Any:
-        """The network with a state as a ``torch_geometric.data.HeteroData``; see :func:`mpgraph.pyg.to_pyg`."""
-        from .pyg import to_pyg
+        """Network and state as a ``torch_geometric.data.HeteroData``; see :func:`mpgraph.exchange.pyg.to_pyg`."""
+        from .exchange.pyg import to_pyg
 
         return to_pyg(self, state)
 

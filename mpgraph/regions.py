@@ -11,11 +11,11 @@ from torch import nn
 
 from .agent import Agent
 from .errors import ProtocolError
+from .lowering.rehearsal import message_shapes
 from .network import Network
 from .nodes import AgentNode, Arrow
 from .optimizer import Optimizer
 from .protocol import Protocol
-from .rehearsal import message_shapes
 
 if TYPE_CHECKING:
     from .graph import AgentGraph

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mpgraph as mg
-from mpgraph.algebra import BATCH, Axis, Factor, Value
-from mpgraph.recorder import Recorder
+from mpgraph.lowering.algebra import BATCH, Axis, Factor, Value
+from mpgraph.lowering.recorder import Recorder
 
 SIZES = {"batch": 3, "i": 4, "j": 2}
 

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 import mpgraph as mg
 from mpgraph.protocols import BLUR
-from mpgraph.protocols.blur_units import Output
+from mpgraph.protocols.blur.units import Output
 
 GOLDEN = Path(os.environ.get("MPGRAPH_GOLDEN", ROOT.parent / "shared" / "reference" / "golden"))
 CASES = sorted(GOLDEN.glob("blur_*.npz"))

@@ -17,9 +17,9 @@ from matplotlib.path import Path as Outline
 
 import mpgraph as mg
 from mpgraph.architectures import mlp
-from mpgraph.diagrams import Box, Diagram, Line, Stroke
 from mpgraph.graph import AgentGraph
-from mpgraph.layout import arrange
+from mpgraph.pictures.diagrams import Box, Diagram, Line, Stroke
+from mpgraph.pictures.layout import arrange
 from mpgraph.protocols import Backprop
 
 

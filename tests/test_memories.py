@@ -10,6 +10,7 @@ import mpgraph as mg
 from mpgraph import Protocol, carry, fast, interpreter
 from mpgraph.data import Dataset
 from mpgraph.experiment import accuracy, train
+from mpgraph.lowering.algebra import Axis
 from mpgraph.protocols.backprop import Weight as PlainWeight
 
 pytestmark = pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")
@@ -186,7 +187,7 @@ def test_a_mean_of_equal_numbers_is_that_number():
     assert torch.equal(array, full)
 
 
-Axis_49 = mg.algebra.Axis("many", 49)  # 49 * (1 / 49) is not 1
+Axis_49 = Axis("many", 49)  # 49 * (1 / 49) is not 1
 
 
 def test_a_schedule_of_predictions_names_passes_that_there_are():

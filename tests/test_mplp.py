@@ -19,8 +19,8 @@ import mpgraph as mg
 from mpgraph import interpreter
 from mpgraph.architectures import mlp
 from mpgraph.protocols import MPLP
-from mpgraph.protocols.mplp_released import MAML, MNIST, released, released_prior
-from mpgraph.protocols.mplp_statistics import Measuring
+from mpgraph.protocols.mplp.released import MAML, MNIST, released, released_prior
+from mpgraph.protocols.mplp.statistics import Measuring
 
 NODES = {"n0.W": "x->h1", "n0.b": "h1.bias", "n1": "h1", "n2.W": "h1->y", "n2.b": "y.bias", "n3": "loss.link"}
 NODES["loss"] = "loss"

@@ -13,9 +13,11 @@ from reference import distance, forward, randomised
 from torch.nn import functional as F
 
 import mpgraph as mg
-from mpgraph import experiment, plots, probes
+from mpgraph import experiment, probes
 from mpgraph.architectures import mlp, recurrent
 from mpgraph.data import Dataset
+from mpgraph.pictures import plots
+from mpgraph.probes.channels import recorded
 from mpgraph.protocols import Backprop, FeedbackAlignment, NodePerturbation
 from mpgraph.protocols.backprop import Weight
 from mpgraph.registry import lookup
@@ -273,7 +275,7 @@ def test_orthonormality_of_a_convolution_and_through_time():
     program, state, x, y = drawn(recurrent([2, 3, 2], 3), Backprop())
     w = state["h1->h1"]["w"]
     ticks = ["h1@0", "h1@1", "h1"]
-    h = [probes.recorded(program, state, x, y, {tick: "y"})[tick] for tick in ticks]
+    h = [recorded(program, state, x, y, {tick: "y"})[tick] for tick in ticks]
     expected = sum(float((a @ w.T - b @ w @ w.T).square().sum()) for a, b in pairwise(h))
     assert probes.orthonormality(program, state, x, y)["h1->h1"] == pytest.approx(expected)
 

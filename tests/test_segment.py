@@ -6,8 +6,9 @@ from reference import distance, randomised
 from torch import nn
 
 import mpgraph as mg
-from mpgraph import interpreter, segment
+from mpgraph import interpreter
 from mpgraph.architectures import mlp
+from mpgraph.lowering import segment
 from mpgraph.protocols import Backprop
 from mpgraph.protocols.backprop import Weight
 

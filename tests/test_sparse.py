@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mpgraph import sparse
+from mpgraph.lowering import sparse
 
 
 def pattern(edges=14, sizes=(6, 5), seed=0, ordered=False):

@@ -1,0 +1,1 @@
+"""Networks from elsewhere and back: networkx graphs, torch modules, PyTorch Geometric."""

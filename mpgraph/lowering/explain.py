@@ -1,0 +1,161 @@
+"""A table of what each arrow and update of a program was lowered to."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import fx
+
+from mpgraph.graph import AgentGraph
+from mpgraph.nodes import Arrow
+
+from .algebra import Axis
+
+if TYPE_CHECKING:
+    from .compiler import Compiled
+
+# Views and numbers: they cost nothing.
+FREE = (
+    "t",
+    "permute",
+    "unsqueeze",
+    "expand",
+    "select",
+    "size",
+    operator.getitem,
+    operator.truediv,
+    operator.add,
+    getattr,
+)
+
+
+class Row(NamedTuple):
+    """One line: an arrow, or an update of a node."""
+
+    pass_name: str
+    what: str
+    became: str
+    shapes: str
+    flops: float
+    bytes: float
+    note: str
+
+
+class _Shapes(fx.Interpreter):
+    """Runs generated code once and keeps the shape and size of every tensor in it."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+        self.bytes: dict[fx.Node, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, torch.Tensor):
+            self.shapes[n], self.bytes[n] = tuple(result.shape), result.numel() * result.element_size()
+        return result
+
+
+def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_size: int) -> list[Row]:
+    """All lines in the order of the schedule, then readouts, losses and writes.
+
+    Args:
+        graph: nodes and arrows.
+        compiled: one step.
+        arguments: what the generated function takes, at ``batch_size``; it is run once to see all shapes.
+        batch_size: for FLOPs.
+    """
+    seen = _Shapes(compiled.module)
+    with torch.no_grad():
+        seen.run(*arguments)
+    calls: dict[Any, list[fx.Node]] = {}
+    for node in compiled.module.graph.nodes:
+        if node.op in ("call_function", "call_method") and node.target not in FREE:
+            calls.setdefault(node.meta.get("origin"), []).append(node)
+    notes: dict[Any, list[str]] = {}
+    for origin, text in compiled.notes:
+        notes.setdefault(origin, []).append(text)
+    result = []
+
+    def line(pass_name: str, what: str, origin: Any) -> None:
+        nodes, note = calls.pop(origin, []), "; ".join(notes.pop(origin, []))
+        if not nodes and not isinstance(origin, Arrow):
+            return
+        flops = sum(per * _elements(axes, batch_size) for per, axes in (n.meta["work"] for n in nodes))
+        size = sum(seen.bytes.get(m, 0) for n in nodes for m in (n, *n.all_input_nodes))
+        shapes = ", ".join(_signature(n, seen.shapes) for n in nodes)
+        result.append(
+            Row(
+                pass_name,
+                what,
+                ", ".join(map(_name, nodes)) or "-",
+                shapes,
+                flops,
+                size,
+                note if nodes else "",
+            )
+        )
+
+    for name in dict.fromkeys(compiled.passes):
+        for node in graph.order[name]:
+            for arrows in graph.arrows[name][node.name].values():
+                for arrow in arrows:
+                    line(name, f"{arrow.source.name} => {arrow.target.name} ({arrow.role})", arrow)
+            line(name, f"{node.name} update", (name, node))
+    for kind in ("readout", "loss", "write"):
+        for node in graph.nodes.values():
+            line(kind, node.name, (kind, node))
+    return result
+
+
+def _signature(node: fx.Node, shapes: dict[fx.Node, tuple[int, ...]]) -> str:
+    """Shapes of a call: ``32x64 10x64 -> 32x10``."""
+    operands = " ".join(_shape(shapes[n]) for n in node.all_input_nodes if n in shapes)
+    return f"{operands} -> {_shape(shapes.get(node, ()))}"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "1"
+
+
+def table(lines: Sequence[Row], batch_size: int) -> str:
+    """The lines as aligned text, with totals; ``-`` is an arrow that costs nothing or is never needed."""
+    cells = [("pass", "arrow", "became", "shapes", "FLOPs", "bytes", "note")]
+    for row in lines:
+        cells.append((*row[:4], _short(row.flops), _short(row.bytes), row.note))
+    total = (_short(sum(r.flops for r in lines)), _short(sum(r.bytes for r in lines)))
+    cells.append(("total", f"batch {batch_size}", "", "", *total, ""))
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
+def _name(node: fx.Node) -> str:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return str(name).removeprefix("_C._nn.")
+
+
+def _elements(axes: Iterable[Axis], batch: int) -> float:
+    return math.prod(batch if a.size is None else a.size for a in axes)
+
+
+def _short(number: float) -> str:
+    if not number:
+        return ""
+    for unit in ("", "k", "M", "G"):
+        if number < 1000:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}T"
+
+
+def readable(module: fx.GraphModule) -> str:
+    """Generated code without the statements that free memory, and that of its segments."""
+    segments: Any = module.segments
+    codes = [module.code]
+    codes += [part.code.replace("def forward(self, ", f"def {name}(", 1) for name, part in segments.items()]
+    return "\n".join(re.sub(r";  (?:\w+ = )+None", "", code).strip() + "\n" for code in codes)

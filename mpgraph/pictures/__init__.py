@@ -1,0 +1,1 @@
+"""Networks, agent graphs and runs to look at."""

@@ -1,0 +1,103 @@
+"""The exact gradient at every unit, through the forward pass of whatever rule runs there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, fx
+
+from mpgraph.errors import ProtocolError
+from mpgraph.lowering.algebra import BATCH, Value
+from mpgraph.lowering.compiler import Trace
+from mpgraph.nodes import Arrow
+from mpgraph.program import Batch, Program, State
+
+from .channels import is_unit
+
+
+class Perturbed(Trace):
+    """A trace of the forward pass that adds a number to the sum of messages that each unit hears.
+
+    Of several forward passes it is the first. The numbers are zero; the derivative of the loss with respect to them is
+    the gradient at the unit, through the rule's own forward pass, whatever that is.
+
+    Attributes:
+        added: size of the numbers of each unit, but for the batch.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.added: dict[str, tuple[int, ...]] = {}
+
+    def bag(self, index: int, arrows: Sequence[Arrow]) -> Any:
+        """All messages of one role as one, and to those from below a number."""
+        heard, target = super().bag(index, arrows), arrows[0].target
+        late = target.name in self.added or arrows[0].pass_name != "forward"
+        if late or arrows[0].role != "pre" or not is_unit(target) or not isinstance(heard, Value):
+            return heard
+        axes = (*target.axes, *heard.local)
+        self.added[target.name] = tuple(axis.size for axis in axes if axis.size is not None)
+        return heard + self.leaf(self.recorder.input(f"{target.name}.added"), (BATCH, *axes), heard.local)
+
+
+class _Gradient(NamedTuple):
+    module: fx.GraphModule
+    noise: dict[str, Any]
+    added: dict[str, tuple[int, ...]]
+
+
+_gradients: WeakKeyDictionary[Program, _Gradient] = WeakKeyDictionary()
+
+
+def _gradient_of(program: Program) -> _Gradient:
+    """The forward pass with its losses as a function of what is added at each unit, compiled once for a program."""
+    if program not in _gradients:
+        trace = Perturbed(program.graph, program.dtype)
+        with trace.parameters_of(program):
+            trace.follow(program.protocol.predict_passes)
+            outputs = trace.results(True, {})
+        module = trace.recorder.finish(outputs).to(program.device)
+        _gradients[program] = _Gradient(module, trace.noise, trace.added)
+    return _gradients[program]
+
+
+def gradients(program: Program, state: State, x: Batch, y: Batch | None = None, *, at: int = 0) -> dict[str, Tensor]:
+    """Each unit's exact derivative of each example's loss, by autograd through the rule's own forward pass.
+
+    Args:
+        program: of a network with a loss.
+        state: where.
+        x, y: a batch, as for ``program.step``.
+        at: which number of its messages, where they are vectors.
+
+    Returns:
+        By unit ``(batch, *unit)``: dL/dz with z the sum of the messages that the unit hears, not divided by the batch.
+
+    Raises:
+        ProtocolError: for a network without a loss, or one whose forward pass autograd cannot follow.
+    """
+    if not program.graph.network.losses:
+        raise ProtocolError("gradients: the network has no loss to differentiate; draw one with network.loss(...)")
+    module, needed, sizes = _gradient_of(program)
+    tensors, batch = program._feed(x, y)
+    noise = program._keeping.noise(state, needed, batch)
+    like: dict[str, Any] = {"dtype": program.dtype, "device": program.device, "requires_grad": True}
+    added = [torch.zeros((batch, *size), **like) for size in sizes.values()]
+    with torch.enable_grad():
+        try:
+            losses = module(state, program._parameters_now(), noise, *tensors, *added)[2].values()
+            total: Any = sum(losses) * batch
+            found = torch.autograd.grad(total, added, allow_unused=True, materialize_grads=True)
+        except RuntimeError as error:
+            raise ProtocolError(
+                f"gradients: autograd cannot follow the forward pass ({str(error).splitlines()[0]}). A function that "
+                "leaves torch has no gradient; compare with another state of the rule instead, angles(against=...)"
+            ) from None
+    axes = {name: len(program.graph.nodes[name].axes) for name in sizes}
+    return {
+        name: tensor if tensor.ndim == 1 + axes[name] else tensor[..., at]
+        for name, tensor in zip(sizes, found, strict=True)
+    }

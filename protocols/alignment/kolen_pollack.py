@@ -1,0 +1,46 @@
+"""Kolen and Pollack's rule.
+
+Kolen and Pollack (1994), "Backpropagation without weight transport", IEEE ICNN; in the form of Akrout, Wilson,
+Humphreys, Lillicrap and Tweed (2019), "Deep learning without weight transport", NeurIPS, section 3.1. Forward and
+feedback weights get the same increment, and the same decay:
+
+    w_ji <- w_ji - lr (<e_j x_i> + decay w_ji)
+    b_ji <- b_ji - lr (<e_j x_i> + decay b_ji)
+
+so that b - w shrinks by 1 - lr decay in each step, whatever is learned. Each synapse needs only what meets at it. Decay
+is within the rate, as in an optimiser; biases do not decay. Akrout et al. write 1 - lambda for the factor, and publish
+runs without decay (lambda = 0), where b - w stays as it is and only its share falls.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .rule import Alignment
+
+
+class KolenPollack(Alignment):
+    """Errors sent through feedback weights that change exactly as the forward weights do.
+
+    Args:
+        lr: learning rate of plain gradient descent.
+        decay: of W and of B.
+        surrogate: activation whose derivative stands in for units that have none (a step).
+        options: of :class:`Alignment`.
+    """
+
+    source = """
+@inproceedings{kolen1994backpropagation,
+  title={Backpropagation without weight transport},
+  author={Kolen, John F. and Pollack, Jordan B.},
+  booktitle={IEEE International Conference on Neural Networks}, volume={3}, pages={1375--1380}, year={1994}
+}
+@inproceedings{akrout2019deep,
+  title={Deep learning without weight transport},
+  author={Akrout, Mohamed and Wilson, Collin and Humphreys, Peter C. and Lillicrap, Timothy and Tweed, Douglas B.},
+  booktitle={Advances in Neural Information Processing Systems}, volume={32}, year={2019}
+}"""
+
+    def __init__(self, lr: Any = 0.1, *, decay: Any = 0.01, surrogate: str | None = None, **options: Any) -> None:
+        own = {"task": 1.0, "decay": decay, "forward_decay": decay, "surrogate": surrogate}
+        super().__init__(lr, **{**own, **options})

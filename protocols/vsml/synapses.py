@@ -1,0 +1,200 @@
+"""The recurrent networks that serve as synapses in VS-ML; see :mod:`mpgraph.protocols.vsml.rule` for the paper.
+
+Each gate has matrices of its own, so that tensors of the generated code stay contiguous: W acts on the state, F and G
+on the messages from below and above. The cells are those of torch, with offsets at the gates:
+
+    LSTM (Eq. 6)    c <- f c + i u,     h <- o tanh(c)          gates input, candidate, forget, output
+    GRU             h <- k h + (1 - k) tanh(heard + r (h W))    gates reset, candidate, keep (Cho et al., 2014)
+    vanilla         h <- tanh(heard + h W)                      Eqs. 1-3 and 14
+"""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+import mpgraph as mg
+from mpgraph import Agent, carry, fast, slow
+
+
+def truncated(*shape: int, std: float, generator: Generator) -> Tensor:
+    """Normal numbers cut off at two deviations; the true deviation is then 0.88 of ``std``."""
+    tensor = torch.empty(shape, dtype=torch.float64)
+    return nn.init.trunc_normal_(tensor, 0.0, std, -2.0 * std, 2.0 * std, generator=generator)
+
+
+def places(shape: tuple[int, ...], node: Any, generator: Generator, dtype: torch.dtype) -> Tensor:
+    """Where each synapse sits at either end, from -1 to 1: ``(*axes, 2)``, the same for every seed."""
+
+    def along(end: str) -> Tensor:
+        sizes = [axis.size if axis in node.ends[end] else 1 for axis in node.kept]
+        return torch.linspace(-1.0, 1.0, math.prod(sizes), dtype=dtype).reshape(sizes).expand(shape[:-1])
+
+    return torch.stack([along("pre"), along("post")], -1)
+
+
+def tanh(x: Any) -> Any:
+    """tanh(x) = 2 sigma(2x) - 1, which torch computes four times as fast; float32 rounds to 1e-7 of one, not of x."""
+    return 2.0 * torch.sigmoid(2.0 * x) - 1.0
+
+
+class Synapse(Agent):
+    """A vanilla recurrent network between two units: base of all cells.
+
+    Args:
+        n: length of the state h.
+        m: numbers in a message.
+        generator: for the genome: normal matrices of deviation 1/sqrt(fan-in), offsets zero.
+        ticks: of the cell for each message heard; what it hears is held meanwhile.
+        reverse: whether the cell also ticks when the sweep comes back with the error of the same example.
+        layer_norm: whether a synapse's message is normalised before it is merged.
+        offsets: added to the gates that keep (forget, keep) and that let in.
+        clip: bound on an LSTM's memory c, or ``None``; h is within 1 anyway.
+        average: share of the state's entries, counted from the first, that the batch has in common.
+        random: likewise the share that starts at random.
+        coordinates: whether the cell hears where it sits, two numbers.
+
+    Channels:
+        h ``(n,)``: the state, for each slot of the batch. Positions of a convolution tick on their own and average it.
+        g ``(m,)``: what the unit above said last, held for the next example.
+        f ``(m,)``, out ``(n,)``: what the unit below said, and the own state that the outgoing messages are made of.
+    """
+
+    gates = 1
+    memory: tuple[str, ...] = ("h",)
+    h = carry("n", init="start")
+    g = carry("m", end="post", per="use")
+    at = slow("d", init=places, frozen=True)
+    f, out = fast("m"), fast("n")
+
+    def __init__(
+        self,
+        n: int,
+        m: int,
+        generator: Generator,
+        *,
+        ticks: int,
+        reverse: bool,
+        layer_norm: bool,
+        offsets: tuple[float, float],
+        clip: float | None,
+        average: float,
+        random: float,
+        coordinates: bool,
+    ) -> None:
+        super().__init__()
+        self.n, self.m, self.d = n, m, 2 if coordinates else 0
+        self.ticks, self.reverse, self.layer_norm, self.clip = ticks, reverse, layer_norm, clip
+        self.keep, self.admit = offsets
+        self.common, self.random = round(average * n), round(random * n)
+
+        def matrix(rows: int, *sizes: int) -> nn.Parameter:
+            return nn.Parameter(truncated(*sizes, std=rows**-0.5, generator=generator).to(torch.get_default_dtype()))
+
+        heard = n + 2 * m + self.d
+        self.W, self.F, self.G = (matrix(heard, self.gates, rows, n) for rows in (n, m, m))
+        self.b = nn.Parameter(torch.zeros(self.gates, n))
+        if coordinates:
+            self.P = matrix(heard, self.gates, self.d, n)
+        self.C, self.U = matrix(n, n, m), matrix(n, n, m)
+        self.C_b, self.U_b = (nn.Parameter(torch.zeros(m)) for _ in range(2))
+        if layer_norm:
+            self.C_scale, self.U_scale = (nn.Parameter(torch.ones(m)) for _ in range(2))
+            self.C_offset, self.U_offset = (nn.Parameter(torch.zeros(m)) for _ in range(2))
+
+    def start(self, shape: tuple[int, ...], node: Any, generator: Generator, dtype: torch.dtype) -> Tensor:
+        """Initial state: part random, of deviation 1/sqrt(fan-in), the rest zero; the same in every slot."""
+        one = truncated(*shape[1:], std=max(1, node.fan_in) ** -0.5, generator=generator)
+        one[..., self.random :] = 0.0
+        return one.to(dtype).expand(shape).clone()
+
+    def heard(self, s: mg.View, gate: int) -> Any:
+        """b + f F + g G, for one gate."""
+        heard = s.f @ self.F[gate] + s.g @ self.G[gate] + self.b[gate]
+        return heard + s.at @ self.P[gate] if self.d else heard
+
+    def drive(self, s: mg.View, gate: int) -> Any:
+        """b + h W + f F + g G, for one gate."""
+        return s.h @ self.W[gate] + self.heard(s, gate)
+
+    def tick(self, s: mg.View) -> mg.View:
+        """h <- tanh(b + h W + f F + g G)."""
+        return s.set(h=(h := tanh(self.drive(s, 0))), out=h)
+
+    def visited(self, s: mg.View) -> mg.View:
+        """As many ticks as one visit of the sweep has."""
+        return reduce(lambda s, _: self.tick(s), range(self.ticks), s)
+
+    def average_update(self, s: mg.View) -> mg.View:
+        """The first entries of the state become their mean over the batch, the others stay private."""
+        return s.set(**{name: self.averaged(s, getattr(s, name)) for name in self.memory})
+
+    def averaged(self, s: mg.View, value: Any) -> Any:
+        """The mean over examples of the common part, beside the private part."""
+        mean = s.examples(value) / s.examples(1.0)
+        return mean if self.common == self.n else torch.cat([mean[: self.common], value[self.common :]])
+
+    def forward_update(self, s: mg.View, pre: Any) -> mg.View:
+        """Hear the unit below, and tick."""
+        return self.visited(s.set(f=pre))
+
+    def forward_message(self, s: mg.View) -> Any:
+        """h C, merged over a on its way to unit b."""
+        return self.normalised(s.out @ self.C + self.C_b, "C")
+
+    def backward_update(self, s: mg.View, post: Any) -> mg.View:
+        """Hear the unit above; on a sweep back, tick."""
+        return self.visited(s.set(g=post)) if self.reverse else s.set(g=post)
+
+    def backward_message(self, s: mg.View) -> Any:
+        """h U, merged over b on its way to unit a."""
+        return self.normalised(s.out @ self.U + self.U_b, "U")
+
+    def clear_update(self, s: mg.View, post: Any) -> mg.View:
+        """Hear the unit above once more, now without the error."""
+        return s.set(g=post)
+
+    clear_message = backward_message
+
+    def normalised(self, message: Any, matrix: str) -> Any:
+        """Layer normalisation of one message over its numbers, if there is to be any."""
+        if not self.layer_norm:
+            return message
+        scale, offset = (getattr(self, f"{matrix}_{name}") for name in ("scale", "offset"))
+        centred = message - message.mean()
+        return centred * torch.rsqrt((centred * centred).mean() + 1e-5) * scale + offset
+
+
+class GRU(Synapse):
+    """A gated recurrent unit; it keeps what the keep gate says and starts by keeping nearly all."""
+
+    gates = 3
+
+    def tick(self, s: mg.View) -> mg.View:
+        """h <- k h + (1 - k) tanh(heard + r (h W))."""
+        r, k = torch.sigmoid(self.drive(s, 0)), torch.sigmoid(self.drive(s, 2) + self.keep)
+        u = tanh(self.heard(s, 1) + r * (s.h @ self.W[1]))
+        return s.set(h=(h := u + k * (s.h - u)), out=h)
+
+
+class LSTM(Synapse):
+    """Long short-term memory; c is the memory, h what it shows."""
+
+    gates = 4
+    memory = ("h", "c")
+    h, c = carry("n"), carry("n", init="start")
+
+    def tick(self, s: mg.View) -> mg.View:
+        """c <- f c + i u, h <- o tanh(c) (Eq. 6)."""
+        i, f = torch.sigmoid(self.drive(s, 0) + self.admit), torch.sigmoid(self.drive(s, 2) + self.keep)
+        u, o = tanh(self.drive(s, 1)), torch.sigmoid(self.drive(s, 3))
+        c = f * s.c + i * u
+        c = c if self.clip is None else torch.clamp(c, -self.clip, self.clip)
+        return s.set(c=c, h=(h := o * tanh(c)), out=h)
+
+
+CELLS: dict[str, type[Synapse]] = {"lstm": LSTM, "gru": GRU, "vanilla": Synapse}
