@@ -141,7 +141,7 @@ def channel(
             f"state[{name!r}][{channel!r}] is {tensor.dtype} on {tensor.device}, the program was compiled for {dtype} "
             f"on {device}; use .to(...) on every tensor, or mg.compile(..., dtype={tensor.dtype})"
         )
-    if len(shape) == len(wanted) and all(w in (None, n) for w, n in zip(wanted, shape, strict=True)):
+    if len(shape) == len(wanted) and all(w is None or w == n for w, n in zip(wanted, shape, strict=True)):
         slots = [n for w, n in zip(wanted, shape, strict=True) if w is None]
         if not slots or size is None or slots[0] == size:
             return

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import mpgraph as mg
 from mpgraph.architectures import mlp
-from mpgraph.protocols import Backprop, FeedbackAlignment
+from mpgraph.protocols import VSML, Alignment, Backprop, FeedbackAlignment, Plasticity
 
 
 def make(rule=None, dtype=torch.float64, activation="tanh"):
@@ -92,12 +92,27 @@ def test_torch_compile_of_the_whole_step(rule):
     torch.testing.assert_close(out.loss, expected.loss)
 
 
-def test_torch_compile_with_the_default_backend():
+@pytest.mark.parametrize(
+    "rule",
+    [Backprop(), Alignment(amp=0.3, sparse=0.7, null=0.2), Plasticity(pseudo=0.1, ehebb=-0.3, oja=-0.2, crossed=0.1)],
+    ids=lambda rule: type(rule).__name__,
+)
+def test_torch_compile_with_the_default_backend(rule):
     torch.compiler.reset()
-    program = make()
+    program = mg.compile(mlp([5, 6, 4, 3]), rule, dtype=torch.float64)
     state, (x, y) = program.init(), data()
     fast, _ = torch.compile(program.step, fullgraph=True)(state, x, y)
     assert distance(fast, program.step(state, x, y)[0]) < 1e-12
+
+
+def test_torch_compile_of_two_programs_with_memories():
+    torch.compiler.reset()  # sizes that differ from program to program become symbols
+    x, y = torch.randn(3, 5), torch.randint(0, 3, (3,))
+    for n in (4, 6):
+        program = mg.compile(mlp([5, 4, 3]), VSML(n, 3))
+        state = program.init(batch_size=3)
+        fast, _ = torch.compile(program.step, fullgraph=True, backend="eager")(state, x, y)
+        assert distance(fast, program.step(state, x, y)[0]) < 1e-6
 
 
 @pytest.mark.parametrize("rule", [Backprop, FeedbackAlignment, Memories, Echo, TwoStates])

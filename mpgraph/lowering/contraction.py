@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import fx
 from torch.nn import functional
 
 from .algebra import BATCH, Axis, Factor, Term, ordered
@@ -86,6 +88,10 @@ def _add(code: Recorder, total: Factor | None, factor: Factor, scale: Number) ->
         node = code.emit(torch.add, one, two, work=axes)
     elif scale == -1.0:
         node = code.emit(torch.sub, one, two, work=axes)
+    elif len(axes) > 1:
+        # torch.compile of torch 2.13 loses the alpha of a sum with a matrix product, not that of a difference.
+        minus = code.emit(operator.neg, scale) if isinstance(scale, fx.Node) else -scale
+        node = code.emit(torch.sub, one, two, alpha=minus, work=axes, per=2)
     else:
         node = code.emit(torch.add, one, two, alpha=scale, work=axes, per=2)
     return Factor(node, axes)

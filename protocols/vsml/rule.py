@@ -59,8 +59,8 @@ class VSML(Protocol):
         output: channel that an output predicts on.
         bound: predictions are ``bound * tanh(y / bound)``; ``None`` leaves them as they are.
         clip: bound on an LSTM's memory, or ``None``; the paper clips at 4 when it tests.
-        average: share of the state that the examples of a batch have in common: it is averaged before each step.
-        random: share of the state that starts at random.
+        average: share of the state (rounded down) that the examples of a batch have in common: averaged before a step.
+        random: share of the state (rounded down) that starts at random.
         layers: patterns of connection names (``"x->h1"``); the connections of each pattern have a genome of their own.
         coordinates: whether every synapse hears where it sits at its two ends (appendix D).
         units: ``"merge"`` leaves activations to the synapses, ``"apply"`` applies those that the network draws.

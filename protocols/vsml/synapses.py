@@ -90,7 +90,7 @@ class Synapse(Agent):
         self.n, self.m, self.d = n, m, 2 if coordinates else 0
         self.ticks, self.reverse, self.layer_norm, self.clip = ticks, reverse, layer_norm, clip
         self.keep, self.admit = offsets
-        self.common, self.random = round(average * n), round(random * n)
+        self.common, self.random = int(average * n + 1e-9), int(random * n + 1e-9)
 
         def matrix(rows: int, *sizes: int) -> nn.Parameter:
             return nn.Parameter(truncated(*sizes, std=rows**-0.5, generator=generator).to(torch.get_default_dtype()))
