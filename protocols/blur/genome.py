@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import mpgraph as mg
+from mpgraph.arguments import Arguments
 from mpgraph.protocol import AgentNode
 
 Initial = Literal["random", "backprop"]
@@ -93,8 +94,7 @@ class Genome(SynapseGenome):
     """
 
     def __init__(self, shape: Shape, initial: Initial, eta_tilde: float, draw: torch.Generator) -> None:
-        if initial not in ("random", "backprop"):
-            raise mg.ProtocolError(f"BLUR: initial={initial!r}; allowed are 'random', 'backprop'")
+        Arguments("BLUR").choice("initial", initial, ("random", "backprop"))
         nu, mu = torch.zeros(shape.k, shape.k), torch.eye(shape.k)
         nu[:, 0] = 1.0
         if initial == "random":

@@ -10,6 +10,7 @@ import torch
 
 import mpgraph as mg
 from mpgraph import Agent, fast
+from mpgraph.arguments import Arguments
 from mpgraph.initializers import Initializer
 
 from .genome import Layers
@@ -25,6 +26,7 @@ ALLOWED: dict[str, tuple[Any, ...]] = {
     "oja": ("activation", "weights", "forgetting", "whole", None),
     "saturation": ("tanh", "exp", None),
 }
+FLAGS = ("single", "symmetric", "normalise", "rescale", "early_pre", "keep_states")
 FUNCTIONS = ("activation", "backward_activation", "feedback", "saturation")
 
 
@@ -51,12 +53,10 @@ class Options:
     surrogate: str | None
 
     def __post_init__(self) -> None:
-        given = {n: getattr(self, n) for n in ALLOWED}
-        wrong = [n for n, v in given.items() if v not in ALLOWED[n] and not (n in FUNCTIONS and callable(v))]
-        if wrong:
-            name = wrong[0]
-            allowed = ", ".join(map(repr, ALLOWED[name])) + " or a function" * (name in FUNCTIONS)
-            raise mg.ProtocolError(f"BLUR: {name}={getattr(self, name)!r}; allowed are {allowed}")
+        given = Arguments("BLUR")
+        given.integer("k", self.k, 2), given.function("init", self.init, "mg.xavier_uniform")
+        _ = [given.flag(name, getattr(self, name)) for name in FLAGS]
+        _ = [given.choice(n, getattr(self, n), words, function=n in FUNCTIONS) for n, words in ALLOWED.items()]
         if self.rescale and not self.lengths:
             raise mg.ProtocolError("BLUR: rescale=True without lengths: there is nothing to rescale")
 

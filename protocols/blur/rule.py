@@ -33,6 +33,7 @@ from torch import nn
 
 import mpgraph as mg
 from mpgraph import Agent, Protocol
+from mpgraph.arguments import Arguments
 from mpgraph.initializers import Initializer
 from mpgraph.protocol import AgentNode
 
@@ -81,7 +82,7 @@ class BLUR(Protocol):
         surrogate: activation whose derivative stands in for units that have none, with ``activation="derivative"``.
 
     Raises:
-        ProtocolError: for an argument out of range, and for layers between which a unit could not choose.
+        ProtocolError: for an argument out of range, a pattern that serves no unit, or a unit torn between layers.
     """
 
     source = """
@@ -122,7 +123,10 @@ class BLUR(Protocol):
         surrogate: str | None = None,
         **agents: Agent,
     ) -> None:
-        _check(k=(k, 2), every=(every, 1), steps=(steps, 0))
+        given = Arguments("BLUR")
+        every, steps = given.integer("every", every, 1), given.integer("steps", steps, 0)
+        eta_tilde, seed = given.number("eta_tilde", eta_tilde), given.seed("seed", seed)
+        given.flag("early", early), given.flag("input_backward", input_backward)
         mg.UnitAgent(surrogate)  # refuses one that has no derivative itself
         options = Options(
             k, single, symmetric, backward, activation, backward_activation, feedback, batch, normalise, lengths,
@@ -131,7 +135,7 @@ class BLUR(Protocol):
         neuron = (*(("mean", "deviation") if normalise else ()), *(("rho",) if rescale else ()))
         synapse = (*(("gamma",) if oja else ()), *(("alpha",) if saturation in ("tanh", "exp") else ()))
         shape = Shape(k, single, steps, synapse, neuron, early)
-        draw = torch.Generator().manual_seed(seed)
+        layers, draw = given.patterns("layers", layers), torch.Generator().manual_seed(seed)
         genomes = [Genome(shape, initial, eta_tilde, draw) for _ in layers or ("*",)]
         book = Layers(layers, genomes)
         own: dict[str, Any] = {
@@ -185,15 +189,12 @@ class BLUR(Protocol):
         self.layers.read(network)
         return network
 
+    def check(self, graph: Any) -> None:
+        """Refuse patterns of ``layers`` that match no unit."""
+        units = [name for name, unit in graph.network.units.items() if not (unit.is_input or unit.operands)]
+        Arguments("BLUR").serving("layers", self.layers.patterns, units, "units")
+
     def agent(self, node: AgentNode) -> Agent:
         """By kind; a synapse that is not trained has one weight for both directions."""
         found = super().agent(node)
         return self.fixed if isinstance(found, Synapse) and not node.trained else found
-
-
-def _check(**given: tuple[Any, int]) -> None:
-    """Refuse counts that are too small."""
-    wrong = [(n, v, least) for n, (v, least) in given.items() if not isinstance(v, int) or v < least]
-    if wrong:
-        name, value, least = wrong[0]
-        raise mg.ProtocolError(f"BLUR: {name}={value!r} must be an integer of at least {least}")

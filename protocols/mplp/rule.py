@@ -26,8 +26,10 @@ from torch import Generator, nn
 
 import mpgraph as mg
 from mpgraph import Agent, Protocol
+from mpgraph.arguments import Arguments
 
 from .agents import role
+from .choices import BETWEEN, pairs, seed_from, shares, warn_of_unrecorded
 from .learned import Learned
 from .learners import LEARNERS, MEMORIES
 from .statistics import Measuring, Output, Standardiser
@@ -59,7 +61,7 @@ class MPLP(Protocol):
         agents: others for kinds of node, as in :class:`mpgraph.Protocol`.
 
     Raises:
-        ProtocolError: for a choice that is not there.
+        ProtocolError: for an argument out of range.
     """
 
     passes: tuple[str, ...] = ("forward", "backward")
@@ -94,18 +96,16 @@ class MPLP(Protocol):
     ) -> None:
         others: dict[str, Any] = agents
         super().__init__(**others)
-        self.k, self.n, self.learner, self.memory, self.gradient = k, n, learner, memory, gradient
-        self.train_g, self.hidden, self.between, self.gate_bias = train_g, hidden, between, gate_bias
-        self.scale, self.floor, self.aggregate, self.given = scale, floor, aggregate, tuple(agents)
-        self.seed = 0 if generator is None else int(torch.randint(2**62, (), generator=generator))
-        roles = ("weight", "bias", "unit", "link", "loss")
-        given = dict.fromkeys(roles, share) if isinstance(share, str) else share
-        self.share = {**dict.fromkeys(roles, "node"), **given}
-        _check("learner", [learner], LEARNERS)
-        _check("memory", [memory], MEMORIES)
-        _check("between", [between or "tanh"], ("tanh", "relu"))
-        _check("share", self.share.values(), ("node", "kind", "all"))
-        _check("share", self.share, roles)
+        given = Arguments("MPLP")
+        self.k, self.n = given.integer("k", k, 1), given.integer("n", n, 0)
+        self.learner, self.memory = given.choice("learner", learner, LEARNERS), given.choice("memory", memory, MEMORIES)
+        self.gradient, self.train_g = given.flag("gradient", gradient), given.flag("train_g", train_g)
+        if learner == "recurrent" and not train_g:
+            given.refuse("train_g", train_g, "True for the recurrent learner, whose one GRU is both f and g")
+        self.hidden, self.between = given.integers("hidden", hidden, 2, 1), given.choice("between", between, BETWEEN)
+        self.gate_bias, self.scale = given.number("gate_bias", gate_bias), given.number("scale", scale)
+        self.floor, self.aggregate, self.given = given.number("floor", floor, 0), aggregate, tuple(agents)
+        self.seed, self.share = seed_from(generator), shares(share)
         if gradient:
             self.passes = ("forward", "error", "backward")
         self.learners, self.standardisers, self.outputs = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
@@ -160,18 +160,25 @@ class MPLP(Protocol):
 
         Returns:
             The state after these steps.
+
+        Raises:
+            ProtocolError: for a bad argument, NaN or infinity in a batch or in what the steps came to.
         """
-        batches = list(batches)
-        y = batches[0][1]
-        size = len(next(iter(y.values())) if isinstance(y, Mapping) else y)
+        batches, size = pairs(batches)
+        given = Arguments("MPLP.measure")
+        share, seed = given.number("share", share, high=1, above=0), given.integer("seed", seed)
         like = next(self.buffers(), torch.empty(0))
         rule = Measuring(self)
         program = mg.compile(network, rule, device=like.device, dtype=like.dtype)
         fresh = program.init(seed, batch_size=size)
-        given = state or {}
-        after, _ = program.run({n: {**c, **given.get(n, {})} for n, c in fresh.items()}, batches)
+        held = given.named("state", state or {}, fresh, "node")
+        after, _ = program.run({n: {**c, **held.get(n, {})} for n, c in fresh.items()}, batches)
         rule.keep(program.graph, after, len(batches), share)
         return after
+
+    def check(self, graph: Any) -> None:
+        """Warn of nodes that nothing was recorded for, in a rule with records of others."""
+        warn_of_unrecorded(self, graph)
 
     def unused(self, graph: Any) -> list[str]:
         """Names of parameters on which nothing can depend in a network: they get no meta-gradient.
@@ -191,9 +198,3 @@ class MPLP(Protocol):
         usual = {"learner": "recurrent", "aggregate": "mean", "memory": "slot", "gradient": False, "train_g": True}
         other = [f"{name}={getattr(self, name)!r}" for name, value in usual.items() if getattr(self, name) != value]
         return ", ".join([f"k={self.k}", f"n={self.n}", f"share={self.arguments.get('share', 'kind')!r}", *other])
-
-
-def _check(name: str, given: Iterable[str], allowed: Iterable[str]) -> None:
-    wrong = [one for one in given if one not in allowed]
-    if wrong:
-        raise mg.ProtocolError(f"MPLP: {name}={wrong[0]!r}; allowed are {', '.join(allowed)}")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import mpgraph as mg
 from mpgraph import Protocol
+from mpgraph.arguments import Arguments
 
 CONSTANT = 1e-5  # an input that varies less is shifted, but not divided
 
@@ -96,6 +97,11 @@ class Measuring(Protocol):
     def keep(self, graph: Any, state: Any, steps: int, share: float) -> None:
         """Mix the average over the steps into what is recorded; of nodes that share a record, the average of these."""
         found = {name: state[name]["measured"] / steps for name in state if "measured" in state[name]}
+        _ = [
+            Arguments("MPLP.measure").refuse(f"statistics of {name!r}", value, "finite; do the steps diverge?")
+            for name, value in found.items()
+            if not bool(torch.isfinite(value).all())
+        ]
         parts = {name: (graph.agents[name].standardiser, graph.agents[name].output) for name in found}
         kept = dict.fromkeys(part for pair in parts.values() for part in pair if part is not None)
         averages = {p: torch.stack([v for n, v in found.items() if p in parts[n]]).mean(0) for p in kept}

@@ -35,6 +35,7 @@ from torch import nn
 
 import mpgraph as mg
 from mpgraph import Protocol
+from mpgraph.arguments import Arguments
 from mpgraph.protocol import AgentNode
 
 from .synapses import CELLS, Synapse
@@ -72,7 +73,7 @@ class VSML(Protocol):
     ``C_offset``, ``U_scale``, ``U_offset`` (m,), with coordinates ``P`` (gates, 2, n).
 
     Raises:
-        ProtocolError: for an argument out of range.
+        ProtocolError: for an argument out of range, and patterns that match no connection of the network.
     """
 
     random_defaults = True
@@ -108,20 +109,19 @@ class VSML(Protocol):
         seed: int = 0,
         **agents: mg.Agent,
     ) -> None:
-        _check(
-            ("state", state, state >= 1, "at least 1"),
-            ("width", width, width >= 2, "at least 2, for error and label"),
-            ("cell", cell, cell in CELLS, f"one of {', '.join(CELLS)}"),
-            ("merge", merge, merge in ("mean", "sum"), "mean or sum"),
-            ("ticks", ticks, ticks >= 1, "at least 1"),
-            ("error", error, error in ("next", "reverse"), "next or reverse"),
-            ("output", output, 0 <= output < width, "a channel of a message, 0 to width - 1"),
-            ("bound", bound, bound is None or bound > 0, "positive, or None"),
-            ("clip", clip, clip is None or clip > 0, "positive, or None"),
-            ("average", average, 0 <= average <= 1, "a share from 0 to 1"),
-            ("random", random, 0 <= random <= 1, "a share from 0 to 1"),
-            ("units", units, units in ("merge", "apply"), "merge or apply"),
-        )
+        given = Arguments("VSML")
+        state, width = given.integer("state", state, 1), given.integer("width", width, 2)
+        ticks, output = given.integer("ticks", ticks, 1), given.integer("output", output, 0, width - 1)
+        given.choice("cell", cell, CELLS), given.choice("merge", merge, ("mean", "sum"))
+        given.choice("error", error, ("next", "reverse")), given.choice("units", units, ("merge", "apply"))
+        bound, clip = given.positive("bound", bound), given.positive("clip", clip)
+        if clip is not None and cell != "lstm":
+            given.refuse("clip", clip, f"None with cell={cell!r}, which has no memory c to bound")
+        average, random = given.number("average", average, 0, 1), given.number("random", random, 0, 1)
+        flags = {"exchange": exchange, "feed_label": feed_label, "layer_norm": layer_norm, "biases": biases}
+        _ = [given.flag(name, value) for name, value in {**flags, "coordinates": coordinates}.items()]
+        (keep, admit), seed = given.numbers("offsets", offsets, 2), given.seed("seed", seed)
+        layers = given.patterns("layers", layers)
         reverse = error == "reverse"
         generator = torch.Generator().manual_seed(seed)
         synapses = [
@@ -132,7 +132,7 @@ class VSML(Protocol):
                 ticks=1 if exchange else ticks,
                 reverse=reverse,
                 layer_norm=layer_norm,
-                offsets=offsets,
+                offsets=(keep, admit),
                 clip=clip,
                 average=average,
                 random=random,
@@ -155,7 +155,7 @@ class VSML(Protocol):
             "loss": Loss(form, feed_label),
         }
         super().__init__(**{**own, **agents})
-        self.patterns, self.cell = tuple(layers), cell
+        self.patterns, self.cell = layers, cell
         self.layers = nn.ModuleList(synapses[1:])
         again = ticks - 1 if exchange else 0
         begin = ("average",) if average else ()
@@ -173,14 +173,13 @@ class VSML(Protocol):
         own = [a for p, a in zip(self.patterns, self.layers, strict=True) if fnmatchcase(node.owner, p)]
         return cast(Synapse, own[0]) if own and isinstance(found, Synapse) else found
 
+    def check(self, graph: Any) -> None:
+        """Refuse patterns of ``layers`` that serve no synapse."""
+        own = [self.agents["weight"], *self.layers]
+        names = dict.fromkeys(node.owner for name, node in graph.nodes.items() if graph.agents[name] in own)
+        Arguments("VSML").serving("layers", self.patterns, names, "connections")
+
     def extra_repr(self) -> str:
         """Sizes, for ``repr``."""
         synapse = cast(Synapse, self.agents["weight"])
         return f"state={synapse.n}, width={synapse.m}, cell={self.cell!r}"
-
-
-def _check(*arguments: tuple[str, Any, bool, str]) -> None:
-    """Refuse arguments (name, value, whether it is allowed, what is allowed) in the caller's words."""
-    wrong = [f"{name}={value!r} must be {allowed}" for name, value, fits, allowed in arguments if not fits]
-    if wrong:
-        raise mg.ProtocolError("VSML: " + "; ".join(wrong))

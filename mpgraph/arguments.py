@@ -1,0 +1,191 @@
+"""Arguments of rules: each is what it must be, or refused in one sentence before anything is made from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from numbers import Integral, Real
+from typing import Any, NoReturn
+
+from .errors import ProtocolError, unknown
+
+SHOWN = 80  # characters of what was received
+
+
+class Arguments:
+    """Checks of the arguments of one class; every one returns the argument as plain Python has it.
+
+    ``None``, ``True`` and tensors are no numbers: a rule that takes a learnable number asks for it itself.
+
+    Args:
+        owner: what messages begin with: the class, or its method.
+
+    Raises:
+        ProtocolError: by every check, ``OWNER: NAME=RECEIVED must be ALLOWED``.
+    """
+
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+
+    def refuse(self, name: str, value: Any, allowed: str) -> NoReturn:
+        """Say what is wrong."""
+        text = " ".join(repr(value).split())
+        shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({type(value).__name__})"
+        raise ProtocolError(f"{self.owner}: {name}={shown} must be {allowed}")
+
+    def integer(self, name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
+        """An integer, within bounds that are allowed themselves."""
+        allowed = "an integer" + _bounds(low, high)
+        if not _counts(value):
+            self.refuse(name, value, allowed)
+        number = int(value)
+        if (low is not None and number < low) or (high is not None and number > high):
+            self.refuse(name, value, allowed)
+        return number
+
+    def number(
+        self,
+        name: str,
+        value: Any,
+        low: float | None = None,
+        high: float | None = None,
+        *,
+        above: float | None = None,
+    ) -> float:
+        """A finite number, within bounds that are allowed themselves, or ``above`` one that is not."""
+        over = "" if above is None else f" above {above:g}"
+        allowed = "a finite number" + over + (" and" * bool(over and high is not None)) + _bounds(low, high)
+        if not _finite(value):
+            self.refuse(name, value, allowed)
+        number = float(value)
+        if (
+            (low is not None and number < low)
+            or (high is not None and number > high)
+            or (above is not None and number <= above)
+        ):
+            self.refuse(name, value, allowed)
+        return number
+
+    def positive(self, name: str, value: Any) -> float | None:
+        """A finite number above zero, or ``None``."""
+        if value is None:
+            return None
+        if not _finite(value) or value <= 0:
+            self.refuse(name, value, "a positive, finite number, or None")
+        return float(value)
+
+    def flag(self, name: str, value: Any) -> bool:
+        """``True`` or ``False``; a string would always count as ``True``."""
+        if not isinstance(value, bool):
+            self.refuse(name, value, "True or False")
+        return value
+
+    def choice(self, name: str, value: Any, allowed: Iterable[str | None], *, function: bool = False) -> Any:
+        """One of several words (or ``None``, if that is one of them), or any function where ``function`` says so."""
+        words = list(allowed)
+        if function and callable(value):
+            return value
+        if not (value is None or isinstance(value, str)) or value not in words:
+            self.refuse(name, value, "one of " + ", ".join(map(repr, words)) + ", or a function" * function)
+        return value
+
+    def function(self, name: str, value: Any, example: str) -> Callable[..., Any]:
+        """Anything that can be called."""
+        if not callable(value):
+            self.refuse(name, value, f"a function, such as {example}")
+        found: Callable[..., Any] = value
+        return found
+
+    def instance(self, name: str, value: Any, kind: type) -> Any:
+        """An object of a class, or ``None``."""
+        if value is not None and not isinstance(value, kind):
+            self.refuse(name, value, f"a {kind.__module__}.{kind.__qualname__}, or None")
+        return value
+
+    def seed(self, name: str, value: Any) -> int:
+        """An integer that ``torch.Generator.manual_seed`` takes."""
+        if not _counts(value) or not -(2**63) <= int(value) < 2**64:
+            self.refuse(name, value, "an integer of at most 64 bits")
+        return int(value)
+
+    def integers(self, name: str, value: Any, count: int, low: int) -> tuple[int, ...]:
+        """A sequence of so many integers of at least ``low``."""
+        if not _listed(value) or len(value) != count:
+            self.refuse(name, value, f"{count} integers{_bounds(low, None)}, such as {(low,) * count}")
+        return tuple(self.integer(f"{name}[{i}]", one, low) for i, one in enumerate(value))
+
+    def numbers(self, name: str, value: Any, count: int) -> tuple[float, ...]:
+        """A sequence of so many finite numbers."""
+        if not _listed(value) or len(value) != count:
+            self.refuse(name, value, f"{count} finite numbers, such as {(0.0,) * count}")
+        return tuple(self.number(f"{name}[{i}]", one) for i, one in enumerate(value))
+
+    def patterns(self, name: str, value: Any) -> tuple[str, ...]:
+        """A sequence of patterns of names; a string alone would be one pattern for each of its letters."""
+        if not _listed(value) or not all(isinstance(one, str) for one in value):
+            hint = f"; write ({value!r},)" if isinstance(value, str) else ""
+            self.refuse(name, value, f"a sequence of patterns, each a string{hint}")
+        return tuple(value)
+
+    def named(self, name: str, value: Any, allowed: Iterable[str], what: str) -> Mapping[str, Any]:
+        """A dictionary whose keys are known.
+
+        Args:
+            name: of the argument.
+            value: of it.
+            allowed: the keys.
+            what: a key names: ``node``.
+        """
+        if not isinstance(value, Mapping):
+            self.refuse(name, value, f"a dictionary by {what}")
+        known = list(allowed)
+        for key in value:
+            if key not in known:
+                raise ProtocolError(f"{self.owner}: {name}: " + unknown(what, key, known))
+        return value
+
+    def serving(self, name: str, patterns: Sequence[str], names: Collection[str], what: str) -> None:
+        """Refuse patterns that serve none of the names; each name goes to the first pattern that matches it.
+
+        Args:
+            name: of the argument.
+            patterns: of the shell, as it was given.
+            names: what they are held against.
+            what: the names are of, in the plural: ``units``.
+        """
+        first = {next((i for i, p in enumerate(patterns) if fnmatchcase(n, p)), None) for n in names}
+        idle = [p for i, p in enumerate(patterns) if i not in first]
+        late = [p for p in idle if any(fnmatchcase(n, p) for n in names)]
+        which = ", ".join(map(repr, late or idle))
+        if late:
+            raise ProtocolError(
+                f"{self.owner}: {name}={tuple(patterns)}: all {what} that match {which} are taken by earlier patterns; "
+                "the first match wins, so put the more particular first"
+            )
+        if idle:
+            raise ProtocolError(
+                f"{self.owner}: {name}={tuple(patterns)}: {which} matches none of the {what}, which are "
+                f"{', '.join(names) or 'none'}"
+            )
+
+
+def _listed(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _finite(value: Any) -> bool:
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
+
+
+def _bounds(low: float | None, high: float | None) -> str:
+    if low is not None and high is not None:
+        return f" from {low:g} to {high:g}"
+    return f" of at least {low:g}" if low is not None else f" of at most {high:g}" if high is not None else ""
