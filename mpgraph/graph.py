@@ -90,11 +90,13 @@ class AgentGraph:
             for channel in part.optimizers:
                 if channel not in channels:
                     raise ProtocolError(f"{type(part).__name__}.optimizers: " + unknown("channel", channel, channels))
-            known = {"weight", "input_weight", "bias", "link", "unit", "output", *part.own, *_names_of(Kind), *drawn}
+            known = {"weight", "input_weight", "bias", "link", "unit", "output"}
+            known |= {*part.own, *part.draws, *_names_of(Kind), *drawn}
+            shown = [kind for kind in known if not kind.startswith("_")]
             for kind in part.agents:
                 if kind not in known:
                     name = type(part).__name__
-                    raise ProtocolError(f"{name} holds an agent for an " + unknown("kind of node", kind, known))
+                    raise ProtocolError(f"{name} holds an agent for an " + unknown("kind of node", kind, shown))
 
     # -- arrows -------------------------------------------------------------------------------------------
 

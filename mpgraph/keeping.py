@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .arguments import Arguments
 from .errors import StateError
 from .graph import AgentGraph
 from .nodes import AgentNode, keeper, layout
@@ -39,6 +40,9 @@ class Keeping:
 
     def fresh(self, seed: int, batch_size: int | None) -> State:
         """A state of its own for each seed; see :meth:`Program.init`."""
+        check = Arguments("program.init")
+        seed = check.integer("seed", seed, -(2**63), 2**63 - 1)
+        batch_size = None if batch_size is None else check.integer("batch_size", batch_size, 1)
         state: State = {}
         for name, channel, declared, local in self._channels:
             node = self.graph.nodes[name]

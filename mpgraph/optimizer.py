@@ -83,7 +83,7 @@ class SGD(Optimizer):
 
     def __init__(self, lr: Any = 0.1, momentum: Any = 0.0, nesterov: bool = False, weight_decay: Any = 0.0) -> None:
         super().__init__()
-        _check(self, momentum=(momentum, 1.0), weight_decay=(weight_decay, None))
+        _check(self, lr=(lr, None), momentum=(momentum, 1.0), weight_decay=(weight_decay, None))
         if nesterov and _is_zero(momentum):
             raise ProtocolError("SGD(nesterov=True) needs a momentum, for example momentum=0.9")
         self.lr, self.momentum, self.nesterov, self.weight_decay = lr, momentum, nesterov, weight_decay
@@ -137,8 +137,17 @@ class Adam(Optimizer):
         decoupled: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ProtocolError(f"Adam: betas={betas!r} must be a pair of numbers, such as (0.9, 0.999)")
         beta1, beta2 = betas
-        _check(self, beta1=(beta1, 1.0), beta2=(beta2, 1.0), eps=(eps, None), weight_decay=(weight_decay, None))
+        _check(
+            self,
+            lr=(lr, None),
+            beta1=(beta1, 1.0),
+            beta2=(beta2, 1.0),
+            eps=(eps, None),
+            weight_decay=(weight_decay, None),
+        )
         self.lr, self.beta1, self.beta2, self.eps = lr, beta1, beta2, eps
         self.weight_decay, self.decoupled = weight_decay, decoupled
 
@@ -185,8 +194,14 @@ def _is_zero(number: Any) -> bool:
 
 
 def _check(optimizer: Optimizer, **given: tuple[Any, float | None]) -> None:
-    """Refuse constants below zero or not below a bound."""
+    """Refuse what is no number, and constants below zero or not below a bound."""
     for name, (number, bound) in given.items():
-        if isinstance(number, (int, float)) and not 0.0 <= number < (float("inf") if bound is None else bound):
+        if isinstance(number, Tensor):
+            continue
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise ProtocolError(
+                f"{type(optimizer).__name__}: {name}={number!r} must be a number, or mg.learnable of one"
+            )
+        if not 0.0 <= number < (float("inf") if bound is None else bound):
             allowed = "not be negative" if bound is None else f"lie in 0..{bound:g}, {bound:g} excluded"
             raise ProtocolError(f"{type(optimizer).__name__}: {name}={number!r} must {allowed}")

@@ -17,6 +17,8 @@ def phase_of(protocol: Protocol, state: Mapping[str, Any], phase: str | None = N
         InputError: for an unknown phase, or none under a transform, where the step counter cannot be read.
     """
     phases = protocol.phases
+    if phase is not None and not phases:
+        raise InputError(f"{type(protocol).__name__} has no phases: all its steps are alike, but got phase={phase!r}")
     if phase is not None and phase not in phases:
         raise InputError(f"{type(protocol).__name__}: " + unknown("phase", phase, phases))
     if phase is not None or not phases:

@@ -73,8 +73,10 @@ class Program(nn.Module):
         super().__init__()
         self.graph, self.device, self.dtype, self.checks = graph, device, dtype, checks
         self.protocol = graph.protocol
-        owned = set(self.protocol.modules())
-        self.agents = nn.ModuleList([a for a in dict.fromkeys(graph.agents.values()) if a not in owned])
+        # What the protocol owns is found there once: torch.func.functional_call cannot restore a module with two names.
+        owned = {*self.protocol.parameters(), *self.protocol.buffers()}
+        agents = dict.fromkeys(graph.agents.values())
+        self.agents = nn.ModuleList([a for a in agents if not owned.issuperset([*a.parameters(), *a.buffers()])])
         self.to(device=device, dtype=dtype)
         if self.protocol.waiting:  # after that, so that no number of the file is rounded to torch's default dtype
             self.protocol.waiting.fill(self.protocol)
@@ -98,7 +100,7 @@ class Program(nn.Module):
         self._compiled: dict[Any, Compiled] = {}
         compiled = [self._function(phase=phase) for phase in self.protocol.phases or [None]]
         self._function(learning=False)
-        for module in self.modules():
+        for module in (*self.modules(), *(part for agent in agents for part in agent.modules())):
             if isinstance(module, Sealed):
                 module.seal()
         if warn:

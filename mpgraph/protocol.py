@@ -45,6 +45,7 @@ class Protocol(Sealed):
         link: ``"within"`` leaves a loss of logits one agent; ``"between"`` puts an agent of the kind ``link`` for its
             softmax or sigmoid (:meth:`Loss.split`) between the output and the loss, which then hears probabilities.
         source: where the rule was published, as BibTeX; see :func:`cite`.
+        draws: kinds of connection that :meth:`rewrite` may add, each served by an agent of that name.
         random_defaults: whether the rule without arguments is a random draw, which learns nothing until it is
             meta-trained.
     """
@@ -56,6 +57,7 @@ class Protocol(Sealed):
     link: Literal["within", "between"] = "within"
     source: str = ""
     random_defaults: bool = False
+    draws: tuple[str, ...] = ()
     waiting: Waiting | None = None  # of a rule read from a file, what it has yet to make
 
     def __init__(

@@ -54,6 +54,9 @@ class Regions(Protocol):
         first = self.parts[0]
         if any(rule.phases != first.phases for rule in self.parts):
             raise ProtocolError(f"Regions: rules of one network must agree on phases, but {self._have('phases')}")
+        turns = [[rule.phase(step) for step in range(1000)] if rule.phases else [] for rule in self.parts]
+        if any(other != turns[0] for other in turns):
+            raise ProtocolError(f"Regions: rules of one network must take turns alike, but they are {self.parts}")
         self.passes = tuple(passes or max((rule.passes for rule in self.parts), key=len))
         self.predict_passes = max((rule.predict_passes for rule in self.parts), key=len)
         if not all(_occurs(rule.passes, self.passes) for rule in self.parts):

@@ -31,24 +31,27 @@ GROUPS = ("protocols", "combinations", "optimizers", "schedules")  # entry point
 
 def save_protocol(protocol: Protocol, folder: Any, record: Mapping[str, Any] | None = None) -> None:
     """Write a rule into a folder, which is made if need be. See :meth:`mpgraph.Protocol.save`."""
-    folder = Path(folder)
-    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in protocol.state_dict().items()}
+    folder = _folder(folder)
+    owned = {**(protocol.waiting.tensors if protocol.waiting else {}), **protocol.state_dict()}
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in owned.items()}
+    record = protocol.record if record is None else record
+    if not isinstance(record, Mapping):
+        raise FileError(f"record must be a dictionary, got {record!r}")
     about = {
         "format": FORMAT,
         "version": VERSION,
         **_described(protocol, ""),
-        "record": dict(protocol.record if record is None else record),
+        "tensors_sha256": _digest(tensors),
+        "record": dict(record),
     }
     try:
         inside = json.dumps(about, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise FileError(f"record must be what JSON can hold: numbers, strings, lists, dictionaries; {error}") from None
-    data = tensor_bytes(tensors, metadata={"format": FORMAT, "about": inside})
-    text = json.dumps({**about, "tensors_sha256": hashlib.sha256(data).hexdigest()}, indent=1)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / TENSORS, data)
-        _write(folder / ABOUT, (text + "\n").encode())
+        _write(folder / TENSORS, tensor_bytes(tensors, metadata={"format": FORMAT, "about": inside}))
+        _write(folder / ABOUT, (json.dumps(about, indent=1) + "\n").encode())
     except OSError as error:
         raise FileError(f"cannot write to {folder}: {error.strerror}") from error
 
@@ -65,15 +68,14 @@ def load_protocol(folder: Any) -> Protocol:
         FileError: for missing, damaged or newer files, a class that is not registered, arguments that it does not
             take, tensors that it lacks or that have another shape.
     """
-    folder = Path(folder)
-    about, data = _about(_read(folder / ABOUT), folder / ABOUT), _read(folder / TENSORS)
+    folder = _folder(folder)
+    about = _about(_read(folder / ABOUT), folder / ABOUT)
     tensors, inside = _tensors(folder / TENSORS)
-    if hashlib.sha256(data).hexdigest() != about.get(
-        "tensors_sha256"
-    ):  # killed between the two files, or tampered with
-        if inside is None:
+    digest = _digest(tensors)
+    if about.get("tensors_sha256") != digest:  # the write was killed between the two files, or one was changed
+        about = _about(inside, folder / TENSORS) if inside else {}
+        if about.get("tensors_sha256") != digest:
             raise FileError(f"{folder / TENSORS} is damaged, or not of the same save as {ABOUT}: its checksum differs")
-        about = _about(inside, folder / TENSORS)
     protocol = _made(about, folder / ABOUT)
     if not isinstance(protocol, Protocol):
         raise FileError(f"{folder / ABOUT} describes {protocol!r}, which is no rule")
@@ -125,6 +127,8 @@ class Waiting:
 
 def _tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     """The tensors, and the description that travels with them: the two files cannot be replaced in one go."""
+    if not path.is_file():
+        raise FileError(_unreadable(path, "no such file"))
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
@@ -133,26 +137,45 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
         raise FileError(f"{path} is no safetensors file, or is damaged: {error}") from None
 
 
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """A checksum of names, types, shapes and numbers."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
 def _about(text: bytes | str, path: Path) -> dict[str, Any]:
     try:
         about = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileError(f"{path} is no JSON, or is damaged: {error}") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise FileError(f"{path} describes no rule of mpgraph: its format is not {FORMAT!r}")
     version = about.get("version")
-    if not isinstance(version, int) or version > VERSION:
+    if type(version) is not int or version < 1:
+        raise FileError(f"{path}: 'version' must be a positive integer, got {version!r}")
+    if version > VERSION:
         raise FileError(f"{path} has format version {version}, this mpgraph reads up to {VERSION}: upgrade it")
     return about
+
+
+def _folder(given: Any) -> Path:
+    if not isinstance(given, (str, os.PathLike)) or not str(given):
+        raise FileError(f"a rule is kept in a folder; give its path, not {given!r}")
+    return Path(given)
 
 
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise FileError(
-            f"cannot read {path}: {error.strerror}; a rule is a folder with {ABOUT} and {TENSORS}"
-        ) from None
+        raise FileError(_unreadable(path, error.strerror)) from None
+
+
+def _unreadable(path: Path, why: str | None) -> str:
+    return f"cannot read {path}: {why}; a rule is a folder with {ABOUT} and {TENSORS}"
 
 
 def _write(path: Path, data: bytes) -> None:

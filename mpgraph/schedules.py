@@ -11,12 +11,18 @@ from typing import Any
 import torch
 
 from .agent import View
+from .arguments import Arguments
 from .errors import ProtocolError
 
 
 def at(number: Any, s: View) -> Any:
     """A number or parameter as it is; a schedule at the present step."""
     return number(s.step) if callable(number) else number
+
+
+def _number(step: Any) -> Any:
+    """A step counter as a tensor, or the lazy value that it is in a rule."""
+    return torch.tensor(float(step)) if isinstance(step, (int, float)) else step
 
 
 @dataclass(frozen=True)
@@ -29,12 +35,13 @@ class Linear:
     delay: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ProtocolError(f"{type(self).__name__}: steps must be at least 1, got {self.steps}")
+        check = Arguments(type(self).__name__)
+        check.number("start", self.start), check.number("stop", self.stop)
+        check.integer("steps", self.steps, 1), check.integer("delay", self.delay, 0)
 
     def passed(self, step: Any) -> Any:
         """The share of the way, 0..1."""
-        return torch.clamp((step - self.delay) / self.steps, 0.0, 1.0)
+        return torch.clamp((_number(step) - self.delay) / self.steps, 0.0, 1.0)
 
     def __call__(self, step: Any) -> Any:
         """The number at a step."""
@@ -64,9 +71,10 @@ class Cycle:
     period: int
 
     def __post_init__(self) -> None:
-        if self.period < 1:
-            raise ProtocolError(f"Cycle: period must be at least 1, got {self.period}")
+        check = Arguments("Cycle")
+        check.number("low", self.low), check.number("high", self.high), check.integer("period", self.period, 1)
 
     def __call__(self, step: Any) -> Any:
         """The number at a step."""
-        return self.high - (self.high - self.low) * torch.abs(torch.remainder(step / self.period, 1.0) * 2.0 - 1.0)
+        share = torch.remainder(_number(step) / self.period, 1.0)
+        return self.high - (self.high - self.low) * torch.abs(share * 2.0 - 1.0)

@@ -72,6 +72,7 @@ class DirectFeedbackAlignment(Backprop):
         surrogate: activation whose derivative stands in for units that have none (a step).
     """
 
+    draws = ("feedback",)
     source = """
 @inproceedings{nokland2016direct,
   title={Direct feedback alignment provides learning in deep neural networks},
@@ -98,7 +99,13 @@ class DirectFeedbackAlignment(Backprop):
         super().__init__(lr, optimizer=optimizer, surrogate=surrogate, **{**own, **agents})
 
     def rewrite(self, network: mg.Network) -> mg.Network:
-        """The network with a feedback connection between every hidden unit and every loss."""
+        """The network with a feedback connection between every hidden unit and every loss.
+
+        Raises:
+            ProtocolError: for a network without a loss.
+        """
+        if not network.losses:
+            raise mg.ProtocolError("DirectFeedbackAlignment: the network has no loss to feed back from; give it one")
         for name, unit in network.units.items():
             if not (unit.is_input or unit.operands or name in network.outputs):
                 for loss in network.losses:

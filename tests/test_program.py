@@ -329,3 +329,18 @@ def test_networkx_keeps_every_arrow_of_a_pair():
     drawn = graph.to_networkx()
     assert drawn.number_of_edges() == len(graph.all_arrows())
     assert {"forward:pre", "forward:pre#1"} <= {key for *_, key in drawn.edges(keys=True)}
+
+
+@pytest.mark.parametrize("name", mg.list_protocols())
+def test_other_parameters_for_one_call(name):
+    torch.manual_seed(0)
+    program = mg.compile(mlp([5, 4, 3]), mg.make_protocol(name))
+    x, y = torch.randn(2, 5), torch.tensor([0, 2])
+    state, before = program.init(batch_size=2), dict(program.named_parameters())
+    expected, _ = program.step(state, x, y)
+    other = {key: parameter.detach() + 0.1 for key, parameter in before.items()}
+    torch.func.functional_call(program, other, (state, x, y))
+    after = dict(program.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(before[key] is after[key] for key in before)
+    assert distance(program.step(state, x, y)[0], expected) == 0.0

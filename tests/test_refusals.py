@@ -7,10 +7,10 @@ import torch
 from reference import distance, randomised
 
 import mpgraph as mg
-from mpgraph import interpreter
+from mpgraph import interpreter, schedules
 from mpgraph.architectures import mlp
 from mpgraph.cli import main
-from mpgraph.protocols import Backprop
+from mpgraph.protocols import Backprop, DirectFeedbackAlignment, SymmetricAlignment
 from mpgraph.protocols.backprop import Weight
 
 
@@ -278,3 +278,49 @@ def test_resuming_keeps_runs_of_other_rules(tmp_path, capsys):
     assert main([*common, "--protocols", "backprop", "--resume"]) == 0
     capsys.readouterr()
     assert '"feedback_alignment"' in (tmp_path / "results.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: mg.SGD("a"), "SGD: lr='a' must be a number"),
+        (lambda: Backprop(lr=None), "lr=None must be a number"),
+        (lambda: mg.SGD(-1), "lr=-1 must not be negative"),
+        (lambda: mg.SGD(float("nan")), "lr=nan must not be"),
+        (lambda: mg.Adam(betas=0.9), "betas=0.9 must be a pair"),
+        (lambda: mg.Adam(betas=(0.9,)), "must be a pair"),
+        (lambda: schedules.Linear(0.0, 1.0, "5"), "Linear: steps='5' must be an integer of at least 1"),
+        (lambda: schedules.Linear(0.0, 1.0, 5, delay=-3), "delay=-3"),
+        (lambda: schedules.Cycle(0.0, float("nan"), 4), "Cycle: high=nan"),
+        (
+            lambda: mg.Regions({"h1->y": SymmetricAlignment(alternate=1), "*": SymmetricAlignment(alternate=3)}),
+            "must take turns alike",
+        ),
+        (lambda: mg.compile(mlp([3, 4, 2], loss=None), DirectFeedbackAlignment()), "no loss to feed back from"),
+    ],
+)
+def test_arguments_of_rules_and_their_parts(make, words):
+    with pytest.raises(mg.ProtocolError, match=words):
+        make()
+
+
+@pytest.mark.parametrize(
+    "given", [{"seed": "a"}, {"seed": None}, {"seed": 1.5}, {"batch_size": 0}, {"batch_size": "3"}]
+)
+def test_arguments_of_init(given):
+    name = next(iter(given))
+    with pytest.raises(mg.MPGraphError, match=rf"program\.init: {name}="):
+        mg.compile(mlp([3, 4, 2]), Backprop()).init(**given)
+
+
+def test_a_rule_without_phases_says_so():
+    program = mg.compile(mlp([3, 4, 2]), Backprop())
+    with pytest.raises(mg.InputError, match="Backprop has no phases"):
+        program.step(program.init(), torch.randn(2, 3), torch.tensor([0, 1]), phase="align")
+
+
+def test_direct_feedback_without_hidden_units_is_the_delta_rule():
+    x, y = torch.randn(2, 3), torch.tensor([0, 1])
+    one, two = (mg.compile(mlp([3, 2]), rule()) for rule in (DirectFeedbackAlignment, Backprop))
+    state = two.init()
+    torch.testing.assert_close(one.step(state, x, y)[0]["x->y"], two.step(state, x, y)[0]["x->y"])

@@ -1,6 +1,5 @@
 """A rule on disk is the rule: same steps, same numbers; and a wrong file is one clear error."""
 
-import hashlib
 import json
 
 import pytest
@@ -10,7 +9,7 @@ from safetensors.torch import save_file
 import mpgraph as mg
 from mpgraph import saved, schedules
 from mpgraph.architectures import mlp
-from mpgraph.protocols import Backprop, FeedbackAlignment
+from mpgraph.protocols import Alignment, Backprop, FeedbackAlignment, NoisyUpdates
 
 
 def steps(rule, count=2):
@@ -115,7 +114,7 @@ def changed(folder, **new):
         ({"class": "backprop", "group": "console_scripts"}, "describes no rule"),
         ({"class": "sgd", "group": "optimizers"}, "which is no rule"),
         ({"version": 2}, "version 2.*reads up to 1.*upgrade"),
-        ({"version": "one"}, "version one"),
+        ({"version": "one"}, "must be a positive integer, got .one."),
         ({"format": "other"}, "describes no rule of mpgraph"),
         ({"arguments": {"speed": 3}}, "Backprop refuses its arguments.*speed"),
         ({"arguments": {"lr": {"learnable": "x", "dtype": "float32"}}}, "is no tensor"),
@@ -159,7 +158,7 @@ def test_tensors_that_do_not_fit(tensors, words, tmp_path):
     save_file(tensors, tmp_path / saved.TENSORS)
     with pytest.raises(mg.FileError, match="not of the same save"):
         mg.load_protocol(tmp_path)
-    changed(tmp_path, tensors_sha256=hashlib.sha256((tmp_path / saved.TENSORS).read_bytes()).hexdigest())
+    changed(tmp_path, tensors_sha256=saved._digest(tensors))
     with pytest.raises(mg.FileError, match=words):
         mg.load_protocol(tmp_path)
 
@@ -184,3 +183,34 @@ def test_a_write_killed_between_the_files_is_whole(tmp_path, monkeypatch):
     (tmp_path / saved.ABOUT).write_bytes(old)
     loaded = mg.load_protocol(tmp_path)
     assert (type(loaded), loaded.record, loaded.optimizer.lr.item()) == (Backprop, {"n": 1}, 0.5)
+
+
+def test_a_loaded_rule_is_saved_whole_before_any_network_needs_it(tmp_path):
+    rule = mg.make_protocol("mplp")
+    mg.compile(mlp([3, 4, 2]), rule)
+    rule.save(tmp_path / "one")
+    mg.load_protocol(tmp_path / "one").save(tmp_path / "two", record={"copied": True})
+    same(steps(rule), steps(mg.load_protocol(tmp_path / "two")))
+
+
+def test_a_changed_number_is_noticed(tmp_path):
+    Backprop(lr=mg.learnable(0.1)).save(tmp_path)
+    data = bytearray((tmp_path / saved.TENSORS).read_bytes())
+    data[-1] ^= 1
+    (tmp_path / saved.TENSORS).write_bytes(data)
+    with pytest.raises(mg.FileError, match="checksum differs"):
+        mg.load_protocol(tmp_path)
+
+
+@pytest.mark.parametrize("folder", [None, 3, ""])
+def test_a_folder_is_a_path(folder):
+    with pytest.raises(mg.FileError, match="give its path"):
+        mg.load_protocol(folder)
+    with pytest.raises(mg.FileError, match="give its path"):
+        Backprop().save(folder)
+
+
+def test_combinations_are_registered_too(tmp_path):
+    rule = Alignment(decay=0.3, self=0.4, optimizer=NoisyUpdates(mg.SGD(0.1), sigma=0.0))
+    rule.save(tmp_path)
+    same(steps(rule), steps(mg.load_protocol(tmp_path)))
