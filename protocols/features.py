@@ -46,9 +46,10 @@ class Synapse(Weight):
         return 0.0
 
     def learn_update(self, s: mg.View, pre: Any) -> mg.View:  # type: ignore[override]
-        """w + rate y (x - explained) - delta x."""
+        """w + rate y (x - explained) - delta x; the local term is averaged over the places of an example."""
         s = s.set(r=pre)
-        return s.descend(w=-s.examples(s.rate * s.y * (s.x - self.explained(s)) - s.delta * s.x))
+        rate = s.rate / s.examples(1.0)
+        return s.descend(w=-s.examples(rate * s.y * (s.x - self.explained(s)) - s.delta * s.x))
 
 
 class Bias(Synapse):

@@ -13,7 +13,9 @@ principal directions one by one. Here y = f(z) is the activity after the unit's 
 - A unit with a loss is taught: its connections follow the delta rule, with e = dL/dz. All others learn by the local
   rule, and hear no error. ``supervision`` adds -supervision e_j x_i to theirs, with e carried back through the weights.
 - A bias follows errors alone; a feature's stays as it is if unsupervised. The rules want centred inputs, not offsets.
-- The papers learn from one example at a time; here increments are averaged over a batch.
+- The papers learn from one example at a time; here increments are averaged over a batch. Where an example uses a
+  synapse at several places (a convolution's positions, a recurrent one's ticks) local increments are averaged over them
+  as well, so that a rate means the same everywhere; errors are summed, as a gradient is.
 - Sums over k reach unit i as messages, so they are those of the whole linear map, also of a convolution. Sanger's runs
   over the channels at one position, and in a sparse or one-to-one connection over the synapse itself.
 """

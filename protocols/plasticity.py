@@ -15,7 +15,9 @@ synapses and hands back to them.
 - e_0, the error of an input, belongs to no neuron: the paper calls it synthetic. Here it is B e_1, times the
   ``input_slope``; the authors' code takes the softplus' slope at the pixel as if that were an activity.
 - A bias is a synapse from the number one, whose error is zero. The error of an operation is what reaches its result.
-- F_r is averaged over a batch. The paper always learns from one example at a time.
+- F_r is averaged over a batch. The paper always learns from one example at a time. It has no synapse that an example
+  uses at several places (a convolution's positions, a recurrent one's ticks): F1 is summed over them, as the gradient
+  is, all others are averaged, so that they cannot outgrow it by the number of places.
 - The authors' code counts Oja's coefficient with the opposite sign: its +0.0038 is ``oja=-0.0038``.
 """
 
@@ -36,7 +38,7 @@ TERMS: dict[str, Callable[[mg.View], Any]] = {
     "pseudo": lambda s: -s.e_j * s.y_i,  # F1: the gradient, as far as B tells it
     "crossed": lambda s: -s.y_j * s.e_i,  # F2
     "ehebb": lambda s: -s.e_j * s.e_i,  # F3: Hebb's rule of errors; a coefficient below zero pulls W towards B'
-    "decay": lambda s: -s.w / s.examples(1.0),  # F4, shared by all places of an example that use the synapse
+    "decay": lambda s: -s.w,  # F4
     "presynaptic": lambda s: -s.e_i,  # F5
     "pseudo_sum": lambda s: -s.e_j * s.sum_j * s.y_i,  # F6: the sum is 1'y_l
     "crossed_ywe": lambda s: -s.y_j * s.peers(s.y_j * s.w * s.e_i) * s.e_i,  # F7: y_l' W e_{l-1}
@@ -88,8 +90,9 @@ class Synapse(Agent):
     def learn_update(self, s: mg.View, pre: Any) -> mg.View:
         """w + sum_r theta_r F_r; the optimiser goes against its signal."""
         s = s.set(r_i=pre)
-        theta = {**self.fixed, **self.theta}
-        return s.descend(w=-s.examples(sum(theta[name] * TERMS[name](s) for name in theta)))
+        theta, places = {**self.fixed, **self.theta}, s.examples(1.0)
+        share = {name: 1.0 if name == "pseudo" else 1.0 / places for name in theta}
+        return s.descend(w=-s.examples(sum(theta[name] * share[name] * TERMS[name](s) for name in theta)))
 
 
 class FeedbackSynapse(Synapse):

@@ -25,7 +25,7 @@ from mpgraph.defaults import Input
 from mpgraph.protocols.backprop import Weight
 from mpgraph.schedules import at
 
-from .primitives import PRIMITIVES
+from .primitives import PRIMITIVES, Over
 from .stabilising import RECONSTRUCTION, through
 
 
@@ -48,7 +48,7 @@ class AlignedWeight(DecayedWeight):
     Args:
         terms: a coefficient for each primitive: a number, a parameter, or a schedule of the step.
         scale: what each primitive is multiplied by.
-        batch: how primitives aggregate over the batch, ``"mean"`` or ``"sum"``.
+        over: how primitives aggregate what the synapse meets.
         forward_decay: of ``w``.
     """
 
@@ -56,10 +56,10 @@ class AlignedWeight(DecayedWeight):
     drive, y, q, r = fast(), fast(), fast(), fast()
     y_null = fast()  # y without the operations that act on its reconstruction in its place
 
-    def __init__(self, terms: Mapping[str, Any], scale: Mapping[str, float], batch: str, forward_decay: Any) -> None:
+    def __init__(self, terms: Mapping[str, Any], scale: Mapping[str, float], over: Over, forward_decay: Any) -> None:
         super().__init__(forward_decay)
         self.terms = nn.ParameterDict({name: c for name, c in terms.items() if _present(c)})
-        self.scale, self.batch = dict(scale), batch
+        self.scale, self.over = dict(scale), over
 
     def backward_message(self, s: mg.View) -> Any:
         """b e, summed over j on its way to unit i."""
@@ -87,7 +87,7 @@ class AlignedWeight(DecayedWeight):
 
     def align_update(self, s: mg.View) -> mg.View:
         """Against the sum of the primitives, each times its coefficient."""
-        gradients = {name: PRIMITIVES[name].gradient(s, self.batch) * self.scale[name] for name in self.terms}
+        gradients = {name: PRIMITIVES[name].gradient(s, self.over) * self.scale[name] for name in self.terms}
         return s.descend(b=sum(at(c, s) * gradients[name] for name, c in self.terms.items()))
 
 

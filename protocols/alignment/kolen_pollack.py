@@ -10,11 +10,17 @@ feedback weights get the same increment, and the same decay:
 so that b - w shrinks by 1 - lr decay in each step, whatever is learned. Each synapse needs only what meets at it. Decay
 is within the rate, as in an optimiser; biases do not decay. Akrout et al. write 1 - lambda for the factor, and publish
 runs without decay (lambda = 0), where b - w stays as it is and only its share falls.
+
+That needs equal increments: ``scaling="code"``, which would decay B twice as fast as W, is refused. Options that part
+them are allowed, but give it up: ``forward_decay``, ``feedback_optimizer``, more primitives, and ``alternate``, by
+which W and B learn from different batches, so that b - w also keeps the difference between their gradients.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+import mpgraph as mg
 
 from .rule import Alignment
 
@@ -27,6 +33,9 @@ class KolenPollack(Alignment):
         decay: of W and of B.
         surrogate: activation whose derivative stands in for units that have none (a step).
         options: of :class:`Alignment`.
+
+    Raises:
+        ProtocolError: for ``scaling="code"``, and as :class:`Alignment` does.
     """
 
     source = """
@@ -42,5 +51,10 @@ class KolenPollack(Alignment):
 }"""
 
     def __init__(self, lr: Any = 0.1, *, decay: Any = 0.01, surrogate: str | None = None, **options: Any) -> None:
+        if options.get("scaling") == "code":
+            raise mg.ProtocolError(
+                "KolenPollack: scaling='code' would decay B twice as fast as W, so that they never meet; leave it out, "
+                "and double decay to have the published code's"
+            )
         own = {"task": 1.0, "decay": decay, "forward_decay": decay, "surrogate": surrogate}
         super().__init__(lr, **{**own, **options})

@@ -11,8 +11,10 @@ y = W x, q = B' x and r = B y, of this connection alone and before bias, normali
     sparse    x x' B        <x q>
     self      -W'           -w
 
-<.> aggregates over the batch, after a sum over all places where one example uses the synapse, as the published code
-does in convolutions. That code takes squares without 1/2, hence twice the gradient of decay, null and sparse.
+<.> aggregates over the batch, after an average over all places where one example uses the synapse (positions of the
+output, padding included; ticks). The paper's equations know one place. The published code sums over places, which in a
+convolution makes them outweigh decay a hundredfold and diverge at rates that suit dense layers: ``places="sum"``. It
+also takes squares without 1/2, hence twice the gradient of decay, null and sparse.
 What differs from the paper: its caption has x and y after the non-linearity; its code takes y before, as here, unless
 asked for ``forward=("activation",)``.
 
@@ -27,33 +29,50 @@ from typing import Any, NamedTuple
 import mpgraph as mg
 
 
-def decay(s: mg.View, how: str) -> Any:
+class Over(NamedTuple):
+    """How what one synapse meets is aggregated.
+
+    Attributes:
+        batch: ``"mean"`` or ``"sum"`` over examples.
+        places: the same over the places of an example.
+    """
+
+    batch: str = "mean"
+    places: str = "mean"
+
+    def __call__(self, s: mg.View, value: Any) -> Any:
+        """<value>."""
+        share = 1.0 / s.examples(1.0) if self.places == "mean" else 1.0
+        return s.examples(share * value, self.batch)
+
+
+def decay(s: mg.View, over: Over) -> Any:
     """Towards zero."""
     return s.b
 
 
-def amp(s: mg.View, how: str) -> Any:
+def amp(s: mg.View, over: Over) -> Any:
     """Hebbian: what is active together at both ends is amplified."""
-    return -s.examples(s.drive * s.y, how)
+    return -over(s, s.drive * s.y)
 
 
-def null(s: mg.View, how: str) -> Any:
+def null(s: mg.View, over: Over) -> Any:
     """Towards reconstructions r of zero, which bounds what is amplified, as Oja's term does."""
-    return s.examples(s.r * s.y_null, how)
+    return over(s, s.r * s.y_null)
 
 
-def sparse(s: mg.View, how: str) -> Any:
+def sparse(s: mg.View, over: Over) -> Any:
     """Towards backward projections q of zero."""
-    return s.examples(s.drive * s.q, how)
+    return over(s, s.drive * s.q)
 
 
-def itself(s: mg.View, how: str) -> Any:
+def itself(s: mg.View, over: Over) -> Any:
     """Towards w, read directly."""
     return -s.w
 
 
-def task(s: mg.View, how: str) -> Any:
-    """Along with w: dL/dw = <e x>, always the batch average."""
+def task(s: mg.View, over: Over) -> Any:
+    """Along with w: dL/dw = <e x>, as w has it: the batch average of sums over places."""
     return s.examples(s.e * s.x)
 
 
@@ -61,22 +80,25 @@ class Primitive(NamedTuple):
     """A term of a rule for feedback weights.
 
     Attributes:
-        gradient: of one synapse, and of how to aggregate over the batch (``"mean"`` or ``"sum"``).
+        gradient: of one synapse, and of how to aggregate what it meets.
         code: how much larger it is in the published code.
         passes: what must have been said before.
+        options: of a rule, which act on it.
     """
 
-    gradient: Callable[[mg.View, str], Any]
+    gradient: Callable[[mg.View, Over], Any]
     code: float = 1.0
     passes: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 PROJECT = ("drive", "project", "answer")
+MET = ("batch", "places", "noise", "driving")
 PRIMITIVES = {
     "decay": Primitive(decay, 2.0),
-    "amp": Primitive(amp, 1.0, PROJECT),
-    "null": Primitive(null, 2.0, (*PROJECT, "reconstruct", "compare")),
-    "sparse": Primitive(sparse, 2.0, PROJECT),
+    "amp": Primitive(amp, 1.0, PROJECT, (*MET, "forward", "backward")),
+    "null": Primitive(null, 2.0, (*PROJECT, "reconstruct", "compare"), (*MET, "forward")),
+    "sparse": Primitive(sparse, 2.0, PROJECT, (*MET, "backward")),
     "self": Primitive(itself),
     "task": Primitive(task),
 }

@@ -10,20 +10,22 @@ weight symmetry", ICML, section 3. The error travels through weights B of its ow
 
 Without primitives it is feedback alignment. What differs from the paper: coefficients are named by their primitive, as
 the published code permutes the Greek letters; connections from inputs keep no B, as no error goes back through them
-(``inputs=True`` gives them one, for the sake of watching it); an idle weight does not move at all.
+(``inputs=True`` gives them one, for the sake of watching it); an idle weight does not move at all; a synapse that an
+example uses at several places (a convolution's, a recurrent one's) averages over them what primitives meet there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mpgraph as mg
 from mpgraph import Agent
+from mpgraph.arguments import Arguments
 from mpgraph.protocols.backprop import Backprop, Weight
 
 from .agents import AlignedBatchNorm, AlignedInput, AlignedOperation, AlignedUnit, AlignedWeight, DecayedWeight, Stage
-from .primitives import PRIMITIVES
+from .primitives import PRIMITIVES, Over
 from .stabilising import named
 
 
@@ -35,6 +37,8 @@ class Alignment(Backprop):
             ``optimizer``.
         scaling: of primitives, ``"paper"`` (Table 1) or ``"code"`` (decay, null and sparse count twice).
         batch: ``"mean"`` or ``"sum"`` of primitives over the batch.
+        places: the same over the places where one example uses a synapse (positions, ticks); ``"sum"`` is the
+            published code's. ``task`` and the gradient of W are sums over places.
         forward_decay: times W, added to the gradient of W (not of biases).
         noise: standard deviation of Gaussian noise, each unit's own, that primitives see in place of the activity.
         driving: stabilising operations on that activity or noise, by name: ``"centre"``, ``"normalise"``,
@@ -52,7 +56,8 @@ class Alignment(Backprop):
             by kind of node.
 
     Raises:
-        ProtocolError: for an unknown primitive, operation or option, or numbers out of range.
+        ProtocolError: for an unknown primitive, operation or option, numbers out of range, or an option that acts on
+            none of the primitives given.
     """
 
     source = """
@@ -70,6 +75,7 @@ class Alignment(Backprop):
         *,
         scaling: str = "paper",
         batch: str = "mean",
+        places: str = "mean",
         forward_decay: Any = 0.0,
         noise: Any = None,
         driving: str | Sequence[str] = (),
@@ -91,16 +97,27 @@ class Alignment(Backprop):
                 f"{type(self).__name__}: {strange[0]!r} is neither an option nor a primitive; primitives are "
                 f"{', '.join(PRIMITIVES)}"
             )
-        _one_of("scaling", scaling, ("paper", "code"))
-        _one_of("batch", batch, ("mean", "sum"))
-        if (alternate is not None and alternate < 1) or align_first < 0 or (align_first and alternate is None):
-            raise mg.ProtocolError(
-                f"alternate={alternate}, align_first={align_first}: alternate is the number of task steps after each "
-                "alignment step, at least 1, and align_first (not negative) needs it"
+        check = Arguments(type(self).__name__)
+        check.choice("scaling", scaling, ("paper", "code"))
+        check.choice("batch", batch, ("mean", "sum"))
+        check.choice("places", places, ("mean", "sum"))
+        check.integer("alternate", 1 if alternate is None else alternate, low=1)
+        check.integer("align_first", align_first, low=0)
+        if align_first and alternate is None:
+            check.refuse(
+                "align_first", align_first, "0 where steps do not alternate, or alternate must be given as well"
             )
+        check.flag("inputs", inputs)
+        check.number("noise", noise if isinstance(noise, (int, float)) else 0.0, low=0.0)
+        check.instance("feedback_optimizer", feedback_optimizer, mg.Optimizer)
         stage = Stage(noise, named("driving", driving), named("forward", forward), named("backward", backward))
         scale = {name: p.code if scaling == "code" else 1.0 for name, p in PRIMITIVES.items()}
-        weight = AlignedWeight(terms, scale, batch, forward_decay)
+        weight = AlignedWeight(terms, scale, Over(batch, places), forward_decay)
+        options = {
+            "batch": batch, "places": places, "noise": noise,
+            "driving": stage.driving, "forward": stage.forward, "backward": stage.backward,
+        }  # fmt: skip
+        self._effective({name: v for name, v in options.items() if not _usual(v)}, list(weight.terms))
         needed = dict.fromkeys(name for term in weight.terms for name in PRIMITIVES[term].passes)
         own: dict[str, Agent] = {
             "weight": weight,
@@ -123,8 +140,20 @@ class Alignment(Backprop):
         if alternate is not None:
             before = ("forward", "backward") if "task" in weight.terms else ("forward",)
             self.phases = {"align": (*before, *aligning), "task": ("forward", "backward", "learn")}
-        options = {"forward_decay": forward_decay, "noise": noise, "alternate": alternate}
-        self._shown = {**terms, **{name: value for name, value in options.items() if value}}
+        shown = {
+            "forward_decay": forward_decay, "scaling": scaling, **options,
+            "alternate": alternate, "align_first": align_first, "inputs": inputs,
+        }  # fmt: skip
+        self._shown = {**terms, **{name: v for name, v in shown.items() if not _usual(v)}}
+
+    def _effective(self, options: Mapping[str, Any], terms: Sequence[str]) -> None:
+        idle = [name for name in options if not any(name in PRIMITIVES[term].options for term in terms)]
+        if idle:
+            able = [name for name, primitive in PRIMITIVES.items() if idle[0] in primitive.options]
+            raise mg.ProtocolError(
+                f"{type(self).__name__}: {idle[0]}={options[idle[0]]!r} acts on {', '.join(able)} alone, but the "
+                f"primitives here are {', '.join(terms) or 'none'}; leave it out, or add one of those"
+            )
 
     def phase(self, step: int) -> str:
         """Which phase a step belongs to, counted from 0."""
@@ -136,10 +165,12 @@ class Alignment(Backprop):
         return ", ".join([super().extra_repr(), *(f"{name}={_text(value)}" for name, value in self._shown.items())])
 
 
+def _usual(value: Any) -> bool:
+    """Whether an option is what it is by default."""
+    if isinstance(value, (int, float)):
+        return not value
+    return value is None or value == () or value in ("paper", "mean")
+
+
 def _text(value: Any) -> str:
-    return f"{float(value):g}" if hasattr(value, "__float__") else repr(value)
-
-
-def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise mg.ProtocolError(f"{name}={value!r}: allowed are {', '.join(allowed)}")
+    return f"{float(value):g}" if hasattr(value, "__float__") and not isinstance(value, bool) else repr(value)
