@@ -1,7 +1,7 @@
 """Rules with feedback weights: reference vectors, autograd of the losses they descend, and algebra.
 
-The vectors named ``fc_reversal`` are not reproduced: they are of an option of the published code that reconstructs
-through W in place of B, which the paper does not have and no primitive here reads W's side for.
+The vectors named ``fc_reversal`` are not reproduced: they are of an option of the published code, the mean of
+|W'B'x|^2 in place of |B W x|^2, which the paper does not have and which would take two more passes through W.
 """
 
 import inspect

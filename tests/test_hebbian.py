@@ -111,6 +111,21 @@ def test_an_output_without_a_loss_is_a_feature_and_supervision_and_rates_are_lea
     close(gradient, change.sum())
 
 
+@pytest.mark.parametrize(("rule", "explains"), [(Hebb, False), (Oja, True)])
+def test_local_increments_of_a_convolution_are_averaged_over_positions(rule, explains):
+    network = mg.Network()
+    network.input("x", (2, 4, 5)), network.unit("c", (3, 3, 4), bias=False)
+    network.connect("x", "c", mg.Conv2d(2))
+    program = mg.compile(network, rule(rate=0.1), dtype=torch.float64)
+    state, x = program.init(), torch.randn(6, 2, 4, 5, dtype=torch.float64)
+    w = state["x->c"]["w"].clone().requires_grad_()
+    y = torch.nn.functional.conv2d(x, w).detach()
+    heard = x - explains * torch.nn.functional.conv_transpose2d(y, w).detach()
+    total = (torch.nn.functional.conv2d(heard, w) * y).sum()  # its gradient is the sum of y_j heard_i over all uses
+    (change,) = torch.autograd.grad(total, w)
+    close(program.step(state, x)[0]["x->c"]["w"], (w + 0.1 * change / (6 * 3 * 4)).detach())
+
+
 # -- convergence ----------------------------------------------------------------------------------------------------
 
 

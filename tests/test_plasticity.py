@@ -230,6 +230,23 @@ def test_the_first_term_alone_is_gradient_descent(problem, feedback, rule):
     assert distance(other, state) < 1e-12
 
 
+@pytest.mark.parametrize(("name", "places"), [("pseudo", 1), ("crossed", 12), ("ehebb", 12), ("decay", 1)])
+def test_terms_of_a_convolution_are_averaged_over_positions_but_the_gradient(name, places):
+    network = mg.Network()
+    network.input("x", (2, 4, 5)), network.unit("c", (3, 3, 4), "tanh", bias=False)
+    network.connect("x", "c", mg.Conv2d(2)), network.loss("c", "l2")
+    program = mg.compile(network, Plasticity(**{name: 0.3}), dtype=torch.float64)
+    state, x = program.init(), torch.randn(6, 2, 4, 5, dtype=torch.float64)
+    target = torch.randn(6, 3, 3, 4, dtype=torch.float64)
+    after, out = program.step(state, x, target, record={"x": ["e"], "c": ["e", "activity"]})
+    e_i, e_j, y_j = out.recorded["x"]["e"], out.recorded["c"]["e"], out.recorded["c"]["activity"]
+    w = state["x->c"]["w"].clone().requires_grad_()
+    below, above = {"pseudo": (x, e_j), "crossed": (e_i, y_j), "ehebb": (e_i, e_j), "decay": (x, None)}[name]
+    met = 6 * w.square().sum() / 2 if above is None else (torch.nn.functional.conv2d(below, w) * above).sum()
+    (change,) = torch.autograd.grad(met, w)  # the sum over examples and positions of what meets at both ends
+    close(after["x->c"]["w"], (w - 0.3 * change / 6 / places).detach(), 1e-12)
+
+
 def test_rules_of_their_own_for_layers(problem):
     network, x, y, generator = problem
     regions = mg.compile(

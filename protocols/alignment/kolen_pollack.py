@@ -54,7 +54,7 @@ class KolenPollack(Alignment):
         if options.get("scaling") == "code":
             raise mg.ProtocolError(
                 "KolenPollack: scaling='code' would decay B twice as fast as W, so that they never meet; leave it out, "
-                "and double decay to have the published code's"
+                "and give decay as it is to act on both"
             )
         own = {"task": 1.0, "decay": decay, "forward_decay": decay, "surrogate": surrogate}
         super().__init__(lr, **{**own, **options})
