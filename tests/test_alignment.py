@@ -319,6 +319,7 @@ def test_primitives_are_averaged_over_places_unless_summed(primitive):
 
 
 SHARED = {
+    "lenet": (convnet, (1, 28, 28), 10),
     "convolution": (lambda: convnet((1, 12, 12), (4, 6), (8,), kernel=3), (1, 12, 12), 10),
     "recurrence": (lambda: recurrent([6, 8, 3], 8), (8, 6), 3),
 }
@@ -335,14 +336,14 @@ def steps_on_noise(rule, graph, steps):
     return state
 
 
-@pytest.mark.parametrize("graph", SHARED)
+@pytest.mark.parametrize("graph", ["lenet", "recurrence"])
 @pytest.mark.parametrize("rule", [Hebb, InformationAlignment, Oja, Plasticity, Sanger, WeightMirror])
 def test_defaults_stay_finite_where_synapses_are_shared(rule, graph):
     state = steps_on_noise(rule(), graph, 100)
     assert all(torch.isfinite(t).all() for channels in state.values() for t in channels.values())
 
 
-@pytest.mark.parametrize("graph", SHARED)
+@pytest.mark.parametrize("graph", ["convolution", "recurrence"])
 def test_a_mirror_is_as_large_as_what_it_mirrors_where_synapses_are_shared(graph):
     ratios = probes.norm_ratios(steps_on_noise(WeightMirror(), graph, 100))
     assert ratios
