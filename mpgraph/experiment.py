@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from . import files
 from .checks import usable
 from .data import Dataset
 from .errors import FileError
@@ -195,9 +195,7 @@ def versions() -> dict[str, Any]:
 def write(path: Path, runs: Sequence[Run], settings: dict[str, Any]) -> None:
     """Write ``results.json`` atomically."""
     content = {"runs": [asdict(run) for run in runs], "settings": settings, "versions": versions()}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
+    files.write(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read(path: Path, settings: dict[str, Any]) -> list[Run]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as tensor_bytes
 from torch import Tensor
 
 from .errors import FileError
@@ -28,12 +28,18 @@ def save(state: Mapping[str, Mapping[str, Tensor]], path: Any) -> None:
     if not isinstance(state, Mapping):
         raise FileError(f"cannot save a {type(state).__name__}: expected a state, as from program.init or program.step")
     tensors = {f"{n}.{c}": t.detach().cpu().clone().contiguous() for n, cs in state.items() for c, t in cs.items()}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file(tensors, partial, metadata={"format": "mpgraph.state", "version": str(VERSION)})
-        os.replace(partial, path)
+        write(path, tensor_bytes(tensors, metadata={"format": "mpgraph.state", "version": str(VERSION)}))
     except (OSError, SafetensorError) as error:
         raise FileError(f"cannot write {path}: {error}") from error
+
+
+def write(path: Path, data: bytes) -> None:
+    """Replace a file at once, so that a killed write leaves the old one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
     finally:
         if path.parent.is_dir():
             partial.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
 from .errors import FileError, MPGraphError, unknown
+from .files import write
 from .protocol import Protocol
 from .registry import lookup, registered
 from .sealed import Sealed
@@ -50,8 +51,8 @@ def save_protocol(protocol: Protocol, folder: Any, record: Mapping[str, Any] | N
         raise FileError(f"record must be what JSON can hold: numbers, strings, lists, dictionaries; {error}") from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / TENSORS, tensor_bytes(tensors, metadata={"format": FORMAT, "about": inside}))
-        _write(folder / ABOUT, (json.dumps(about, indent=1) + "\n").encode())
+        write(folder / TENSORS, tensor_bytes(tensors, metadata={"format": FORMAT, "about": inside}))
+        write(folder / ABOUT, (json.dumps(about, indent=1) + "\n").encode())
     except OSError as error:
         raise FileError(f"cannot write to {folder}: {error.strerror}") from error
 
@@ -176,16 +177,6 @@ def _read(path: Path) -> bytes:
 
 def _unreadable(path: Path, why: str | None) -> str:
     return f"cannot read {path}: {why}; a rule is a folder with {ABOUT} and {TENSORS}"
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replace a file at once, so that a killed write leaves the old one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # -- values of arguments --------------------------------------------------------------------------------------

@@ -169,7 +169,7 @@ def test_a_killed_write_leaves_the_old_rule(tmp_path, monkeypatch):
     def killed(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mpgraph.saved.os.replace", killed)
+    monkeypatch.setattr("mpgraph.files.os.replace", killed)
     with pytest.raises(mg.FileError, match="No space left"):
         Backprop(lr=mg.learnable(0.5)).save(tmp_path)
     assert mg.load_protocol(tmp_path).optimizer.lr.item() == pytest.approx(0.1)
