@@ -14,9 +14,9 @@ from common import compare, conditions
 from tqdm import tqdm
 
 import mpgraph as mg
-from mpgraph import data, experiment
+from mpgraph import data, experiments
+from mpgraph.agents.initializers import normal
 from mpgraph.architectures import mlp
-from mpgraph.initializers import normal
 from mpgraph.protocols import (
     ActivationAlignment,
     Backprop,
@@ -56,7 +56,7 @@ def learn(rules, network, load, *, seeds, epochs, batch, dress=lambda state, see
         scores, angles, norms = [], [], []
         for seed in range(seeds):
             bar.set_description(f"{name}, seed {seed}")
-            readout = name == experiment.READOUT_ONLY
+            readout = name == experiments.READOUT_ONLY
             program = mg.compile(network.readout_only() if readout else network, make())
             examples = load(seed)
             state = dress(program.init(seed=seed), seed)
@@ -64,7 +64,7 @@ def learn(rules, network, load, *, seeds, epochs, batch, dress=lambda state, see
             for _ in range(epochs):
                 state, _ = program.run(state, examples.batches(batch, generator))
                 bar.update()
-            scores.append(100.0 * experiment.accuracy(program, state, examples.test_x, examples.test_y))
+            scores.append(100.0 * experiments.accuracy(program, state, examples.test_x, examples.test_y))
             pairs = [(c["w"], c["b"]) for c in state.values() if "b" in c]
             angles.append([angle(w, b) for w, b in pairs])
             norms.append([float(b.norm() / w.norm()) for w, b in pairs])
@@ -92,7 +92,7 @@ def emnist(rules, options):
         return data.Dataset("emnist47", whole.train_x[order], whole.train_y[order], whole.test_x, whole.test_y, 47)
 
     network = mlp([784, 256, 256, 47], activation="relu")
-    rules = rules if rules.keys() <= NOISY.keys() else {experiment.READOUT_ONLY: Backprop, **rules}
+    rules = rules if rules.keys() <= NOISY.keys() else {experiments.READOUT_ONLY: Backprop, **rules}
     learn(rules, network, load, seeds=options.seeds, epochs=12, batch=64)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import mpgraph as mg
-from mpgraph import data, experiment
+from mpgraph import data, experiments
 from mpgraph.architectures import mlp
 from mpgraph.protocols import Backprop, DirectFeedbackAlignment, NodePerturbation
 
@@ -44,7 +44,7 @@ def accuracies(kind, lr, surrogate, epochs, seed=0):
     found = {}
     for name, (drawn, rule) in rules.items():
         program = mg.compile(drawn, rule)
-        _, curve, _ = experiment.train(program, digits, epochs=epochs, seed=seed)
+        _, curve, _ = experiments.train(program, digits, epochs=epochs, seed=seed)
         found[name] = curve[-1]
     return found
 

@@ -9,7 +9,7 @@ learn nothing from that example. Weights, losses and the forward pass are backpr
 import torch
 
 import mpgraph as mg
-from mpgraph import data, experiment
+from mpgraph import data, experiments
 from mpgraph.architectures import mlp
 from mpgraph.protocols import Backprop
 
@@ -35,10 +35,10 @@ def main(seeds=3, epochs=20):
     """Against backprop and the readout alone, on digits; prints the torch code that the rule became."""
     rules = {"readout_only": Backprop, "backprop": Backprop, "quiet": Quiet}
     network = mlp([64, 32, 32, 10])
-    runs = experiment.compare(
+    runs = experiments.compare(
         network, rules, lambda seed: data.load("digits", seed=seed), seeds=range(seeds), epochs=epochs
     )
-    rows = experiment.summary(runs)
+    rows = experiments.summary(runs)
     print(mg.compile(network, Quiet()).code)
     for row in rows:
         print(f"{row['protocol']:14} {100 * row['test_accuracy']:.1f} % of test digits")

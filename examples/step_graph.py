@@ -13,7 +13,7 @@ import warnings
 import torch
 
 import mpgraph as mg
-from mpgraph import data, experiment
+from mpgraph import data, experiments
 from mpgraph.architectures import random_graph
 from mpgraph.protocols import Backprop, DirectFeedbackAlignment
 
@@ -29,7 +29,7 @@ def differences(kind="watts_strogatz", degree=8, epochs=20, seeds=5):
             (network.readout_only(), Backprop()),
             (network, DirectFeedbackAlignment(surrogate="tanh")),
         ):
-            _, curve, _ = experiment.train(mg.compile(drawn, rule), digits, epochs=epochs, seed=seed)
+            _, curve, _ = experiments.train(mg.compile(drawn, rule), digits, epochs=epochs, seed=seed)
             scores.append(100 * curve[-1])
         print(f"{kind} seed {seed}: readout {scores[0]:.1f} %, direct feedback {scores[1]:.1f} %", flush=True)
         found.append(scores[1] - scores[0])

@@ -8,7 +8,7 @@ import warnings
 import torch
 
 import mpgraph as mg
-from mpgraph import data, experiment
+from mpgraph import data, experiments
 from mpgraph.architectures import mlp
 from mpgraph.protocols import Backprop, FeedbackAlignment
 
@@ -24,7 +24,7 @@ def main(epochs=20):
             program = mg.compile(network, rule)
         for warning in caught:
             print(f"warning: {warning.message}")
-        _, curve, _ = experiment.train(program, digits, epochs=epochs)
+        _, curve, _ = experiments.train(program, digits, epochs=epochs)
         found[rule.name] = curve[-1]
         print(f"{rule.name}: {100 * curve[-1]:.1f} % of test digits")
     return found

@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import __version__, experiment
+from . import __version__, experiments
+from .agents.protocol import Protocol, list_protocols
 from .errors import FileError, InputError, MPGraphError, unknown
-from .network import Network
-from .program import compile
-from .protocol import Protocol, list_protocols
+from .network.network import Network
+from .program.program import compile
 from .registry import lookup
-from .saved import load_protocol
+from .serialization.protocol import load_protocol
 
 
 class Task(NamedTuple):
@@ -106,14 +106,14 @@ def _compare(options: argparse.Namespace) -> int:
     from . import data
 
     network = _network(options)
-    rules = {name: _maker(name, options) for name in [experiment.READOUT_ONLY, *options.protocols]}
+    rules = {name: _maker(name, options) for name in [experiments.READOUT_ONLY, *options.protocols]}
     epochs = options.epochs or TASKS[options.task].epochs
     settings = {
-        "task": options.task, "network": experiment.shape_of(network), "loss": options.loss, "epochs": epochs,
+        "task": options.task, "network": experiments.shape_of(network), "loss": options.loss, "epochs": epochs,
         "batch": options.batch, "lr": options.lr, "surrogate": options.surrogate, "standardised": not options.raw,
         "limit": options.limit,
     }  # fmt: skip
-    done: list[experiment.Run] = []
+    done: list[experiments.Run] = []
     if not options.protocols:
         raise InputError(f"--protocols names no rule; allowed are {', '.join(list_protocols())}")
     if not math.isfinite(options.lr):
@@ -124,7 +124,7 @@ def _compare(options: argparse.Namespace) -> int:
         except OSError as error:
             raise FileError(f"--out {options.out}: {error.strerror}") from None
         if options.resume and (options.out / "results.json").exists():
-            done = experiment.read(options.out / "results.json", settings)
+            done = experiments.read(options.out / "results.json", settings)
     elif options.resume:
         raise InputError("--resume needs --out DIR, the folder of the earlier results.json")
 
@@ -132,7 +132,7 @@ def _compare(options: argparse.Namespace) -> int:
         found = data.load(options.task, options.data, seed=seed, standardise=not options.raw)
         return found.head(options.limit) if options.limit else found
 
-    runs = experiment.compare(
+    runs = experiments.compare(
         network,
         rules,
         load,
@@ -141,20 +141,20 @@ def _compare(options: argparse.Namespace) -> int:
         batch=options.batch,
         device=options.device,
         done=done,
-        on_run=(lambda runs: experiment.write(options.out / "results.json", runs, settings)) if options.out else None,
+        on_run=(lambda runs: experiments.write(options.out / "results.json", runs, settings)) if options.out else None,
         progress=not options.quiet,
     )
-    rows = experiment.summary(runs)
+    rows = experiments.summary(runs)
     title = f"{options.task}, {settings['network']}, batch {options.batch}, lr {options.lr:g}, {options.seeds} seeds"
     if options.json:
         print(json.dumps({"settings": settings, "summary": rows}, indent=1))
     else:
         _print_table(title, rows)
     if options.out:
-        from .pictures.plots import curves
+        from .experiments.plots import curves
 
         kept = {(run.protocol, run.seed): run for run in [*done, *runs]}
-        experiment.write(options.out / "results.json", list(kept.values()), settings)
+        experiments.write(options.out / "results.json", list(kept.values()), settings)
         curves(runs, options.out / "curves.png", title)
         if not options.json:
             print(f"\nwrote {options.out / 'results.json'} and {options.out / 'curves.png'}")
@@ -200,7 +200,7 @@ def _network(options: argparse.Namespace) -> Network:
 def _maker(name: str, options: argparse.Namespace) -> Callable[[], Protocol]:
     """A function that makes the rule with those of the options that it takes, or reads it, as ``name:FOLDER``."""
     name, colon, folder = name.partition(":")
-    cls = lookup("mpgraph.protocols", "backprop" if name == experiment.READOUT_ONLY else name)
+    cls = lookup("mpgraph.protocols", "backprop" if name == experiments.READOUT_ONLY else name)
     if cls is None:
         raise InputError(unknown("protocol", name, list_protocols()))
     if colon:

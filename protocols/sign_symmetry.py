@@ -21,7 +21,7 @@ from torch import Tensor
 
 import mpgraph as mg
 from mpgraph import common, slow
-from mpgraph.initializers import Sized
+from mpgraph.agents.initializers import Sized
 
 from .backprop import Backprop, Weight
 

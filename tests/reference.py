@@ -4,8 +4,8 @@ import torch
 from hypothesis import strategies as st
 
 import mpgraph as mg
-from mpgraph.connection import OneToOne
 from mpgraph.errors import unknown
+from mpgraph.network.connections import OneToOne
 
 ACTIVATIONS = {
     "identity": lambda z: z,

@@ -5,7 +5,7 @@ from torch import nn
 
 import mpgraph as mg
 from mpgraph import Agent, Protocol, carry, common, fast, slow
-from mpgraph.initializers import normal
+from mpgraph.agents.initializers import normal
 
 
 class States(nn.Module):

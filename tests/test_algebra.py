@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mpgraph as mg
-from mpgraph.lowering.algebra import BATCH, Axis, Factor, Value
+from mpgraph.lowering.algebra import Factor, Value
 from mpgraph.lowering.recorder import Recorder
+from mpgraph.network.axes import BATCH, Axis
 
 SIZES = {"batch": 3, "i": 4, "j": 2}
 

@@ -17,8 +17,10 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import mpgraph as mg
-from mpgraph import data, experiment, interpreter, probes
+from mpgraph import data, experiments, probes
+from mpgraph.agents.schedules import Cycle, Linear
 from mpgraph.architectures import convnet, mlp, recurrent
+from mpgraph.interpreter import interpreter
 from mpgraph.protocols import (
     ActivationAlignment,
     Alignment,
@@ -36,7 +38,6 @@ from mpgraph.protocols import (
     WeightMirror,
 )
 from mpgraph.protocols.alignment.primitives import PRIMITIVES as PRIMITIVES_OF_RULES
-from mpgraph.schedules import Cycle, Linear
 
 FAMILY = (SymmetricAlignment, ActivationAlignment, WeightMirror, InformationAlignment, KolenPollack)
 
@@ -572,7 +573,7 @@ def test_a_surrogate_teaches_units_without_derivative(rule):
         (lambda: Alignment(inputs="yes"), "inputs='yes' must be True or False"),
         (
             lambda: Alignment(decay=1.0, feedback_optimizer=0.1),
-            "feedback_optimizer=0.1 must be a mpgraph.optimizer.Optimizer",
+            "feedback_optimizer=0.1 must be a mpgraph.agents.optimizers.Optimizer",
         ),
         (lambda: WeightMirror(noise=-1.0), "WeightMirror: noise=-1.0 must be a finite number"),
         (lambda: KolenPollack(noise=1), "KolenPollack: noise=1 acts on amp, null, sparse alone, but the primitives"),
@@ -613,7 +614,7 @@ def test_feedback_weights_find_the_forward_weights_with_the_defaults():
     bounds = dict(zip(FAMILY, (5.0, 5.0, 20.0, 40.0, 25.0), strict=True))
     for rule, bound in bounds.items():
         program = mg.compile(mlp([64, 32, 10]), rule())
-        state, curve, _ = experiment.train(program, digits, epochs=20, seed=0)
+        state, curve, _ = experiments.train(program, digits, epochs=20, seed=0)
         w, b = (state["h1->y"][c].flatten() for c in "wb")
         angle = torch.rad2deg(torch.acos(torch.dot(w, b) / (w.norm() * b.norm())))
         assert angle <= bound, (rule, float(angle))

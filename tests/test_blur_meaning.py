@@ -10,8 +10,8 @@ from reference import batch as random_batch
 from torch.nn import functional
 
 import mpgraph as mg
-from mpgraph import interpreter
 from mpgraph.architectures import convnet, mlp
+from mpgraph.interpreter import interpreter
 from mpgraph.protocols import BLUR
 
 pytestmark = pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")

@@ -10,8 +10,8 @@ from rules import Memories
 from torch.nn import functional as F
 
 import mpgraph as mg
-from mpgraph import interpreter
 from mpgraph.architectures import autoencoder, convnet, recurrent, resnet
+from mpgraph.interpreter import interpreter
 from mpgraph.protocols import Backprop, FeedbackAlignment
 
 pytestmark = pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")

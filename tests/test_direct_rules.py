@@ -6,7 +6,7 @@ from reference import randomised
 from torch.nn import functional as F
 
 import mpgraph as mg
-from mpgraph import data, experiment
+from mpgraph import data, experiments
 from mpgraph.architectures import convnet, mlp
 from mpgraph.protocols import Backprop, DirectFeedbackAlignment, NodePerturbation
 
@@ -69,6 +69,6 @@ def test_step_units_learn_without_a_derivative():
         ("readout", network.readout_only(), Backprop()),
         ("perturbed", network, NodePerturbation(lr=0.02, sigma=1.0)),
     ):
-        _, curve, _ = experiment.train(mg.compile(drawn, rule), digits, epochs=60)
+        _, curve, _ = experiments.train(mg.compile(drawn, rule), digits, epochs=60)
         scores[name] = curve[-1]
     assert scores["perturbed"] > scores["readout"] + 0.03

@@ -17,9 +17,9 @@ from matplotlib.path import Path as Outline
 
 import mpgraph as mg
 from mpgraph.architectures import mlp
-from mpgraph.graph import AgentGraph
-from mpgraph.pictures.diagrams import Box, Diagram, Line, Stroke
-from mpgraph.pictures.layout import arrange
+from mpgraph.draw.diagrams import Box, Diagram, Line, Stroke
+from mpgraph.draw.layout import arrange
+from mpgraph.graph.wiring import AgentGraph
 from mpgraph.protocols import Backprop
 
 

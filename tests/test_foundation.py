@@ -7,8 +7,9 @@ from rules import Echo, Memories, TwoStates
 from torch import nn
 
 import mpgraph as mg
-from mpgraph import Agent, fast, interpreter, slow
+from mpgraph import Agent, fast, slow
 from mpgraph.architectures import mlp
+from mpgraph.interpreter import interpreter
 from mpgraph.protocols import Backprop
 
 

@@ -10,8 +10,8 @@ import torch
 from reference import ACTIVATIONS, LOSSES, distance, randomised
 
 import mpgraph as mg
-from mpgraph import interpreter
 from mpgraph.architectures import layered_sparse, mlp, random_graph
+from mpgraph.interpreter import interpreter
 from mpgraph.protocols import Backprop, FeedbackAlignment
 
 SMOOTH = ("identity", "tanh", "sigmoid", "softplus", "relu")

@@ -5,9 +5,10 @@ import torch
 from reference import distance, randomised
 
 import mpgraph as mg
-from mpgraph import Agent, Protocol, data, interpreter
+from mpgraph import Agent, Protocol, data
 from mpgraph.architectures import mlp
-from mpgraph.experiment import train
+from mpgraph.experiments import train
+from mpgraph.interpreter import interpreter
 from mpgraph.protocols import Backprop, Hebb, Oja, Sanger
 
 SPECTRUM = torch.tensor([6.0, 4.0, 2.5, 1.5, 0.5, 0.3, 0.2, 0.1], dtype=torch.float64)

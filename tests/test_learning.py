@@ -4,13 +4,13 @@ import pytest
 import torch
 
 import mpgraph as mg
-from mpgraph import data, experiment
+from mpgraph import data, experiments
 from mpgraph.architectures import mlp
 from mpgraph.protocols import Backprop, FeedbackAlignment
 
 
 def scores(network, rules, epochs=20, task="digits", root=None, seeds=3):
-    runs = experiment.compare(
+    runs = experiments.compare(
         network,
         rules,
         lambda seed: data.load(task, root, seed=seed),
@@ -18,7 +18,7 @@ def scores(network, rules, epochs=20, task="digits", root=None, seeds=3):
         epochs=epochs,
         progress=False,
     )
-    return {row["protocol"]: row for row in experiment.summary(runs)}
+    return {row["protocol"]: row for row in experiments.summary(runs)}
 
 
 def test_digits_with_defaults():
@@ -54,6 +54,6 @@ def test_mnist_in_two_epochs(data_root):
 def test_training_is_the_same_twice():
     digits = data.load("digits").flat().head(300)
     program = mg.compile(mlp([64, 16, 10]), FeedbackAlignment())
-    one, two = (experiment.train(program, digits, epochs=2, seed=4) for _ in range(2))
+    one, two = (experiments.train(program, digits, epochs=2, seed=4) for _ in range(2))
     assert one[1:] == two[1:]
     assert all(torch.equal(one[0][n][c], two[0][n][c]) for n in one[0] for c in one[0][n])

@@ -6,8 +6,8 @@ from reference import batch, distance, randomised, weights_of
 from torch.nn import functional as F
 
 import mpgraph as mg
-from mpgraph import interpreter
 from mpgraph.architectures import mlp
+from mpgraph.interpreter import interpreter
 from mpgraph.protocols import Backprop
 
 

@@ -19,8 +19,8 @@ from reference import (
 )
 
 import mpgraph as mg
-from mpgraph import interpreter
 from mpgraph.architectures import mlp
+from mpgraph.interpreter import interpreter
 from mpgraph.protocols import Backprop, FeedbackAlignment
 
 SMOOTH = tuple(name for name in ACTIVATIONS if name != "step")

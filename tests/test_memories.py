@@ -7,10 +7,11 @@ from reference import distance, randomised
 from test_algebra import Sheet
 
 import mpgraph as mg
-from mpgraph import Protocol, carry, fast, interpreter
-from mpgraph.data import Dataset
-from mpgraph.experiment import accuracy, train
-from mpgraph.lowering.algebra import Axis
+from mpgraph import Protocol, carry, fast
+from mpgraph.data.datasets import Dataset
+from mpgraph.experiments import accuracy, train
+from mpgraph.interpreter import interpreter
+from mpgraph.network.axes import Axis
 from mpgraph.protocols.backprop import Weight as PlainWeight
 
 pytestmark = pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")

@@ -16,8 +16,8 @@ from reference import batch, distance, networks, randomised
 from torch.nn import functional as F
 
 import mpgraph as mg
-from mpgraph import interpreter
 from mpgraph.architectures import mlp
+from mpgraph.interpreter import interpreter
 from mpgraph.protocols import MPLP
 from mpgraph.protocols.mplp.released import MAML, MNIST, released, released_prior
 from mpgraph.protocols.mplp.statistics import Measuring

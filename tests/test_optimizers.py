@@ -7,8 +7,9 @@ from reference import distance, randomised
 from torch.nn import functional as F
 
 import mpgraph as mg
-from mpgraph import common, interpreter, slow
+from mpgraph import common, slow
 from mpgraph.architectures import mlp
+from mpgraph.interpreter import interpreter
 from mpgraph.protocols import Backprop, FeedbackAlignment
 from mpgraph.protocols.backprop import Weight
 from mpgraph.protocols.feedback_alignment import FeedbackWeight

@@ -369,7 +369,7 @@ def test_a_step_compiles_whole(double):
 
 def test_defaults_learn_digits():
     from mpgraph import data
-    from mpgraph.experiment import train
+    from mpgraph.experiments import train
 
     digits = data.load("digits").flat()
     program = mg.compile(mlp([64, 32, 10]), Plasticity())

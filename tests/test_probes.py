@@ -13,10 +13,10 @@ from reference import distance, forward, randomised
 from torch.nn import functional as F
 
 import mpgraph as mg
-from mpgraph import experiment, probes
+from mpgraph import experiments, probes
 from mpgraph.architectures import mlp, recurrent
-from mpgraph.data import Dataset
-from mpgraph.pictures import plots
+from mpgraph.data.datasets import Dataset
+from mpgraph.experiments import plots
 from mpgraph.probes.channels import recorded
 from mpgraph.protocols import Backprop, FeedbackAlignment, NodePerturbation
 from mpgraph.protocols.backprop import Weight
@@ -408,10 +408,10 @@ def everything(program, state, x, y):
 def test_a_run_is_the_same_to_the_bit_with_and_without(rule):
     data = digits_like()
     program = mg.compile(mlp([6, 5, 3]), rule)
-    alone = experiment.train(program, data, epochs=2, batch=8, seed=3)
+    alone = experiments.train(program, data, epochs=2, batch=8, seed=3)
     follow = probes.Follow(everything(program, program.init(), data.test_x, data.test_y))
     seen = torch.get_rng_state()
-    watched = experiment.train(program, data, epochs=2, batch=8, seed=3, follow=follow)
+    watched = experiments.train(program, data, epochs=2, batch=8, seed=3, follow=follow)
     assert torch.equal(seen, torch.get_rng_state())
     assert distance(alone[0], watched[0]) == 0.0
     assert alone[1:] == watched[1:]
@@ -433,7 +433,7 @@ def test_followed_measures_are_those_of_each_state_and_are_drawn(tmp_path):
     program = mg.compile(mlp([6, 5, 3]), FeedbackAlignment())
     kept = []
     follow = probes.Follow({"weight angle": probes.weight_angles, "dead": lambda s: kept.append(s) or {}}, every=2)
-    experiment.train(program, data, epochs=4, batch=8, follow=follow)
+    experiments.train(program, data, epochs=4, batch=8, follow=follow)
     assert follow.steps == [0, 2, 4]
     expected = [probes.weight_angles(state)["x->h1"] for state in kept]
     assert follow.history["weight angle"]["x->h1"] == expected

@@ -8,8 +8,8 @@ from graphs import GRAPHS, batch
 from reference import distance, randomised
 
 import mpgraph as mg
-from mpgraph import interpreter
 from mpgraph.architectures import mlp
+from mpgraph.interpreter import interpreter
 from mpgraph.registry import lookup
 
 

@@ -7,9 +7,10 @@ import torch
 from reference import distance, randomised
 
 import mpgraph as mg
-from mpgraph import interpreter, schedules
+from mpgraph.agents import schedules
 from mpgraph.architectures import mlp
 from mpgraph.cli import main
+from mpgraph.interpreter import interpreter
 from mpgraph.protocols import Backprop, DirectFeedbackAlignment, SymmetricAlignment
 from mpgraph.protocols.backprop import Weight
 
@@ -209,7 +210,7 @@ class Half(mg.Connection):
         return None
 
     def build(self, pre, post):
-        from mpgraph.connection import Meeting
+        from mpgraph.network.connections import Meeting
 
         own = pre[0].fresh()
         return Meeting((own,), {pre[0]: own}, {})

@@ -8,8 +8,9 @@ from rules import States, TwoStates, TwoStateSynapse
 from torch import nn
 
 import mpgraph as mg
-from mpgraph import Agent, carry, fast, interpreter, slow
+from mpgraph import Agent, carry, fast, slow
 from mpgraph.architectures import mlp, recurrent
+from mpgraph.interpreter import interpreter
 from mpgraph.protocols import Backprop, DirectFeedbackAlignment, FeedbackAlignment
 from mpgraph.protocols.backprop import Weight
 

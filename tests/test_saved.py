@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import save_file
 
 import mpgraph as mg
-from mpgraph import saved, schedules
+from mpgraph.agents import schedules
 from mpgraph.architectures import mlp
 from mpgraph.protocols import Alignment, Backprop, FeedbackAlignment, NoisyUpdates
+from mpgraph.serialization import protocol as saved
 
 
 def steps(rule, count=2):
@@ -169,7 +170,7 @@ def test_a_killed_write_leaves_the_old_rule(tmp_path, monkeypatch):
     def killed(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mpgraph.files.os.replace", killed)
+    monkeypatch.setattr("mpgraph.serialization.atomic.os.replace", killed)
     with pytest.raises(mg.FileError, match="No space left"):
         Backprop(lr=mg.learnable(0.5)).save(tmp_path)
     assert mg.load_protocol(tmp_path).optimizer.lr.item() == pytest.approx(0.1)

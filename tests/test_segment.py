@@ -6,8 +6,8 @@ from reference import distance, randomised
 from torch import nn
 
 import mpgraph as mg
-from mpgraph import interpreter
 from mpgraph.architectures import mlp
+from mpgraph.interpreter import interpreter
 from mpgraph.lowering import segment
 from mpgraph.protocols import Backprop
 from mpgraph.protocols.backprop import Weight

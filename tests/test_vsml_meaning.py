@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from reference import batch, distance, networks, randomised
 
 import mpgraph as mg
-from mpgraph import interpreter
 from mpgraph.architectures import mlp
+from mpgraph.interpreter import interpreter
 from mpgraph.protocols import VSML
 
 pytestmark = pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")

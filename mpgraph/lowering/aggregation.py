@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from mpgraph.errors import ProtocolError
-from mpgraph.nodes import Arrow
+from mpgraph.graph.arrows import Arrow
+from mpgraph.network.axes import BATCH, Axis
 
-from .algebra import BATCH, Axis, Factor, Value
+from .algebra import Factor, Value
 
 if TYPE_CHECKING:
     from .compiler import Trace

@@ -26,48 +26,12 @@ import torch
 from torch import fx
 
 from mpgraph.errors import ProtocolError
+from mpgraph.network.axes import Axis, ordered
 
 if TYPE_CHECKING:
-    from .incidence import Incidence
+    from mpgraph.network.incidence import Incidence
+
     from .recorder import Recorder
-
-_order = itertools.count()
-
-
-class Axis:
-    """A named axis. Two axes are the same only if they are the same object.
-
-    Args:
-        name: what people read, for example ``h1``.
-        size: its length; ``None`` for the batch, whose length the generated code reads from its input.
-        rank: axes are laid out by rank, then by age: the batch first (-1), populations (0), local axes last (1).
-    """
-
-    __slots__ = ("key", "name", "size")
-
-    def __init__(self, name: str, size: int | None, rank: int = 0) -> None:
-        self.name, self.size = name, size
-        self.key = (rank, next(_order))
-
-    def fresh(self) -> Axis:
-        """An axis of the same name and size that is another one: what a bound axis is renamed to."""
-        return Axis(self.name, self.size, self.key[0])
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the rule sees this axis (a state of size k) rather than the engine."""
-        return self.key[0] == 1
-
-    def __repr__(self) -> str:
-        return self.name
-
-
-BATCH = Axis("batch", None, rank=-1)
-
-
-def ordered(axes: Iterable[Axis]) -> tuple[Axis, ...]:
-    """Axes in the order in which tensors are laid out, each once."""
-    return tuple(sorted(set(axes), key=lambda axis: axis.key))
 
 
 class Factor(NamedTuple):
@@ -297,7 +261,9 @@ class Value:
         """The sum (or extremum), for each agent of the unit, over the sites of a connection that meet it."""
         if how in ("max", "min"):
             fold = Fold(incidence, incidence.sites, incidence.unit)
-            total = incidence.add_up(self.recorder, self.settle(), fold, how)
+            from .gather import add_up
+
+            total = add_up(self.recorder, self.settle(), fold, how)
             return Value(self.recorder, (), self.local).like(total)
         value = self._multipliable() if any(term.fold for term in self.terms) else self.simple()
         terms = []

@@ -16,16 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from mpgraph.agent import Channel
-from mpgraph.each import Each
+from mpgraph.agents.channel import Channel
+from mpgraph.agents.each import Each
+from mpgraph.agents.node import AgentNode
 from mpgraph.errors import ProtocolError, unknown
-from mpgraph.graph import AgentGraph
-from mpgraph.kinds import Kind
-from mpgraph.losses import Loss
-from mpgraph.nodes import AgentNode, Arrow, keeper, layout
+from mpgraph.graph.arrows import Arrow
+from mpgraph.graph.wiring import AgentGraph
+from mpgraph.network.activations import Kind
+from mpgraph.network.axes import BATCH, Axis, local_axes
+from mpgraph.network.losses import Loss
 
 from .aggregation import aggregated
-from .algebra import BATCH, Axis, Factor, Value
+from .algebra import Factor, Value
 from .lazyview import LazyView
 from .parameters import replaced
 from .recorder import Recorder, identifier
@@ -139,12 +141,12 @@ class Trace:
             if node.kind in ("input", "target") and name in nodes:
                 self.values[name]["value"] = self.leaf(self.fed(node), (BATCH, *node.axes))
             for channel, declared in self.graph.channels[name].items():
-                if declared.kept and name == keeper(node, declared):
-                    local = tuple(Axis(f"k{n}", n, rank=1) for n in agent.size_of(declared))
+                if declared.kept and name == node.keeper(declared):
+                    local = local_axes(agent.size_of(declared))
                     holder = self.item(self.inputs["state"], name, name)
                     leaf = self.item(holder, channel, f"{channel}_{name}")
                     leaf.meta["carry"] = declared.extent == "carry"
-                    self.kept[name][channel] = self.leaf(leaf, (*layout(node, declared), *local), local)
+                    self.kept[name][channel] = self.leaf(leaf, (*node.layout(declared), *local), local)
             self.values[name].update(self.kept[name])
 
     def fed(self, node: AgentNode) -> fx.Node:
@@ -180,7 +182,7 @@ class Trace:
         """Agents see lazy values where they have parameters and buffers, so that those are never baked in."""
 
         def lazy(index: int, tensor: Tensor, label: str) -> Value:
-            local = tuple(Axis(f"k{n}", n, rank=1) for n in tensor.shape)
+            local = local_axes(tensor.shape)
             return self.leaf(self.item(self.inputs["parameters"], index, label), local, local)
 
         self.modules = modules
@@ -257,8 +259,8 @@ class Trace:
         return optimizer.update(view, channel, signal)
 
     def _to_owner(self, node: AgentNode, declared: Channel) -> dict[Axis, Axis]:
-        owner = layout(self.graph.nodes[node.owner], declared)
-        return dict(zip(layout(node, declared), owner, strict=True))
+        owner = self.graph.nodes[node.owner].layout(declared)
+        return dict(zip(node.layout(declared), owner, strict=True))
 
     def bag(self, index: int, arrows: Sequence[Arrow]) -> Any:
         """All messages of one role as one."""
@@ -406,7 +408,7 @@ class Trace:
         if value is before:
             return before.settle().node
         node, declared = self.graph.nodes[name], self.graph.channels[name][channel]
-        axes = (*layout(node, declared), *value.local)
+        axes = (*node.layout(declared), *value.local)
         with self.recorder.at(("write", node)):
             tensor = self.recorder.full(value, axes)
             if set(axes) - set(value.settle().axes):

@@ -17,7 +17,10 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from .algebra import BATCH, Axis, Factor, Term, ordered
+from mpgraph.network.axes import BATCH, Axis, ordered
+
+from .algebra import Factor, Term
+from .gather import add_up, lower
 
 if TYPE_CHECKING:
     from .recorder import Number, Recorder
@@ -165,7 +168,7 @@ def contract(code: Recorder, term: Term, into: Factor | None = None, scale: Numb
     factors, bound = list(term.factors), term.bound
     incidence = term.fold.incidence if term.fold else next((f.gathered for f in factors if f.gathered), None)
     if incidence is not None:
-        lowered = incidence.lower(code, term, into if scale == 1.0 else None)
+        lowered = lower(incidence, code, term, into if scale == 1.0 else None)
         if lowered is not None:
             whole, fused = lowered
             return whole if fused else _add(code, into, whole, scale)
@@ -175,7 +178,7 @@ def contract(code: Recorder, term: Term, into: Factor | None = None, scale: Numb
             return _add(
                 code,
                 into,
-                term.fold.incidence.add_up(code, settle(code, [inside._replace(coefficient=1.0, power=0)]), term.fold),
+                add_up(code, settle(code, [inside._replace(coefficient=1.0, power=0)]), term.fold),
                 scale,
             )
     factors = _sum_lone(code, factors, bound)

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import fx
 
-from mpgraph.graph import AgentGraph
-from mpgraph.nodes import Arrow
-
-from .algebra import Axis
+from mpgraph.graph.arrows import Arrow
+from mpgraph.graph.wiring import AgentGraph
+from mpgraph.network.axes import Axis
 
 if TYPE_CHECKING:
     from .compiler import Compiled

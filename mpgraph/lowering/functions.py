@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from mpgraph.errors import ProtocolError
+from mpgraph.network.axes import BATCH, Axis, local_axes, ordered
 
-from .algebra import BATCH, Axis, Factor, Value, ordered
+from .algebra import Factor, Value
 from .recorder import Recorder
 
 # Functions of single numbers: applied to a whole tensor they act on every agent and example alone.
@@ -314,7 +315,7 @@ def _stack(recorder: Recorder, values: Any, dim: int = 0) -> Value:
 
 def _fresh(recorder: Recorder, node: Any, axes: tuple[Axis, ...], shape: Any) -> Value:
     """A new tensor laid out as named axes, then local axes of the given shape."""
-    local = tuple(Axis(f"k{size}", size, rank=1) for size in shape)
+    local = local_axes(shape)
     return Value(recorder, (), local).like(Factor(node, (*axes, *local)))
 
 

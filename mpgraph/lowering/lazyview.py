@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mpgraph.agent import Channel, View
-from mpgraph.each import Each
+from mpgraph.agents.agent import View
+from mpgraph.agents.channel import Channel
+from mpgraph.agents.each import Each
+from mpgraph.agents.node import AgentNode
 from mpgraph.errors import ProtocolError, unknown
-from mpgraph.kinds import Kind, activation
-from mpgraph.losses import Loss
-from mpgraph.nodes import AgentNode, layout
-from mpgraph.operations import Operation
+from mpgraph.network.activations import Kind, activation
+from mpgraph.network.axes import BATCH, local_axes, ordered
+from mpgraph.network.losses import Loss
+from mpgraph.network.operations import Operation
 
 from . import segment
-from .algebra import BATCH, Axis, Factor, Value, ordered
+from .algebra import Factor, Value
 from .recorder import identifier
 
 if TYPE_CHECKING:
@@ -82,9 +84,9 @@ class LazyView(View):
                     f"{tuple(value.shape)}"
                 )
             if value.shape != torch.Size(shape):
-                local = tuple(Axis(f"k{n}", n, rank=1) for n in shape)
+                local = local_axes(shape)
                 value = Value(recorder, value.simple().terms, local)
-        allowed = {BATCH, *self.node.axes} if channel.extent == "fast" else set(layout(self.node, channel))
+        allowed = {BATCH, *self.node.axes} if channel.extent == "fast" else set(self.node.layout(channel))
         known = {BATCH, *self.node.axes}
         if channel.extent == "fast":
             known.update(*self.node.inner.values())

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, fx
 
 from mpgraph.errors import ProtocolError
+from mpgraph.network.axes import BATCH, Axis, local_axes, ordered
 
 from . import contraction
-from .algebra import BATCH, Axis, Factor, Operand, Term, Value, ordered
+from .algebra import Factor, Operand, Term, Value
+from .gather import look_up
 
 TAKEN = frozenset(["self", "torch", "device", *dir(builtins)])  # what generated code calls something else
 Number = Any  # a float, or an fx node that holds one
@@ -131,7 +133,7 @@ class Recorder:
             )
         if tensor.ndim == 0 and not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             return Value(self, (Term(float(tensor)),))
-        local = tuple(Axis(f"k{size}", size, rank=1) for size in tensor.shape)
+        local = local_axes(tensor.shape)
         node = self.constant(tensor)
         converted = self.emit("to", node, self.dtype) if tensor.dtype != self.dtype else node
         return Value(self, (), local).like(Factor(converted, local))
@@ -202,7 +204,7 @@ class Recorder:
 
     def plain(self, factor: Factor) -> Factor:
         """The factor as a tensor on its axes: a lazy look-up is carried out, once."""
-        return factor if factor.gathered is None else factor.gathered.look_up(self, factor)
+        return factor if factor.gathered is None else look_up(self, factor)
 
     def arrange(self, factor: Factor, axes: Sequence[Axis]) -> fx.Node:
         """The tensor with its dimensions in the order of ``axes``, ready to broadcast over those it lacks."""

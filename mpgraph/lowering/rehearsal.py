@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from mpgraph.agents.optimizers import Optimizer
+from mpgraph.agents.protocol import Protocol
 from mpgraph.errors import MPGraphError
-from mpgraph.graph import AgentGraph
-from mpgraph.network import Network
-from mpgraph.nodes import Arrow
-from mpgraph.optimizer import Optimizer
-from mpgraph.protocol import Protocol
+from mpgraph.graph.arrows import Arrow
+from mpgraph.graph.wiring import AgentGraph
+from mpgraph.network.network import Network
 
 from .algebra import Value
 from .compiler import Trace

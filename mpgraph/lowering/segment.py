@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from mpgraph.checks import inside_transform
+from mpgraph.environment import inside_transform
+from mpgraph.network.axes import BATCH, local_axes, ordered
 
-from .algebra import BATCH, Axis, Factor, Value, ordered
+from .algebra import Factor, Value
 from .parameters import replaced
 from .recorder import Recorder, identifier
 
@@ -131,7 +132,7 @@ def emit(trace: Any, function: Callable[..., Any], values: Sequence[Any], name: 
 
     def leaf(value: Any, hint: str) -> Value:
         """A value as an argument of the segment."""
-        local = tuple(Axis(f"k{n}", n, rank=1) for n in value.shape)
+        local = local_axes(value.shape)
         if value.is_zero:
             return Value(inner, (), local)
         node = inner.input(f"{hint} {len(arguments)}" if hint in inner.inputs else hint)
@@ -173,7 +174,7 @@ def emit(trace: Any, function: Callable[..., Any], values: Sequence[Any], name: 
     for index, value in enumerate(found):
         part = trace.item(node, index)
         part = outer.emit("unflatten", part, 0, sizes) if len(axes) > 1 else part
-        local = tuple(Axis(f"k{n}", n, rank=1) for n in value.shape)
+        local = local_axes(value.shape)
         parts.append(Value(outer, (), local).like(Factor(part, (*axes, *local))))
     return tuple(parts) if several else parts[0]
 

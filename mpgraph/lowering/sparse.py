@@ -8,50 +8,12 @@ has a rule for fake tensors and for batches, inside an ``autograd.Function`` who
 from __future__ import annotations
 
 import warnings
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mpgraph.checks import inside_transform
-
-
-class Pattern:
-    """Which agents a list of edges joins.
-
-    Args:
-        pre: flat index of each edge's source, ``(edges,)``.
-        post: flat index of each edge's target.
-        sizes: number of agents at the source's and the target's end.
-    """
-
-    def __init__(self, pre: Tensor, post: Tensor, sizes: tuple[int, int]) -> None:
-        self.pre, self.post, self.sizes = pre, post, sizes
-
-    def side(self, end: str) -> tuple[Tensor, Tensor, Tensor]:
-        """The CSR form whose rows are the agents of one end: row starts, columns, order of the edges."""
-        return self.by_post if end == "post" else self.by_pre
-
-    @cached_property
-    def by_post(self) -> tuple[Tensor, Tensor, Tensor]:
-        """CSR with targets as rows."""
-        return _compressed(self.post, self.pre, self.sizes[1])
-
-    @cached_property
-    def by_pre(self) -> tuple[Tensor, Tensor, Tensor]:
-        """CSR with sources as rows."""
-        return _compressed(self.pre, self.post, self.sizes[0])
-
-
-def _compressed(row: Tensor, column: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """CSR form; the order of the edges is empty where they are in order already, which saves a permutation."""
-    count = torch.bincount(row, minlength=size)
-    starts = torch.cat([count.new_zeros(1), count.cumsum(0)])
-    order = row[:0] if bool((row[1:] >= row[:-1]).all()) else torch.argsort(row, stable=True)
-    columns = column[order] if len(order) else column
-    small = torch.int32 if max(len(row), size) < 2**31 else torch.int64  # the kernels would convert at each call
-    return starts.to(small), columns.to(small), order
+from mpgraph.environment import inside_transform
 
 
 def _matrix(starts: Tensor, columns: Tensor, values: Tensor, width: int) -> Tensor:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mpgraph.agents.node import AgentNode
 from mpgraph.errors import ProtocolError, unknown
-from mpgraph.kinds import Kind
-from mpgraph.nodes import AgentNode
-from mpgraph.operations import Operation
-from mpgraph.program import Batch, Program, State
+from mpgraph.network.activations import Kind
+from mpgraph.network.operations import Operation
+from mpgraph.program.program import Batch, Program, State
 
 Part = str | tuple[str, int]  # a channel, or one number of a channel that holds several
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, fx
 
 from mpgraph.errors import ProtocolError
-from mpgraph.lowering.algebra import BATCH, Value
+from mpgraph.graph.arrows import Arrow
+from mpgraph.lowering.algebra import Value
 from mpgraph.lowering.compiler import Trace
-from mpgraph.nodes import Arrow
-from mpgraph.program import Batch, Program, State
+from mpgraph.network.axes import BATCH
+from mpgraph.program.program import Batch, Program, State
 
 from .channels import is_unit
 

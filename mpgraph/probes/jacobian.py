@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from mpgraph.errors import InputError, ProtocolError, unknown
-from mpgraph.phases import phase_of
-from mpgraph.program import Batch, Program, State
+from mpgraph.program.program import Batch, Program, State
 
 from .channels import nodes_with
 
@@ -70,7 +69,7 @@ def asymmetry(
             f"weights. Choose some, nodes=[{chosen[0]!r}], or raise limit="
         )
     size = len(next(iter(x.values())) if isinstance(x, Mapping) else x)
-    phase = phase_of(program.protocol, state, phase)  # neither can be found under a transform
+    phase = program.protocol.phase_at(state, phase)  # neither can be found under a transform
     noise = program.noise(state, size, phase=phase)
 
     def update(flat: Tensor) -> Tensor:

@@ -15,11 +15,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from mpgraph.agent import Agent, fast, slow
+from mpgraph.agents.agent import Agent
+from mpgraph.agents.channel import fast, slow
+from mpgraph.agents.protocol import Protocol
 from mpgraph.errors import InputError, ProtocolError
-from mpgraph.network import Network, Wire
-from mpgraph.program import Batch, Program, State, compile
-from mpgraph.protocol import Protocol
+from mpgraph.network.network import Network, Wire
+from mpgraph.program.program import Batch, Program, State, compile
 
 from .channels import Part, nodes_with, recorded, units_with
 from .gradient import gradients

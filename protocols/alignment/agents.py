@@ -21,9 +21,9 @@ from torch import nn
 
 import mpgraph as mg
 from mpgraph import Agent, fast, slow
-from mpgraph.defaults import Input
+from mpgraph.agents.builtin import Input
+from mpgraph.agents.schedules import at
 from mpgraph.protocols.backprop import Weight
-from mpgraph.schedules import at
 
 from .primitives import PRIMITIVES, Over
 from .stabilising import RECONSTRUCTION, through

@@ -52,8 +52,8 @@ class Alignment(Backprop):
         feedback_optimizer: inner optimiser of B.
         surrogate: activation whose derivative stands in for units that have none (a step).
         given: coefficients by primitive (``decay``, ``amp``, ``null``, ``sparse``, ``self``, and ``task``, the gradient
-            of W), each a number, ``mg.learnable(...)`` or a function of the step as in :mod:`mpgraph.schedules`; agents
-            by kind of node.
+            of W), each a number, ``mg.learnable(...)`` or a function of the step as in
+            :mod:`mpgraph.agents.schedules`; agents by kind of node.
 
     Raises:
         ProtocolError: for an unknown primitive, operation or option, numbers out of range, or an option that acts on

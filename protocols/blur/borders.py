@@ -10,7 +10,7 @@ import torch
 
 import mpgraph as mg
 from mpgraph import Agent, fast
-from mpgraph.network import Wire
+from mpgraph.network.network import Wire
 
 from .parts import Options, States, first, vector
 

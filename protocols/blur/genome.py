@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import mpgraph as mg
+from mpgraph.agents.protocol import AgentNode
 from mpgraph.arguments import Arguments
-from mpgraph.protocol import AgentNode
 
 Initial = Literal["random", "backprop"]
 

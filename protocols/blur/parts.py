@@ -10,8 +10,8 @@ import torch
 
 import mpgraph as mg
 from mpgraph import Agent, fast
+from mpgraph.agents.initializers import Initializer
 from mpgraph.arguments import Arguments
-from mpgraph.initializers import Initializer
 
 from .genome import Layers
 

@@ -33,9 +33,9 @@ from torch import nn
 
 import mpgraph as mg
 from mpgraph import Agent, Protocol
+from mpgraph.agents.initializers import Initializer
+from mpgraph.agents.protocol import AgentNode
 from mpgraph.arguments import Arguments
-from mpgraph.initializers import Initializer
-from mpgraph.protocol import AgentNode
 
 from .borders import Constant, Input, Loss, Operation, fixed_at_one
 from .genome import Genome, Initial, Layers, Shape

@@ -17,7 +17,7 @@ import torch
 
 import mpgraph as mg
 from mpgraph import Agent, fast, slow
-from mpgraph.initializers import normal
+from mpgraph.agents.initializers import normal
 
 from .learned import Learned
 from .losses import LOSSES, AnyLoss

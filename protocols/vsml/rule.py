@@ -35,8 +35,8 @@ from torch import nn
 
 import mpgraph as mg
 from mpgraph import Protocol
+from mpgraph.agents.protocol import AgentNode
 from mpgraph.arguments import Arguments
-from mpgraph.protocol import AgentNode
 
 from .synapses import CELLS, Synapse
 from .units import Form, Loss, Operation, Silent, Source, Target, Unit

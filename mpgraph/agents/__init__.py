@@ -1,0 +1,1 @@
+"""What a learning rule is written with: agents, their channels, optimizers, protocols."""

@@ -1,0 +1,74 @@
+"""Channels: the named pieces of an agent's state, and how long each is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .initializers import Initializer, constant, zeros
+
+Extent = Literal["slow", "fast", "carry", "common"]
+End = Literal["pre", "post"]
+AGGREGATIONS = ("sum", "mean", "window_mean", "max", "min", "each")
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One piece of an agent's state; made by :func:`slow`, :func:`fast`, :func:`carry` and :func:`common`.
+
+    Attributes:
+        extent: over what it is kept, see the functions.
+        size: ``None`` for one number, ``k`` (or the name of an agent's attribute that holds k) for a vector; a
+            channel of size 0 is not there at all.
+        init: initialiser, for channels that outlive a step, or the name of an agent's method that is one.
+        frozen: a write to it is an error.
+        end: keep only the axes of one end of a connection.
+        per: ``"agent"`` keeps one value for all uses of an agent (positions of a convolution, ticks, tied connections),
+            ``"use"`` one for each: a message that is held belongs to the place where it arrived.
+    """
+
+    extent: Extent
+    size: int | str | None = None
+    init: Initializer | str = zeros
+    frozen: bool = False
+    end: End | None = None
+    per: Literal["agent", "use"] = "agent"
+
+    @property
+    def kept(self) -> bool:
+        """Whether the channel is part of the state between steps."""
+        return self.extent != "fast"
+
+
+def _initializer(init: Initializer | float | str) -> Initializer | str:
+    return init if callable(init) or isinstance(init, str) else constant(float(init))
+
+
+def slow(size: int | str | None = None, *, init: Initializer | float | str = 0.0, frozen: bool = False) -> Any:
+    """The agent's own and kept, without a batch axis (a weight). Writes are averaged over the batch and over uses."""
+    return Channel("slow", size, _initializer(init), frozen)
+
+
+def fast(size: int | str | None = None) -> Any:
+    """One value for each example, gone after the step (an activation). Without a size, any local shape."""
+    return Channel("fast", size)
+
+
+def carry(
+    size: int | str | None = None,
+    *,
+    init: Initializer | float | str = 0.0,
+    end: End | None = None,
+    per: Literal["agent", "use"] = "agent",
+) -> Any:
+    """One value for each slot of the batch, kept between steps (a memory); see :class:`Channel` for the rest.
+
+    A memory of the agent goes from tick to tick and from one tied connection to the next; over the positions of a
+    convolution its writes are averaged. A memory of each use stays where it is.
+    """
+    return Channel("carry", size, _initializer(init), end=end, per=per)
+
+
+def common(size: int | str | None = None, *, init: Initializer | float | str = 0.0) -> Any:
+    """One value for the whole node, kept (running statistics). Writes are averaged over agents and batch."""
+    return Channel("common", size, _initializer(init))

@@ -1,0 +1,45 @@
+"""Parts of rules: they know what they were made with, and cannot change under a program compiled from them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from mpgraph.errors import ProtocolError
+
+
+class Sealed(nn.Module):
+    """A module whose numbers become constants of generated code: once compiled, setting one is an error."""
+
+    _sealed = False
+    arguments: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Sealed:
+        """Note the arguments, by name: they and the tensors are what a file of the rule holds."""
+        made = super().__new__(cls)
+        signature = inspect.signature(cls.__init__)
+        try:
+            given = dict(signature.bind_partial(made, *args, **kwargs).arguments)
+        except TypeError:  # __init__ is about to say what is wrong
+            given = {}
+        given.pop(next(iter(signature.parameters)), None)  # self
+        for parameter in signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                given |= given.pop(parameter.name, {})
+        made.__dict__["arguments"] = given
+        return made
+
+    def seal(self) -> None:
+        """From now on refuse new values for attributes that are numbers."""
+        self.__dict__["_sealed"] = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._sealed and isinstance(value, (int, float, str)) and name != "training":
+            raise ProtocolError(
+                f"{type(self).__name__}.{name} = {value!r}: a program was compiled from this rule with "
+                f"{name} = {getattr(self, name, None)!r} as a constant of its code. Make a new rule and compile it, or "
+                f"make the number a parameter from the start: {name}=mg.learnable({value!r})"
+            )
+        super().__setattr__(name, value)

@@ -1,0 +1,347 @@
+"""Single neurons and edges as arrays: reading them from networkx, checking them, and their levels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mpgraph.errors import NetworkError, unknown
+from mpgraph.network.activations import Kind, activation
+from mpgraph.network.operations import Operation
+
+KINDS = ("input", "unit", "output")
+INPUT, UNIT, OUTPUT = range(3)
+
+
+@dataclass
+class Neurons:
+    """Neurons in the order of the graph.
+
+    Attributes:
+        names: what the graph calls them.
+        kind: number of each one's kind in ``KINDS``.
+        activation: number of each one's activation in ``kinds``; of inputs 0.
+        kinds: the activations, sorted by name.
+        place: for inputs and outputs the index among them, for units the place in the graph.
+        bias: initial values, or ``None`` if none was given.
+    """
+
+    names: Sequence[Hashable]
+    kind: np.ndarray
+    activation: np.ndarray
+    kinds: list[Kind]
+    place: np.ndarray
+    bias: np.ndarray | None
+
+
+@dataclass
+class Edges:
+    """Edges in the order of the graph, ends as places of the neurons.
+
+    Attributes:
+        weight: initial values, or ``None`` if none was given.
+        keys: of parallel edges, or ``None`` in a graph without any.
+    """
+
+    names: Sequence[Hashable]  # of the neurons
+    source: np.ndarray
+    target: np.ndarray
+    delay: np.ndarray
+    weight: np.ndarray | None
+    keys: Sequence[Hashable] | None = None
+
+    def name(self, row: int) -> str:
+        """What people read."""
+        key = "" if self.keys is None else f" (key {self.keys[row]!r})"
+        return f"{self.names[self.source[row]]!r} -> {self.names[self.target[row]]!r}{key}"
+
+
+def listed(found: Iterable[int], name: Callable[[int], str], most: int = 8) -> str:
+    """The names of what was found, of many the first few and how many there are."""
+    rows = list(found)
+    return ", ".join(name(int(i)) for i in rows[:most]) + (f" ... ({len(rows)} in all)" if len(rows) > most else "")
+
+
+# -- reading ----------------------------------------------------------------------------------------------
+
+
+def read_edges(graph: Any) -> Edges:
+    """The edges of a directed networkx graph.
+
+    Raises:
+        NetworkError: for a weight or delay that is no number, or weights of some edges only.
+    """
+    if not graph.number_of_edges():
+        raise NetworkError("the graph has no edges")
+    number = {node: i for i, node in enumerate(graph)}
+    count, parallel = graph.number_of_edges(), graph.is_multigraph()
+    source = np.fromiter((number[u] for u, _ in graph.edges()), np.int64, count)
+    target = np.fromiter((number[v] for _, v in graph.edges()), np.int64, count)
+    keys = [key for *_, key in graph.edges(keys=True)] if parallel else None
+    edges = Edges(list(graph), source, target, np.zeros(count, np.int64), None, keys)
+    weights = [data.get("weight") for *_, data in graph.edges(data=True)]
+    edges.weight = numbers("weight", weights, lambda i: f"edge {edges.name(i)}")
+    delays = [data.get("delay", 0) for *_, data in graph.edges(data=True)]
+    given = numbers("delay", delays, lambda i: f"edge {edges.name(i)}")
+    assert given is not None
+    edges.delay = given.astype(np.int64)
+    wrong = np.flatnonzero((given < 0) | (given != edges.delay))
+    if len(wrong):
+        raise NetworkError(f"edge {edges.name(wrong[0])}: delay must be a number of ticks, got {delays[wrong[0]]!r}")
+    return edges
+
+
+def read_neurons(graph: Any, edges: Edges) -> Neurons:
+    """The nodes of a directed networkx graph, with what they lack filled in.
+
+    Raises:
+        NetworkError: for an unknown kind or activation, a bias that is no number, an index that is missing or twice.
+    """
+    names, data = list(graph), [attributes for _, attributes in graph.nodes(data=True)]
+    return neurons(
+        names,
+        edges,
+        kind=[d.get("kind") for d in data],
+        activation=[d.get("activation") for d in data],
+        index=[d.get("index") for d in data],
+        bias=[d.get("bias") for d in data],
+    )
+
+
+def neurons(
+    names: Sequence[Hashable],
+    edges: Edges,
+    *,
+    kind: Sequence[Any],
+    activation: Sequence[Any],
+    index: Sequence[Any],
+    bias: Sequence[Any],
+) -> Neurons:
+    """Neurons from lists of attributes, in which ``None`` stands for what was not given.
+
+    Raises:
+        NetworkError: as in :func:`read_neurons`.
+    """
+    numbered = _kinds(names, edges, kind)
+    which, kinds = _activations(names, numbered, activation)
+    place = np.arange(len(names))
+    for role in (INPUT, OUTPUT):
+        members = np.flatnonzero(numbered == role)
+        place[members] = _places(names, KINDS[role], members, [index[int(i)] for i in members])
+    given = [i for i, value in enumerate(bias) if value is not None]
+    wrong = [i for i in given if numbered[i] == INPUT]
+    if wrong:
+        raise NetworkError(f"inputs have no bias: {listed(wrong, lambda i: repr(names[i]))}")
+    filled = [0.0 if value is None else value for value in bias]
+    values = numbers("bias", filled, lambda i: f"neuron {names[i]!r}") if given else None
+    return Neurons(names, numbered, which, kinds, place, values)
+
+
+def _kinds(names: Sequence[Hashable], edges: Edges, given: Sequence[Any]) -> np.ndarray:
+    hears = np.bincount(edges.target, minlength=len(names)) > 0
+    speaks = np.bincount(edges.source, minlength=len(names)) > 0
+    kind = np.where(hears, np.where(speaks, UNIT, OUTPUT), INPUT)
+    for i, value in enumerate(given):
+        if value is None and not hears[i] and not speaks[i]:
+            raise NetworkError(f"neuron {names[i]!r} has no edges; remove it, or give it kind='input'")
+        if value is not None:
+            if value not in KINDS:
+                raise NetworkError(f"neuron {names[i]!r}: {unknown('kind', value, KINDS)}")
+            kind[i] = KINDS.index(value)
+    return kind
+
+
+def _activations(names: Sequence[Hashable], kind: np.ndarray, given: Sequence[Any]) -> tuple[np.ndarray, list[Kind]]:
+    """Number of each neuron's activation, and the activations."""
+    members: dict[Any, list[int]] = {}
+    for i, value in enumerate(given):
+        if kind[i] == INPUT:
+            if value is not None:
+                raise NetworkError(f"neuron {names[i]!r} is an input and has no activation, got {value!r}")
+        else:
+            default = "identity" if kind[i] == OUTPUT else "tanh"
+            members.setdefault(default if value is None else value, []).append(i)
+    found = {value: _activation(names[rows[0]], value) for value, rows in members.items()}
+    which = np.zeros(len(names), np.int64)
+    order = sorted(found, key=lambda value: found[value].name)
+    for number, value in enumerate(order):
+        which[members[value]] = number
+    return which, [found[value] for value in order]
+
+
+def _activation(name: Hashable, value: Any) -> Kind:
+    try:
+        kind = activation(value)
+    except NetworkError as error:
+        raise NetworkError(f"neuron {name!r}: {error}") from None
+    if kind.over != "agent" or isinstance(kind, Operation):
+        raise NetworkError(f"neuron {name!r}: {kind} needs a whole population, and this is one neuron")
+    return kind
+
+
+def _places(names: Sequence[Hashable], kind: str, members: np.ndarray, index: Sequence[Any]) -> np.ndarray:
+    """Rank of each input or output among its like."""
+    without = [members[i] for i, value in enumerate(index) if value is None]
+    if len(without) == len(members):
+        return np.arange(len(members))
+    if without:
+        raise NetworkError(
+            f"some {kind}s have an index and others not: {listed(without, lambda i: repr(names[i]))}; give one to all"
+        )
+    values = numbers("index", index, lambda i: f"neuron {names[members[i]]!r}")
+    assert values is not None
+    order = np.argsort(values, kind="stable")
+    twice = np.flatnonzero(np.diff(values[order]) == 0)
+    if len(twice):
+        one, two = (names[members[order[twice[0] + k]]] for k in (0, 1))
+        raise NetworkError(f"{kind}s {one!r} and {two!r} have the same index {index[order[twice[0]]]!r}")
+    place = np.empty(len(members), np.int64)
+    place[order] = np.arange(len(members))
+    return place
+
+
+def numbers(what: str, values: Sequence[Any], name: Callable[[int], str]) -> np.ndarray | None:
+    """An attribute as float64, or ``None`` if nothing was given.
+
+    Args:
+        what: the attribute.
+        values: one for each node or edge, ``None`` for none.
+        name: of the node or edge in an error.
+
+    Raises:
+        NetworkError: for a value that is not a finite number, or values for some only.
+    """
+    missing = sum(value is None for value in values)
+    if missing == len(values):
+        return None
+    if missing:
+        with_one = next(i for i, value in enumerate(values) if value is not None)
+        without = next(i for i, value in enumerate(values) if value is None)
+        raise NetworkError(
+            f"{name(with_one)} has a {what} but {name(without)} has none ({missing} lack it): give one to all or "
+            "to none"
+        )
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError):
+        array = np.asarray(None)
+    if array.dtype.kind in "iuf" and array.ndim == 1 and np.isfinite(array).all():
+        return array.astype(np.float64)
+    return np.array([_number(what, value, name, i) for i, value in enumerate(values)])
+
+
+def _number(what: str, value: Any, name: Callable[[int], str], i: int) -> float:
+    try:
+        number = float("nan") if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = float("nan")
+    if not np.isfinite(number):
+        raise NetworkError(f"{name(i)}: {what} must be a finite number, got {value!r}")
+    return number
+
+
+# -- checking ---------------------------------------------------------------------------------------------
+
+
+def check(neurons: Neurons, edges: Edges, ticks: int) -> None:
+    """Refuse graphs that no rule could run, except for cycles, which :func:`levels` finds.
+
+    Raises:
+        NetworkError: naming the neurons or edges.
+    """
+    names, kind = neurons.names, neurons.kind
+
+    def refuse(wrong: np.ndarray, text: str, name: Callable[[int], str]) -> None:
+        if len(wrong):
+            raise NetworkError(text.format(listed(wrong, name)))
+
+    def neuron(i: int) -> str:
+        return repr(names[i])
+
+    for role in (INPUT, OUTPUT):
+        if not (kind == role).any():
+            where = "incoming" if role == INPUT else "outgoing"
+            raise NetworkError(
+                f"the graph has no {KINDS[role]}: every neuron has {where} edges; mark some with kind={KINDS[role]!r}"
+            )
+    refuse(np.flatnonzero(kind[edges.target] == INPUT), "edges into inputs: {}; an input hears nothing", edges.name)
+    hears = np.bincount(edges.target, minlength=len(names)) > 0
+    refuse(np.flatnonzero(~hears & (kind != INPUT)), "no edge leads to {}; connect it, or make it an input", neuron)
+    loops = (edges.source == edges.target) & (edges.delay == 0)
+    refuse(np.flatnonzero(loops), "edges from a neuron to itself need a delay: {}", edges.name)
+    late = np.flatnonzero(edges.delay >= ticks)
+    many = f"the network runs for {ticks} tick{'s' * (ticks > 1)}, too few for the delay of {{}}; give more ticks"
+    refuse(late, many, edges.name)
+    refuse(np.flatnonzero((kind == OUTPUT) & ~_reached(neurons, edges)), "outputs that no input reaches: {}", neuron)
+
+
+def _reached(neurons: Neurons, edges: Edges) -> np.ndarray:
+    reached = neurons.kind == INPUT
+    front = np.flatnonzero(reached)
+    onward = _Onward(edges.source, edges.target, len(reached))
+    while len(front):
+        heard = onward(front)
+        front = np.unique(heard[~reached[heard]])
+        reached[front] = True
+    return reached
+
+
+class _Onward:
+    """The targets of the edges that leave some neurons."""
+
+    def __init__(self, source: np.ndarray, target: np.ndarray, neurons: int) -> None:
+        self.targets = target[np.argsort(source, kind="stable")]
+        self.count = np.bincount(source, minlength=neurons)
+        self.starts = np.cumsum(self.count) - self.count
+
+    def __call__(self, neurons: np.ndarray) -> np.ndarray:
+        count = self.count[neurons]
+        shift = np.repeat(self.starts[neurons] - (np.cumsum(count) - count), count)
+        return self.targets[shift + np.arange(len(shift))]
+
+
+def levels(neurons: Neurons, edges: Edges) -> np.ndarray:
+    """For each neuron the longest path without delay from the inputs; 1 where only delayed edges lead to it.
+
+    Raises:
+        NetworkError: for a cycle without delay, naming its neurons.
+    """
+    at_once = edges.delay == 0
+    source, target = edges.source[at_once], edges.target[at_once]
+    waiting = np.bincount(target, minlength=len(neurons.names))
+    onward = _Onward(source, target, len(waiting))
+    level = np.full(len(waiting), -1)
+    front = np.flatnonzero(neurons.kind == INPUT)
+    late = np.flatnonzero((neurons.kind != INPUT) & (waiting == 0))
+    depth = 0
+    while len(front) or depth == 1:
+        level[front] = depth
+        heard, times = np.unique(onward(front), return_counts=True)
+        waiting[heard] -= times
+        front = heard[waiting[heard] == 0]
+        depth += 1
+        if depth == 1:
+            front = np.concatenate([front, late])
+    if (level < 0).any():
+        cycle = _cycle(level < 0, source, target)
+        path = listed(cycle, lambda i: repr(neurons.names[i])).replace(", ", " -> ")
+        raise NetworkError(
+            f"cycle without a delay: {path}. A neuron cannot wait for itself: remove an edge, or give one a delay "
+            "(with ticks=...)"
+        )
+    return level
+
+
+def _cycle(left: np.ndarray, source: np.ndarray, target: np.ndarray) -> list[int]:
+    """Some cycle among neurons each of which waits for another one of them, closed."""
+    before = np.full(len(left), -1)
+    inside = left[source] & left[target]
+    before[target[inside]] = source[inside]
+    path, place = [int(np.flatnonzero(left)[0])], {}
+    while path[-1] not in place:
+        place[path[-1]] = len(path) - 1
+        path.append(int(before[path[-1]]))
+    return path[place[path[-1]] :][::-1]

@@ -1,0 +1,229 @@
+"""Pictures of networks and agent graphs."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpgraph.agents.node import AgentNode
+from mpgraph.errors import NetworkError, ProtocolError, unknown
+from mpgraph.graph.arrows import Arrow
+from mpgraph.network.network import Network, Unit, Wire
+
+from .diagrams import LOOKS, Box, Diagram, Line, Stroke, graphviz, mermaid
+from .render import figure
+
+if TYPE_CHECKING:
+    import networkx
+
+    from mpgraph.graph.wiring import AgentGraph
+
+TEXTS = {"mermaid": mermaid, "graphviz": graphviz}
+SUFFIXES = (".pdf", ".png", ".svg")
+CONNECTIONS = {
+    "trained connection": Stroke("#0072B2"),
+    "untrained connection": Stroke("#555555", (4, 2)),
+    "delayed connection": Stroke("#D55E00", (1.5, 1.5)),
+    "operand, loss": Stroke("#999999"),
+}
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7A5195", "#B8860B", "#222222")
+DASHES: tuple[tuple[float, ...], ...] = ((), (4, 2), (1.5, 1.5), (6, 2, 1.5, 2))
+DPI, MOST_PIXELS = 150.0, 30_000
+
+
+def network_to_networkx(network: Network) -> networkx.MultiDiGraph:
+    """A network as a graph for analysis.
+
+    Nodes are inputs, units, operations and losses, with ``kind``, ``shape``, ``function`` (the activation, operation
+    or loss as text) and ``bias``. Edges are the connections, keyed by their names, with ``connection`` (as text),
+    ``trained``, ``delay``, ``tied`` (to which) and ``transposed``; an operation's operands, keyed ``operand``, with
+    their ``position``; and what losses stand on, keyed ``loss``. Edges too have a ``kind``: connection, operand, loss.
+    """
+    import networkx
+
+    graph = networkx.MultiDiGraph()
+    for unit in network.units.values():
+        function = "" if unit.is_input else repr(unit.kind)
+        graph.add_node(unit.name, kind=_kind(unit, network), shape=unit.shape, function=function, bias=unit.bias)
+    for loss in network.losses.values():
+        graph.add_node(loss.name, kind="loss", shape=network.shape(loss.name), function=repr(loss.loss), bias=False)
+    for wire in network.wires.values():
+        graph.add_edge(
+            wire.pre,
+            wire.post,
+            key=wire.name,
+            kind="connection",
+            connection=repr(wire.connection),
+            trained=_trained(wire, network),
+            delay=wire.delay,
+            tied=wire.tied,
+            transposed=wire.transposed,
+        )
+    for unit in network.units.values():
+        for position, operand in enumerate(unit.operands):
+            graph.add_edge(operand, unit.name, key="operand", kind="operand", position=position)
+    for loss in network.losses.values():
+        graph.add_edge(loss.pre, loss.name, key="loss", kind="loss")
+    return graph
+
+
+def draw_network(network: Network, path: str | Path | None = None, format: str = "matplotlib") -> Any:
+    """A picture of a network: what was drawn, with the size and function of every node and the kind of connection.
+
+    Args:
+        network: with or without a loss.
+        path: where to write it; the suffix of a figure says how: .png, .svg or .pdf.
+        format: ``matplotlib``, ``mermaid`` or ``graphviz``.
+
+    Returns:
+        A matplotlib figure, or the text.
+
+    Raises:
+        NetworkError: for an unknown format or suffix, or an empty network.
+    """
+    _check(path, format)
+    if not network.units:
+        raise NetworkError("there is nothing to draw yet; add an input with network.input(name, size)")
+    return _render(_network_diagram(network), path, format)
+
+
+def draw_graph(
+    graph: AgentGraph, path: str | Path | None = None, format: str = "matplotlib", passes: Sequence[str] = ()
+) -> Any:
+    """A picture of an agent graph: every node of agents and the arrows of each pass.
+
+    Args:
+        graph: of a network and a protocol.
+        path: where to write it; the suffix of a figure says how: .png, .svg or .pdf.
+        format: ``matplotlib``, ``mermaid`` or ``graphviz``.
+        passes: whose arrows are drawn; by default all.
+
+    Returns:
+        A matplotlib figure, or the text.
+
+    Raises:
+        NetworkError: for an unknown format or suffix.
+        ProtocolError: for a pass that the protocol lacks.
+    """
+    _check(path, format)
+    passes = (passes,) if isinstance(passes, str) else passes
+    for name in passes:
+        if name not in graph.order:
+            raise ProtocolError(unknown("pass", name, graph.order))
+    return _render(_graph_diagram(graph, passes or tuple(graph.order)), path, format)
+
+
+def _check(path: str | Path | None, format: str) -> None:
+    if format not in ("matplotlib", *TEXTS):
+        raise NetworkError(unknown("format of a picture", format, ("matplotlib", *TEXTS)))
+    if format == "matplotlib" and path is not None and Path(path).suffix not in SUFFIXES:
+        raise NetworkError(f"{str(path)!r}: " + unknown("suffix of a picture", Path(path).suffix, SUFFIXES))
+
+
+def _render(diagram: Diagram, path: str | Path | None, format: str) -> Any:
+    if format in TEXTS:
+        text = TEXTS[format](diagram)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+    picture = figure(diagram.labels_as_boxes())
+    if path is not None:
+        picture.savefig(path, dpi=min(DPI, MOST_PIXELS / max(picture.get_size_inches())))
+    return picture
+
+
+# -- what is drawn ------------------------------------------------------------------------------------------------
+
+
+def _kind(unit: Unit, network: Network) -> str:
+    if unit.is_input or unit.operands:
+        return "input" if unit.is_input else "operation"
+    return "output" if unit.name in network.outputs else "unit"
+
+
+def _trained(wire: Wire, network: Network) -> bool:
+    owner = network.wires[wire.tied] if wire.tied else wire
+    return owner.connection.weighted and owner.trained
+
+
+def _rows(function: object, size: Sequence[int]) -> tuple[str, ...]:
+    """What a unit computes, unless it is nothing, and its size."""
+    text = repr(function) if function is not None and repr(function) != "identity" else ""
+    shape = "x".join(map(str, size)) or "single"
+    return (f"{text} {shape}".strip(),) if len(text) <= 10 else (*textwrap.wrap(text, 24), shape)
+
+
+def _network_diagram(network: Network) -> Diagram:
+    boxes = {u.name: Box(u.name, _kind(u, network), _rows(u.kind, u.shape)) for u in network.units.values()}
+    for loss in network.losses.values():
+        boxes[loss.name] = Box(loss.name, "loss", _rows(loss.loss, network.shape(loss.name)))
+    lines = [Line(w.pre, w.post, _group(w, network), _label(w, network)) for w in network.wires.values()]
+    plain = [(operand, unit.name) for unit in network.units.values() for operand in unit.operands]
+    plain += [(loss.pre, loss.name) for loss in network.losses.values()]
+    lines += [Line(one, two, "operand, loss") for one, two in plain]
+    used = {line.group for line in lines}
+    strokes = {group: stroke for group, stroke in CONNECTIONS.items() if group in used}
+    return Diagram(boxes, lines, _links(network, plain), strokes)
+
+
+def _links(network: Network, links: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What lies before what: a delayed connection that closes a cycle lies against the others."""
+    import networkx
+
+    links = links + [(w.pre, w.post) for w in network.wires.values() if not w.delay]
+    order = networkx.DiGraph(links)
+    order.add_nodes_from(network.units)
+    for wire in network.wires.values():
+        if wire.delay:
+            closes = networkx.has_path(order, wire.post, wire.pre)
+            link = (wire.post, wire.pre) if closes else (wire.pre, wire.post)
+            links.append(link)
+            if wire.pre != wire.post:
+                order.add_edge(*link)
+    return links
+
+
+def _group(wire: Wire, network: Network) -> str:
+    if wire.delay:
+        return "delayed connection"
+    return "trained connection" if _trained(wire, network) else "untrained connection"
+
+
+def _label(wire: Wire, network: Network) -> str:
+    rows = textwrap.wrap(repr(wire.connection), 18)
+    if wire.tied:
+        rows += textwrap.wrap(f"weights of {wire.tied}", 24) + ["transposed"] * wire.transposed
+    if wire.connection.weighted and not _trained(wire, network):
+        rows.append("fixed")
+    if wire.delay:
+        rows.append(f"delay {wire.delay}")
+    return "\n".join(rows)
+
+
+def _graph_diagram(graph: AgentGraph, passes: Sequence[str]) -> Diagram:
+    boxes = {name: Box(name, _agent_kind(node), _agent_rows(node)) for name, node in graph.nodes.items()}
+    arrows: list[Arrow] = [arrow for arrow in graph.all_arrows() if arrow.pass_name in passes]
+    lines = [Line(arrow.source.name, arrow.target.name, arrow.pass_name) for arrow in arrows]
+    strokes = {  # a pass looks the same whichever others are drawn
+        name: Stroke(COLORS[i % len(COLORS)], DASHES[i % len(DASHES)])
+        for i, name in enumerate(graph.order)
+        if name in passes
+    }
+    return Diagram(boxes, lines, [(link.pre.name, link.post.name) for link in graph.links], strokes)
+
+
+def _agent_kind(node: AgentNode) -> str:
+    """The engine's kind, also of a node of a user's own kind."""
+    return next((kind for kind in (node.kind, *node.kinds) if kind in LOOKS), "constant")
+
+
+def _agent_rows(node: AgentNode) -> tuple[str, ...]:
+    if "weight" not in node.kinds:
+        return _rows(node.function, node.shape)
+    rows = _rows(None, [axis.size or 1 for axis in node.kept])
+    rows += (f"at {node.uses} places",) if node.uses > 1 else ()
+    rows += () if node.trained else ("fixed",)
+    shared = node.owner != node.name.split("@")[0]  # ticks use the weights of their own connection
+    return rows + ((f"weights of {node.owner}",) if shared else ())

@@ -1,0 +1,12 @@
+"""Experiments: training on data, comparing rules, writing and plotting results."""
+
+from .comparison import compare as compare
+from .comparison import shape_of as shape_of
+from .results import READOUT_ONLY as READOUT_ONLY
+from .results import Run as Run
+from .results import read as read
+from .results import summary as summary
+from .results import versions as versions
+from .results import write as write
+from .training import accuracy as accuracy
+from .training import train as train

@@ -1,0 +1,274 @@
+"""Network -> nodes and links: where a protocol's agents will sit, and who are neighbours.
+
+A network with delays is unrolled: each tick has nodes of its own, of which the last carry the plain names and the
+state; earlier ones (``h@0``) are uses of them. Tied weights are uses of one node in the same way.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mpgraph.agents.node import AgentNode
+from mpgraph.errors import NetworkError
+from mpgraph.network.axes import Axis
+from mpgraph.network.connections import Connection, Meeting, OneToOne
+from mpgraph.network.network import Network, Unit, Wire
+from mpgraph.network.validation import check
+
+from .arrows import Link
+
+if TYPE_CHECKING:
+    from mpgraph.agents.protocol import Protocol
+
+
+class Placement:
+    """The nodes of a network and their links.
+
+    Args:
+        network: what was drawn.
+        protocol: says of each node by whose rule it goes, and so whether a bias is a weight from the number one
+            (``beside``) or an agent after the sum (``between``), and whether a loss of logits is one agent (``within``)
+            or two, its softmax or sigmoid first (``between``).
+
+    Attributes:
+        nodes: by name.
+        links: neighbours.
+
+    Raises:
+        NetworkError: for a network that no rule could run.
+    """
+
+    def __init__(self, network: Network, protocol: Protocol) -> None:
+        check(network)
+        self.network, self.protocol = network, protocol
+        self.nodes: dict[str, AgentNode] = {}
+        self.links: list[Link] = []
+        self._constants: dict[tuple[str, Protocol], AgentNode] = {}
+        self._into: dict[str, AgentNode] = {}  # where the messages of a unit's connections go
+        # Connections from a unit that may learn from what comes back through them: all but those from inputs.
+        self._heard = {w.tied or w.name for w in network.wires.values() if not network.units[w.pre].is_input}
+        needed = _needed(network)
+        self._last: dict[str, int] = {}
+        for name, tick in needed:
+            self._last[name] = self._last[f"{name}.bias"] = max(tick, self._last.get(name, 0))
+        for wire in network.wires.values():
+            end = wire.pre if wire.post in network.losses else wire.post
+            if end in self._last:
+                self._last[wire.name] = self._last[end]
+        for tick in range(network.ticks):
+            for unit in network.units.values():
+                if (unit.name, tick) in needed:
+                    self._unit(unit, tick)
+        for loss in network.losses.values():
+            self._loss(loss.name, loss.pre, loss.loss)
+        for tick in range(network.ticks):
+            for unit in network.units.values():
+                if unit.operands and (unit.name, tick) in needed:
+                    self._operands(unit, tick)
+            for wire in network.wires.values():
+                end = wire.pre if wire.post in network.losses else wire.post
+                if (end, tick) in needed and tick >= wire.delay:
+                    self._wire(wire, tick)
+        for tick in range(network.ticks):
+            for unit in network.units.values():
+                if (unit.name, tick) in needed and not unit.is_input:
+                    self._beside(unit, tick)
+
+    def at(self, name: str, tick: int) -> str:
+        """Name of a node at a tick; its last one has the plain name."""
+        last = self._last.get(name, self.network.ticks - 1)
+        return name if tick == last else f"{name}@{tick}"
+
+    def _node(self, name: str, kind: str, axes: tuple[Axis, ...] = (), **attributes: Any) -> AgentNode:
+        self.nodes[name] = AgentNode(name, kind, axes, **attributes)
+        return self.nodes[name]
+
+    def _copy(self, name: str, kind: str, of: AgentNode, **attributes: Any) -> tuple[AgentNode, dict[Axis, Axis]]:
+        """A node with one agent for each of another's."""
+        axes = tuple(Axis(axis.name, axis.size) for axis in of.axes)
+        shared = tuple(axes[of.axes.index(a)] for a in attributes.pop("shared", ()))
+        node = self._node(name, kind, axes, shared=shared, **attributes)
+        return node, dict(zip(of.axes, axes, strict=True))
+
+    def _unit(self, unit: Unit, tick: int) -> None:
+        axes = tuple(
+            Axis(unit.name if len(unit.shape) == 1 else f"{unit.name}.{i}", n) for i, n in enumerate(unit.shape)
+        )
+        kinds, name = _kinds(unit, self.network), self.at(unit.name, tick)
+        shared = tuple(axes[dim] for dim in unit.kind.shared(unit.shape))
+        node = self._node(
+            name, kinds[0], axes, shared=shared, function=unit.kind, kinds=kinds, owner=unit.name, tick=tick
+        )
+        self._into[name] = node
+        if unit.bias and self.protocol.rule_at(f"{unit.name}.bias").bias == "between":
+            own, names = self._copy(
+                self.at(f"{unit.name}.bias", tick),
+                "bias",
+                node,
+                value=unit.bias_value,
+                trained=unit.bias_trained,
+                owner=f"{unit.name}.bias",
+                shared=tuple(axes[dim] for dim in unit.bias_shared),
+                tick=tick,
+            )
+            self.links.append(Link(own, node, {b: a for a, b in names.items()}))
+            self._into[name] = own
+
+    def _loss(self, name: str, pre: str, loss: Any) -> None:
+        target = self.nodes.get(f"{pre}.target")
+        if target is None:
+            target, _ = self._copy(f"{pre}.target", "target", self.nodes[pre])
+        below, parts = self.nodes[pre], loss.split() if self.protocol.rule_at(name).link == "between" else None
+        if parts is not None:
+            kind, loss = parts
+            below, names = self._copy(f"{name}.link", "link", below, function=kind, kinds=(kind.name, "link", "unit"))
+            self.links.append(Link(self.nodes[pre], below, names))
+        node, names = self._copy(name, "loss", below, function=loss)
+        self._into[name] = node
+        self.links.append(Link(below, node, names))
+        self.links.append(Link(target, node, dict(zip(target.axes, node.axes, strict=True)), role="target"))
+
+    def _operands(self, unit: Unit, tick: int) -> None:
+        node = self.nodes[self.at(unit.name, tick)]
+        inner = {}
+        for operand in unit.operands:
+            source = self.nodes[self.at(operand, tick)]
+            inner[source.name] = tuple(Axis(axis.name, axis.size) for axis in source.axes)
+            self.links.append(Link(source, node, dict(zip(source.axes, inner[source.name], strict=True))))
+        node.inner = inner
+
+    def _wire(self, wire: Wire, tick: int) -> None:
+        last = wire.post in self.network.losses
+        pre = self.nodes[self.at(wire.pre, tick - wire.delay)]
+        post = self._into[wire.post if last else self.at(wire.post, tick)]
+        if not wire.connection.weighted:
+            meeting = wire.connection.build(pre.axes, post.axes)
+            at_post = {own: axis for axis, own in meeting.post.items()}
+            self.links.append(Link(pre, post, {axis: at_post[own] for axis, own in meeting.pre.items()}))
+            return
+        owner = self.network.wires[wire.tied] if wire.tied else wire
+        self._connect(
+            self.at(wire.name, tick),
+            wire.kind,
+            pre,
+            post,
+            wire.connection,
+            value=owner.weight,
+            trained=owner.trained,
+            owner=owner.name,
+            transposed=wire.transposed,
+            tick=tick,
+        )
+
+    def _beside(self, unit: Unit, tick: int) -> None:
+        name = self.at(unit.name, tick)
+        node = self.nodes[name]
+        if unit.bias and self.protocol.rule_at(f"{unit.name}.bias").bias == "beside":
+            one = self._constant("one", "constant", f"{unit.name}.bias")
+            self._connect(
+                self.at(f"{unit.name}.bias", tick),
+                "bias",
+                one,
+                node,
+                Bias(unit.bias_shared),
+                value=unit.bias_value,
+                trained=unit.bias_trained,
+                owner=f"{unit.name}.bias",
+                tick=tick,
+            )
+        elif not any(link.post is self._into[name] for link in self.links):  # every source is delayed past the start
+            zero = self._constant("zero", "zero", unit.name)
+            self.links.append(Link(zero, self._into[name], {}))
+
+    def _constant(self, name: str, kind: str, serves: str) -> AgentNode:
+        """The constant of a rule, made when it is first needed."""
+        key = (kind, self.protocol.rule_at(serves))
+        if key not in self._constants:
+            number = sum(known == kind for known, _ in self._constants)
+            self._constants[key] = self._node(f"{name}#{number}" if number else name, kind, serves=serves)
+        return self._constants[key]
+
+    def _connect(
+        self,
+        name: str,
+        kind: str,
+        pre: AgentNode,
+        post: AgentNode,
+        connection: Connection,
+        transposed: bool = False,
+        **attributes: Any,
+    ) -> None:
+        meeting = connection.build(pre.axes, post.axes)
+        _check_meeting(name, connection, meeting, pre, post)
+        axes = (*meeting.end("pre"), *meeting.end("post")) if transposed else meeting.axes
+        fan_in, fan_out = connection.fans(pre.shape, post.shape)
+        ends = {end: meeting.end(end) for end in ("pre", "post")}
+        kinds = ("input_weight", "weight") if kind == "weight" and attributes["owner"] not in self._heard else ()
+        node = self._node(
+            name,
+            kind,
+            axes,
+            shared=meeting.shared,
+            ends=ends,
+            fan_in=fan_in,
+            fan_out=fan_out,
+            kinds=kinds,
+            **attributes,
+        )
+        at_post = {own: axis for axis, own in meeting.post.items()}
+        role, back = ("pre", "post") if kind in ("weight", "bias") else (kind, kind)
+        self.links.append(Link(pre, node, meeting.pre, incidence=meeting.pre_incidence, back=back))
+        self.links.append(Link(node, post, at_post, role=role, incidence=meeting.post_incidence))
+
+
+class Bias(OneToOne):
+    """From the number one to every agent of a unit."""
+
+    def check(self, pre: tuple[int, ...], post: tuple[int, ...]) -> str | None:  # noqa: D102
+        return None
+
+
+def _check_meeting(name: str, connection: Connection, meeting: Meeting, pre: AgentNode, post: AgentNode) -> None:
+    """Refuse a connection of a user's own that does not say for every axis of a unit what stands for it."""
+    ends = (("pre", pre, meeting.pre, meeting.pre_incidence), ("post", post, meeting.post, meeting.post_incidence))
+    for end, node, names, incidence in ends:
+        told = {*names, *(incidence.unit if incidence else ())}
+        missing = [axis for axis in node.axes if axis not in told]
+        unfit = [axis for axis, own in names.items() if axis.size != own.size or own not in meeting.axes]
+        if missing or unfit or told - set(node.axes):
+            raise NetworkError(
+                f"{name!r}: {connection.name}.build does not match the axes of {node.name!r} {node.shape} at its {end} "
+                f"end: {(missing or unfit or list(told - set(node.axes)))[0]!r} has no namesake of its size"
+            )
+
+
+def _kinds(unit: Unit, network: Network) -> tuple[str, ...]:
+    """Under which names a protocol may hold the agent of a unit: the user's own class first."""
+    if unit.is_input:
+        return ("input",)
+    own = [type(unit.kind).__name__.lower()] if unit.kind.own_agent else []
+    if unit.operands:
+        return (*own, "operation")
+    return (*own, *(["output"] if unit.name in network.outputs else []), "unit")
+
+
+def _needed(network: Network) -> set[tuple[str, int]]:
+    """Units and ticks on which the outputs of the last tick depend; in a network without ticks, all."""
+    last = network.ticks - 1
+    if last == 0:
+        return {(name, 0) for name in network.units}
+    sources: dict[str, list[tuple[str, int]]] = {name: [] for name in network.units}
+    for wire in network.wires.values():
+        if wire.post in sources:
+            sources[wire.post].append((wire.pre, wire.delay))
+    for unit in network.units.values():
+        sources[unit.name] += [(operand, 0) for operand in unit.operands]
+    stack = [(name, last) for name in network.outputs]
+    found: set[tuple[str, int]] = set()
+    while stack:
+        name, tick = stack.pop()
+        if (name, tick) not in found and tick >= 0:
+            found.add((name, tick))
+            stack += [(source, tick - delay) for source, delay in sources[name]]
+    heard = {name for name, _ in found}
+    return found | {(name, last) for name in network.inputs if name not in heard}

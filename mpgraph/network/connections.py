@@ -1,0 +1,294 @@
+"""How the agents of a connection meet those of the units at its two ends.
+
+A connection's agents, the synapses, have axes of their own. For each end the connection says which of its axes stand
+for axes of the unit there; a message between them is renamed on the way, and axes that the receiver lacks are
+aggregated. Where an end is not one axis for one axis, an :class:`~mpgraph.network.incidence.Incidence` says who meets
+whom. Nothing else distinguishes one connection from another, so every rule works on all of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mpgraph.errors import NetworkError, unknown
+from mpgraph.registry import lookup
+
+from .axes import Axis
+from .incidence import Edges, Incidence, Pattern, Windows
+
+Index = tuple[int, ...]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """A connection between two given units.
+
+    Attributes:
+        axes: of the synapses.
+        pre, post: which axis of the synapses stands for an axis of the unit, at either end.
+        shared: axes along which one synapse is used again and again (positions of a convolution): what is kept
+            between steps does not depend on them.
+        pre_incidence, post_incidence: for the axes that have no namesake.
+    """
+
+    axes: tuple[Axis, ...]
+    pre: Mapping[Axis, Axis]
+    post: Mapping[Axis, Axis]
+    shared: tuple[Axis, ...] = ()
+    pre_incidence: Incidence | None = None
+    post_incidence: Incidence | None = None
+
+    def end(self, name: str) -> tuple[Axis, ...]:
+        """Axes of the synapses that tell the agent at one end."""
+        names, incidence = (self.pre, self.pre_incidence) if name == "pre" else (self.post, self.post_incidence)
+        return (*names.values(), *(incidence.sites if incidence else ()))
+
+
+class Connection(ABC):
+    """Which synapses exist between two nodes. A new pattern is one subclass; every rule then works on it.
+
+    Class attributes:
+        weighted: whether there are synapses at all; else messages pass from unit to unit as they are.
+    """
+
+    weighted: bool = True
+
+    @property
+    def name(self) -> str:
+        """What people read in listings."""
+        return type(self).__name__.lower()
+
+    @abstractmethod
+    def check(self, pre: Shape, post: Shape) -> str | None:
+        """Why units of these shapes cannot be connected so, or ``None``."""
+
+    @abstractmethod
+    def build(self, pre: tuple[Axis, ...], post: tuple[Axis, ...]) -> Meeting:
+        """The synapses between two units."""
+
+    @abstractmethod
+    def fans(self, pre: Shape, post: Shape) -> tuple[int, int]:
+        """Synapses that reach one agent of ``post``, and that leave one agent of ``pre``."""
+
+    def weight_shape(self, pre: Shape, post: Shape) -> Shape:
+        """Shape of the weights."""
+        meeting = self.build(_axes("pre", pre), _axes("post", post))
+        return tuple(axis.size or 0 for axis in meeting.axes if axis not in meeting.shared)
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def _axes(name: str, shape: Shape) -> tuple[Axis, ...]:
+    return tuple(Axis(name, size) for size in shape)
+
+
+class Dense(Connection):
+    """All to all: one synapse for each pair. Weights are laid out ``(post, pre)``, as in torch."""
+
+    def check(self, pre: Shape, post: Shape) -> str | None:  # noqa: D102
+        return None
+
+    def build(self, pre: tuple[Axis, ...], post: tuple[Axis, ...]) -> Meeting:  # noqa: D102
+        rows = {axis: Axis(axis.name, axis.size) for axis in post}
+        columns = {axis: Axis(axis.name, axis.size) for axis in pre}
+        return Meeting((*rows.values(), *columns.values()), columns, rows)
+
+    def fans(self, pre: Shape, post: Shape) -> tuple[int, int]:  # noqa: D102
+        return math.prod(pre), math.prod(post)
+
+
+class OneToOne(Connection):
+    """Each agent to its namesake: a gain for each unit.
+
+    Args:
+        shared: dimensions along which one gain serves all agents: ``(1, 2)`` for a gain for each channel of an image.
+    """
+
+    def __init__(self, shared: tuple[int, ...] = ()) -> None:
+        self.shared = tuple(shared)
+
+    @property
+    def name(self) -> str:  # noqa: D102
+        return "one_to_one"
+
+    def check(self, pre: Shape, post: Shape) -> str | None:  # noqa: D102
+        if pre != post:
+            return f"{self.name} needs equal shapes, got {pre} and {post}"
+        if any(not 0 <= dim < len(post) for dim in self.shared):
+            return f"{self.name}: shared={self.shared} names dimensions that units of shape {post} lack"
+        return None
+
+    def build(self, pre: tuple[Axis, ...], post: tuple[Axis, ...]) -> Meeting:  # noqa: D102
+        own = tuple(Axis(axis.name, axis.size) for axis in post)
+        shared = tuple(own[dim] for dim in self.shared)
+        at_pre = dict(zip(pre, own, strict=True)) if pre else {}
+        return Meeting(own, at_pre, dict(zip(post, own, strict=True)), shared)
+
+    def fans(self, pre: Shape, post: Shape) -> tuple[int, int]:  # noqa: D102
+        return 1, 1
+
+
+class Identity(OneToOne):
+    """Each agent to its namesake with no synapse between: a skip connection."""
+
+    weighted = False
+
+    @property
+    def name(self) -> str:  # noqa: D102
+        return "identity"
+
+
+class Sparse(Connection):
+    """An edge for each pair that is listed; one weight for each edge, in the order of the list.
+
+    Args:
+        edge_index: ``(2, edges)`` integers: the first row the agents of ``pre``, the second those of ``post`` (flat
+            indices where a unit has several dimensions), as in PyTorch Geometric. A pair may be listed twice.
+    """
+
+    def __init__(self, edge_index: Tensor | Any) -> None:
+        self.edge_index = torch.as_tensor(edge_index).detach().cpu()
+        if self.edge_index.ndim != 2 or len(self.edge_index) != 2 or self.edge_index.is_floating_point():
+            raise NetworkError(
+                f"sparse: edge_index must be integers of shape (2, edges), got {self.edge_index.dtype} of shape "
+                f"{tuple(self.edge_index.shape)}"
+            )
+        self.edge_index = self.edge_index.long()
+
+    def check(self, pre: Shape, post: Shape) -> str | None:  # noqa: D102
+        if not self.edge_index.shape[1]:
+            return "sparse: there are no edges"
+        for row, end, shape in zip(self.edge_index, ("pre", "post"), (pre, post), strict=True):
+            low, high, size = int(row.min()), int(row.max()), math.prod(shape)
+            if low < 0 or high >= size:
+                edge = int(((row < 0) | (row >= size)).nonzero()[0])
+                return (
+                    f"sparse: edge {edge} names agent {int(row[edge])} at the {end} end, which has agents 0..{size - 1}"
+                )
+        return None
+
+    def build(self, pre: tuple[Axis, ...], post: tuple[Axis, ...]) -> Meeting:  # noqa: D102
+        edges = Axis("edge", self.edge_index.shape[1])
+        sizes = tuple(math.prod(axis.size or 0 for axis in end) for end in (pre, post))
+        pattern = Pattern(self.edge_index[0], self.edge_index[1], sizes)  # type: ignore[arg-type]
+        ends = (Edges(pre, (edges,), pattern, "pre"), Edges(post, (edges,), pattern, "post"))
+        return Meeting((edges,), {}, {}, (), *ends)
+
+    def fans(self, pre: Shape, post: Shape) -> tuple[int, int]:  # noqa: D102
+        edges = self.edge_index.shape[1]
+        return max(1, edges // math.prod(post)), max(1, edges // math.prod(pre))
+
+    def __repr__(self) -> str:
+        return f"sparse({self.edge_index.shape[1]} edges)"
+
+
+class Conv2d(Connection):
+    """Two-dimensional convolution from ``(channels, height, width)`` to ``(channels, height, width)``.
+
+    Weights ``(out, in / groups, kernel, kernel)`` as in torch, shared by all positions. Sites outside the image exist
+    and hear zero.
+
+    Args:
+        kernel: its size, one number or two.
+        stride, padding, dilation, groups: as in ``torch.nn.Conv2d``.
+    """
+
+    def __init__(
+        self,
+        kernel: int | tuple[int, int] = 3,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+    ) -> None:
+        self.kernel, self.stride = _pair("kernel", kernel, 1), _pair("stride", stride, 1)
+        self.padding, self.dilation = _pair("padding", padding, 0), _pair("dilation", dilation, 1)
+        self.groups = groups
+
+    def size(self, pre: Shape, channels: int) -> Shape:
+        """Shape of the result for an input of shape ``pre``."""
+        size = [
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d in zip(pre[1:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        ]
+        return (channels, *size)
+
+    def check(self, pre: Shape, post: Shape) -> str | None:  # noqa: D102
+        if len(pre) != 3 or len(post) != 3:
+            return f"conv2d joins (channels, height, width) to the same, got {pre} and {post}"
+        if pre[0] % self.groups or post[0] % self.groups:
+            return f"conv2d: {self.groups} groups do not divide {pre[0]} and {post[0]} channels"
+        wanted = self.size(pre, post[0])
+        if min(wanted) < 1:
+            extent = [d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True)]
+            return (
+                f"conv2d: a kernel that spans {extent} is larger than its input {pre[1:]} with padding {self.padding}"
+            )
+        return None if wanted == post else f"conv2d of {pre} gives {wanted}, but the unit has shape {post}"
+
+    def build(self, pre: tuple[Axis, ...], post: tuple[Axis, ...]) -> Meeting:  # noqa: D102
+        out = Axis(post[0].name, post[0].size)
+        within = Axis(pre[0].name, (pre[0].size or 0) // self.groups)
+        kernel = tuple(Axis(f"kernel.{i}", size) for i, size in enumerate(self.kernel))
+        places = tuple(Axis(axis.name, axis.size) for axis in post[1:])
+        axes = (out, within, *kernel, *places)
+        grouped = self.groups > 1
+        unit, sites = (pre, axes) if grouped else (pre[1:], axes[2:])
+        windows = Windows(unit, sites, self.stride, self.padding, self.dilation, self.groups)
+        at_post = dict(zip(post, (out, *places), strict=True))
+        return Meeting(axes, {} if grouped else {pre[0]: within}, at_post, places, windows)
+
+    def fans(self, pre: Shape, post: Shape) -> tuple[int, int]:  # noqa: D102
+        area = math.prod(self.kernel)
+        return pre[0] // self.groups * area, post[0] // self.groups * area
+
+    def __repr__(self) -> str:
+        extra = "".join(
+            f", {name}={value[0] if value[0] == value[1] else value}"
+            for name, value, default in (
+                ("stride", self.stride, 1),
+                ("padding", self.padding, 0),
+                ("dilation", self.dilation, 1),
+            )
+            if value != (default, default)
+        )
+        return f"conv2d({'x'.join(map(str, self.kernel))}{extra}{f', groups={self.groups}' * (self.groups > 1)})"
+
+
+def _pair(name: str, given: int | tuple[int, int], least: int) -> tuple[int, int]:
+    pair = (given, given) if isinstance(given, int) else tuple(given)
+    if len(pair) != 2 or not all(isinstance(n, int) and n >= least for n in pair):
+        raise NetworkError(f"conv2d: {name} must be one or two integers of at least {least}, got {given!r}")
+    return pair
+
+
+CONNECTIONS: dict[str, type[Connection]] = {"dense": Dense, "one_to_one": OneToOne, "identity": Identity}
+
+
+def connection(given: str | Connection) -> Connection:
+    """A connection from its name, or as it is.
+
+    Raises:
+        NetworkError: for a name that is neither built in nor registered under ``mpgraph.connections``.
+    """
+    if isinstance(given, Connection):
+        return given
+    found = CONNECTIONS.get(str(given)) or lookup("mpgraph.connections", str(given))
+    if found is None:
+        raise NetworkError(unknown("connection", given, CONNECTIONS))
+    return found()
+
+
+def indices(shape: tuple[int, ...]) -> Iterator[Index]:
+    """All agents of a node, by position."""
+    return itertools.product(*(range(size) for size in shape))

@@ -1,0 +1,79 @@
+"""Kinds that need their whole population or batch: normalisation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .activations import Kind
+
+aten = torch.ops.aten
+
+
+class LayerNorm(Kind):
+    """Each example's numbers, centred and divided by their deviation; no gain or bias of its own.
+
+    Args:
+        eps: added to the variance.
+    """
+
+    over = "node"
+    inline = True
+
+    def __init__(self, eps: float = 1e-5) -> None:
+        self.eps = eps
+
+    def apply(self, z: Tensor) -> Tensor:  # noqa: D102
+        return self._whole(z)[0]
+
+    def _whole(self, z: Tensor) -> Any:
+        return aten.native_layer_norm.default(z, self.size, None, None, self.eps)
+
+    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+        _, mean, rstd = self._whole(z)
+        mask = [True, False, False]
+        return aten.native_layer_norm_backward.default(e, z, self.size, mean, rstd, None, None, mask)[0]
+
+
+class BatchNorm(Kind):
+    """Each channel (first dimension) centred and divided by its deviation over batch and positions.
+
+    ``predict`` uses running averages, which the node keeps in the channels ``mean`` and ``var``. A gain and a bias of
+    each channel, if wanted, are a connection ``OneToOne(shared=...)`` and the bias of the unit that follows.
+
+    Args:
+        eps: added to the variance.
+        momentum: of the running averages, as in ``torch.nn.BatchNorm2d``.
+    """
+
+    over = "batch"
+    inline = True
+    own_agent = True
+
+    def __init__(self, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        self.eps, self.momentum = eps, momentum
+
+    def shared(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """All dimensions but the channel."""
+        return tuple(range(1, len(shape)))
+
+    def _whole(self, z: Tensor) -> Any:
+        return aten.native_batch_norm.default(z, None, None, None, None, True, 0.0, self.eps)
+
+    def apply(self, z: Tensor) -> Tensor:  # noqa: D102
+        return self._whole(z)[0]
+
+    def statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased variance of each channel."""
+        _, mean, invstd = self._whole(z)  # written once: the code shares the call
+        n = z.size(0) * math.prod(self.size[1:])
+        return mean, (invstd**-2 - self.eps) * (n / (n - 1 + (n == 1)))
+
+    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+        _, mean, invstd = self._whole(z)
+        mask = [True, False, False]
+        back = aten.native_batch_norm_backward.default(e, z, None, None, None, mean, invstd, True, self.eps, mask)
+        return back[0]

@@ -1,0 +1,239 @@
+"""Operations: nodes without weights whose operands are whole units - pooling, reshaping, products, concatenation.
+
+An operation says what comes out (``apply``) and how a backward message reaches its operands (``pull``, by
+``torch.func.vjp`` unless given). No rule needs a line about any of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from copy import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mpgraph.errors import NetworkError
+
+from .activations import Kind
+
+aten = torch.ops.aten
+Shape = tuple[int, ...]
+
+
+class Operation(Kind):
+    """Base of operations. Subclass it and define ``shape`` and ``apply``."""
+
+    over = "node"
+    operands: tuple[Shape, ...] = ()
+
+    def on(self, *operands: Shape) -> Operation:
+        """This operation for operands of these shapes, remembered in ``operands``.
+
+        Raises:
+            NetworkError: for operands that do not fit.
+        """
+        own = copy(self)
+        own.operands, own.size = operands, self.shape(*operands)
+        return own
+
+    def shape(self, *operands: Shape) -> Shape:
+        """Shape of the result for operands of these shapes.
+
+        Raises:
+            NetworkError: for operands that do not fit.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define shape(self, *operands)")
+
+    def apply(self, *z: Tensor) -> Tensor:
+        """The result ``(batch, *shape)`` for operands ``(batch, *their shape)``."""
+        raise NotImplementedError(f"{type(self).__name__} must define apply(self, *z)")
+
+    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:
+        """For each operand the transposed derivative of ``apply`` at ``z``, times ``e``."""
+        _, back = torch.func.vjp(self.apply, *z)  # type: ignore[misc]
+        return back(e)
+
+
+def _one(name: str, operands: Sequence[Shape]) -> Shape:
+    if len(operands) != 1:
+        raise NetworkError(f"{name} takes one operand, got {len(operands)}")
+    return operands[0]
+
+
+class _Pool(Operation):
+    inline = True
+
+    def __init__(self, size: int | tuple[int, int] = 2, stride: int | tuple[int, int] | None = None, padding: int = 0):
+        self.window = (size, size) if isinstance(size, int) else tuple(size)
+        steps = self.window if stride is None else stride
+        self.stride = (steps, steps) if isinstance(steps, int) else tuple(steps)
+        self.padding = (padding, padding) if isinstance(padding, int) else tuple(padding)
+        if min(*self.window, *self.stride) < 1 or any(
+            2 * p > k for p, k in zip(self.padding, self.window, strict=True)
+        ):
+            raise NetworkError(
+                f"{self.name}: size and stride must be positive and the padding at most half the size, got {self!r}"
+            )
+
+    def shape(self, *operands: Shape) -> Shape:
+        """``(channels, height, width)``, smaller."""
+        image = _one(self.name, operands)
+        if len(image) != 3:
+            raise NetworkError(f"{self.name} needs an operand (channels, height, width), got {image}")
+        size = [
+            (n + 2 * p - k) // s + 1
+            for n, k, s, p in zip(image[1:], self.window, self.stride, self.padding, strict=True)
+        ]
+        if min(size) < 1:
+            raise NetworkError(f"{self.name}: a window of {self.window} is larger than its input {image[1:]}")
+        return (image[0], *size)
+
+    def __repr__(self) -> str:
+        stride = "" if self.stride == self.window else f", stride={self.stride}"
+        return (
+            f"{self.name}({'x'.join(map(str, self.window))}{stride}{f', padding={self.padding}' * any(self.padding)})"
+        )
+
+
+class MaxPool(_Pool):
+    """Largest value of each window; the backward message goes to the first agent that had it.
+
+    Args:
+        size: of the window, one number or two.
+        stride: between windows; by default they do not overlap.
+        padding: on every side, filled with minus infinity.
+    """
+
+    def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
+        return aten.max_pool2d_with_indices.default(z[0], self.window, self.stride, self.padding)[0]
+
+    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+        window = (self.window, self.stride, self.padding)
+        chosen = aten.max_pool2d_with_indices.default(z[0], *window)[1]  # written once: the code shares the call
+        return (aten.max_pool2d_with_indices_backward.default(e, z[0], *window, (1, 1), False, chosen),)
+
+
+class AvgPool(_Pool):
+    """Mean of each window, padding counted as zeros.
+
+    Args:
+        size: of the window, one number or two.
+        stride: between windows; by default they do not overlap.
+        padding: on every side, filled with zeros.
+    """
+
+    def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
+        return functional.avg_pool2d(z[0], self.window, self.stride, self.padding)
+
+    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+        window = (self.window, self.stride, self.padding)
+        return (aten.avg_pool2d_backward.default(e, z[0], *window, False, True, None),)
+
+
+class GlobalAvgPool(Operation):
+    """Mean of each channel over all positions: ``(channels, height, width)`` to ``(channels,)``."""
+
+    inline = True
+
+    def shape(self, *operands: Shape) -> Shape:  # noqa: D102
+        image = _one(self.name, operands)
+        if len(image) != 3:
+            raise NetworkError(f"{self.name} needs an operand (channels, height, width), got {image}")
+        return image[:1]
+
+    def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
+        return torch.mean(z[0], (-2, -1))
+
+    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+        _, height, width = self.operands[0]
+        return ((e / (height * width)).unsqueeze(-1).unsqueeze(-1).expand_as(z[0]),)
+
+
+class Reshape(Operation):
+    """The same numbers in another shape.
+
+    Args:
+        wanted: the new shape of one example.
+    """
+
+    inline = True
+
+    def __init__(self, *wanted: int) -> None:
+        self.wanted = wanted
+
+    def shape(self, *operands: Shape) -> Shape:  # noqa: D102
+        given = _one(self.name, operands)
+        if math.prod(given) != math.prod(self.wanted):
+            raise NetworkError(
+                f"reshape: {given} has {math.prod(given)} numbers, {self.wanted} has {math.prod(self.wanted)}"
+            )
+        return self.wanted
+
+    def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
+        return z[0].reshape((-1, *self.wanted))
+
+    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+        return (e.reshape_as(z[0]),)
+
+
+class Flatten(Operation):
+    """All numbers of an example in one row."""
+
+    inline = True
+
+    def shape(self, *operands: Shape) -> Shape:  # noqa: D102
+        return (math.prod(_one(self.name, operands)),)
+
+    def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
+        return z[0].flatten(1)
+
+    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+        return (e.reshape_as(z[0]),)
+
+
+class Product(Operation):
+    """The product of its operands, number by number: a gate."""
+
+    inline = True
+
+    def shape(self, *operands: Shape) -> Shape:  # noqa: D102
+        if len(operands) < 2 or len(set(operands)) > 1:
+            raise NetworkError(f"product needs at least two operands of one shape, got {list(operands)}")
+        return operands[0]
+
+    def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
+        return math.prod(z[1:], start=z[0])
+
+    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+        return tuple(math.prod([*z[:i], *z[i + 1 :]], start=e) for i in range(len(z)))
+
+
+class Concat(Operation):
+    """Operands one after the other along their first dimension (channels of an image)."""
+
+    inline = True
+
+    def shape(self, *operands: Shape) -> Shape:  # noqa: D102
+        if len({shape[1:] for shape in operands}) > 1:
+            raise NetworkError(f"concat: operands differ beyond the first dimension: {list(operands)}")
+        return (sum(shape[0] for shape in operands), *operands[0][1:])
+
+    def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
+        return torch.cat(list(z), 1)
+
+    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+        sizes = [shape[0] for shape in self.operands]
+        return tuple(e.narrow(1, sum(sizes[:i]), size) for i, size in enumerate(sizes))
+
+
+OPERATIONS: dict[str, type[Operation]] = {
+    "product": Product,
+    "concat": Concat,
+    "flatten": Flatten,
+    "max_pool": MaxPool,
+    "avg_pool": AvgPool,
+    "global_avg_pool": GlobalAvgPool,
+}

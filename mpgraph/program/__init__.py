@@ -1,0 +1,1 @@
+"""What a user holds: a compiled network and rule."""

@@ -1,0 +1,114 @@
+"""What a program keeps between steps: making a fresh state, checking one that is passed in, drawing a step's noise."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mpgraph.agents.node import AgentNode
+from mpgraph.arguments import Arguments
+from mpgraph.errors import StateError
+from mpgraph.graph.wiring import AgentGraph
+
+from . import checks
+
+State = dict[str, dict[str, Tensor]]
+
+
+class Keeping:
+    """The kept channels of a graph, on a device.
+
+    Attributes:
+        wanted: node, channel and shape of each tensor; ``None`` in a shape stands for the batch.
+    """
+
+    def __init__(self, graph: AgentGraph, device: torch.device, dtype: torch.dtype) -> None:
+        self.graph, self.device, self.dtype = graph, device, dtype
+        self._channels = [
+            (name, channel, declared, agent.size_of(declared))
+            for name, agent in graph.agents.items()
+            for channel, declared in graph.channels[name].items()
+            if declared.kept and graph.nodes[name].keeper(declared) == name
+        ]
+        self.wanted: list[tuple[str, str, tuple[int | None, ...]]] = [
+            (name, channel, (*(axis.size for axis in graph.nodes[name].layout(declared)), *local))
+            for name, channel, declared, local in self._channels
+        ]
+
+    def fresh(self, seed: int, batch_size: int | None) -> State:
+        """A state of its own for each seed; see :meth:`Program.init`."""
+        check = Arguments("program.init")
+        seed = check.integer("seed", seed, -(2**63), 2**63 - 1)
+        batch_size = None if batch_size is None else check.integer("batch_size", batch_size, 1)
+        state: State = {}
+        for name, channel, declared, local in self._channels:
+            node = self.graph.nodes[name]
+            if declared.extent == "carry" and batch_size is None:
+                raise StateError(
+                    f"channel {channel!r} of node {name!r} keeps one value for each example: call "
+                    "program.init(seed, batch_size=...)"
+                )
+            axes = node.layout(declared)
+            shape = (*((batch_size or 0) if axis.size is None else axis.size for axis in axes), *local)
+            generator = torch.Generator().manual_seed(_seed(seed, name, channel))
+            given = self._given(node, channel, shape, len(local))
+            init = self.graph.agents[name].init_of(declared)
+            tensor = init(shape, node, generator, self.dtype) if given is None else given
+            state.setdefault(name, {})[channel] = tensor.to(device=self.device, dtype=self.dtype)
+        counters = {"seed": torch.tensor(seed), "step": torch.tensor(0)}
+        state["program"] = {k: v.to(self.device) for k, v in counters.items()}
+        return state
+
+    def _given(self, node: AgentNode, channel: str, shape: tuple[int, ...], local: int) -> Tensor | None:
+        """What the network prescribes: a connection's weight, a unit's values; zero for biases.
+
+        A number that a rule keeps as a vector (the last ``local`` dimensions) is prescribed for each of its entries.
+        """
+        unit = self.graph.network.units.get(node.name)
+        value = node.value if channel == "w" else unit.values.get(channel) if unit else None
+        if value is not None:
+            if local and tuple(value.shape) == shape[:-local]:
+                value = value.reshape(*value.shape, *(1,) * local)
+            elif value.ndim and tuple(value.shape) != shape:
+                raise StateError(f"node {node.name!r}: given {channel} {tuple(value.shape)} for a channel {shape}")
+            return value.to(self.dtype).expand(shape).clone()
+        return torch.zeros(shape, dtype=self.dtype) if node.kind == "bias" and channel == "w" else None
+
+    def slots(self, state: State) -> int | None:
+        """For how many examples the state keeps memories; ``None`` if it keeps none."""
+        return next((len(state[n][c]) for n, c, shape in self.wanted if shape[:1] == (None,)), None)
+
+    def check(self, state: State, size: int | None) -> None:
+        """Every kept channel is there, with its shape (and the batch's, for carries unless ``size`` is ``None``)."""
+        name, channel = "program", "step"
+        try:
+            state[name][channel].shape  # noqa: B018 - whether it is there
+            for name, channel, wanted in self.wanted:
+                tensor = state[name][channel]
+                if tensor.shape != wanted or tensor.dtype != self.dtype or tensor.device.type != self.device.type:
+                    checks.channel(name, channel, tensor, wanted, size, self.dtype, self.device)
+        except (KeyError, TypeError, AttributeError):
+            raise StateError(
+                f"the state has no tensor {channel!r} at node {name!r}; was it made by this program's init?"
+            ) from None
+
+    def noise(self, state: State, needed: Mapping[str, tuple[int | None, ...]], batch_size: int) -> dict[str, Tensor]:
+        """Standard normal numbers, a function of the state's seed and step."""
+        seed, step = int(state["program"]["seed"]), int(state["program"]["step"])
+        drawn = {}
+        for name, shape in needed.items():
+            generator = torch.Generator().manual_seed(_seed(seed, name, str(step)))
+            sizes = [batch_size if n is None else n for n in shape]
+            # One noise for every dtype; torch's float32 generator takes a third of the time of its float64 one.
+            numbers = torch.randn(sizes, generator=generator, dtype=torch.float32)
+            drawn[name] = numbers.to(device=self.device, dtype=self.dtype)
+        return drawn
+
+
+def _seed(*parts: Any) -> int:
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
