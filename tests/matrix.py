@@ -1,7 +1,7 @@
 """Every protocol on every architecture: `python tests/matrix.py` runs them and writes docs/matrix.md.
 
 Each cell compiles a small network of the architecture with the rule at its defaults and takes steps through all of its
-phases, two at least. tests/test_matrix.py does the same and holds the page to it.
+phases, two at least. tests/contract/test_matrix.py does the same and holds the page to it.
 """
 
 import warnings

@@ -4,7 +4,7 @@ import pytest
 import torch
 from graphs import GRAPHS, batch
 from reference import distance, randomised
-from test_algebra import Sheet
+from sheet import Sheet
 
 import mpgraph as mg
 from mpgraph import Protocol, carry, fast

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_errors import refuses
+from refusals import refuses
 from torch import nn
 from torch.nn import functional as F
 

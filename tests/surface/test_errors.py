@@ -1,9 +1,8 @@
 """Bad input is one family of errors, raised before anything runs, naming the node and the fix."""
 
-import re
-
 import pytest
 import torch
+from refusals import refuses
 
 import mpgraph as mg
 from mpgraph import Agent, fast, slow
@@ -14,12 +13,6 @@ from mpgraph.protocols import Backprop, FeedbackAlignment
 @pytest.fixture
 def program():
     return mg.compile(mlp([4, 5, 3]), Backprop())
-
-
-def refuses(error, *words):
-    """The error is of the family and its text holds every word."""
-    pattern = "".join(f"(?=.*{re.escape(word)})" for word in words)
-    return pytest.raises(error, match=f"(?s){pattern}")
 
 
 X, Y = torch.zeros(2, 4), torch.zeros(2, dtype=torch.long)
