@@ -11,7 +11,7 @@ import mpgraph as mg
 
 def autoencoder(
     sizes: Sequence[int] = (784, 128, 32),
-    activation: str | mg.Kind | Callable[[Tensor], Tensor] = "tanh",
+    activation: str | mg.Activation | Callable[[Tensor], Tensor] = "tanh",
     loss: str | mg.Loss | None = "l2",
     tied: bool = False,
 ) -> mg.Network:

@@ -18,7 +18,7 @@ def convnet(
     *,
     kernel: int = 5,
     pool: Literal["max", "avg"] = "max",
-    activation: str | mg.Kind | Callable[[Tensor], Tensor] = "tanh",
+    activation: str | mg.Activation | Callable[[Tensor], Tensor] = "tanh",
     loss: str | mg.Loss | None = "cross_entropy",
 ) -> mg.Network:
     """LeNet-5 by default (LeCun et al., 1998): convolutions ``c1, c2`` with pooling ``p1, p2``, then ``h1, h2, y``.

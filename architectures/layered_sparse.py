@@ -15,7 +15,7 @@ import mpgraph as mg
 def layered_sparse(
     sizes: Sequence[int],
     fan_in: int = 10,
-    activation: str | mg.Kind | Callable[[Tensor], Tensor] = "tanh",
+    activation: str | mg.Activation | Callable[[Tensor], Tensor] = "tanh",
     loss: str | mg.Loss | None = "cross_entropy",
     bias: bool = True,
     seed: int = 0,

@@ -11,7 +11,7 @@ import mpgraph as mg
 
 def mlp(
     sizes: Sequence[int],
-    activation: str | mg.Kind | Callable[[Tensor], Tensor] = "tanh",
+    activation: str | mg.Activation | Callable[[Tensor], Tensor] = "tanh",
     loss: str | mg.Loss | None = "cross_entropy",
     bias: bool = True,
 ) -> mg.Network:

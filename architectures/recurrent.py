@@ -12,7 +12,7 @@ import mpgraph as mg
 def recurrent(
     sizes: Sequence[int],
     ticks: int,
-    activation: str | mg.Kind | Callable[[Tensor], Tensor] = "tanh",
+    activation: str | mg.Activation | Callable[[Tensor], Tensor] = "tanh",
     loss: str | mg.Loss | None = "cross_entropy",
 ) -> mg.Network:
     """Elman's network (1990): each hidden layer ``h1, ...`` hears itself one tick later; the output ``y`` is linear.

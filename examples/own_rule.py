@@ -19,8 +19,8 @@ class QuietUnit(mg.UnitAgent):
 
     def backward_update(self, s, post):
         """The chain rule, then silence where the error is small."""
-        e = s.pull(post, s.z, out=s.y)
-        loud = e.abs() > s.peers(e.abs(), "mean")
+        e = s.vjp(post, s.z, out=s.y)
+        loud = e.abs() > s.population(e.abs(), "mean")
         return s.set(e=torch.where(loud, e, 0.0))
 
 

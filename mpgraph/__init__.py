@@ -30,8 +30,8 @@ from .errors import MPGraphError as MPGraphError
 from .errors import NetworkError as NetworkError
 from .errors import ProtocolError as ProtocolError
 from .errors import StateError as StateError
+from .network.activations import Activation as Activation
 from .network.activations import Function as Function
-from .network.activations import Kind as Kind
 from .network.activations import Quantizer as Quantizer
 from .network.activations import Softplus as Softplus
 from .network.connections import Connection as Connection
@@ -50,5 +50,7 @@ from .program.program import Output as Output
 from .program.program import Program as Program
 from .program.program import compile as compile
 from .serialization.protocol import load_protocol as load_protocol
+
+Kind = Activation  # its name before 0.2
 
 __version__ = "0.1.0"

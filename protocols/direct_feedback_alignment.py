@@ -109,5 +109,5 @@ class DirectFeedbackAlignment(Backprop):
         for name, unit in network.units.items():
             if not (unit.is_input or unit.operands or name in network.outputs):
                 for loss in network.losses:
-                    network.connect(name, loss, kind="feedback")
+                    network.connect(name, loss, pathway="feedback")
         return network

@@ -54,7 +54,7 @@ class Ordered(Synapse):
 
     def explained(self, s: mg.View) -> Any:
         """sum_{k <= j} w_ki y_k."""
-        return s.upto(s.w * s.y)
+        return s.cumsum(s.w * s.y)
 
 
 FORMS = {"subspace": Subspace, "neuron": Neuron}

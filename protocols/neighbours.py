@@ -30,7 +30,7 @@ class Neighbour(Agent):
     def observe_update(self, s: mg.View, post: Any = None) -> mg.View:
         """y as synapses see it: its own, or of an output what the loss makes of it."""
         activity = self.forward_message(s) if post is None else post
-        return s.set(activity=activity, total=s.peers(activity))
+        return s.set(activity=activity, total=s.population(activity))
 
     def forward_message(self, s: mg.View) -> Any:
         """Its own activity."""
@@ -65,7 +65,7 @@ class Operation(mg.OperationAgent, Neighbour):
 
     def backward_update(self, s: mg.View, post: Any) -> mg.View:
         """Its error, and what that means for each operand."""
-        return s.set(e=post, back=s.pull(post, s.z, out=s.y))
+        return s.set(e=post, back=s.vjp(post, s.z, out=s.y))
 
     def backward_message(self, s: mg.View) -> Any:
         """To each operand its own."""

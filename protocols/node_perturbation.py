@@ -142,7 +142,7 @@ class Loss(Agent):
 
     def backward_update(self, s: mg.View) -> mg.View:
         """L' - L in equal shares, so that the sum over all agents of the loss is the whole."""
-        return s.set(change=(s.loss(s.noisy_z, s.t) - s.loss(s.z, s.t)) / s.peers(1.0))
+        return s.set(change=(s.loss(s.noisy_z, s.t) - s.loss(s.z, s.t)) / s.population(1.0))
 
     def backward_message(self, s: mg.View) -> Any:
         """The share."""
@@ -189,7 +189,7 @@ class NodePerturbation(Protocol):
         for name, unit in network.units.items():
             if not (unit.is_input or unit.operands):
                 for loss in network.losses:
-                    network.connect(name, loss, kind="reward")
+                    network.connect(name, loss, pathway="reward")
         return network
 
     def extra_repr(self) -> str:

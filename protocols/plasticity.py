@@ -41,9 +41,9 @@ TERMS: dict[str, Callable[[mg.View], Any]] = {
     "decay": lambda s: -s.w,  # F4
     "presynaptic": lambda s: -s.e_i,  # F5
     "pseudo_sum": lambda s: -s.e_j * s.sum_j * s.y_i,  # F6: the sum is 1'y_l
-    "crossed_ywe": lambda s: -s.y_j * s.peers(s.y_j * s.w * s.e_i) * s.e_i,  # F7: y_l' W e_{l-1}
-    "pseudo_ywe": lambda s: -s.e_j * s.peers(s.y_j * s.w * s.e_i) * s.y_i,  # F8
-    "crossed_ewy": lambda s: -s.y_j * s.peers(s.e_j * s.w * s.y_i) * s.e_i,  # F9: e_l' W y_{l-1}
+    "crossed_ywe": lambda s: -s.y_j * s.population(s.y_j * s.w * s.e_i) * s.e_i,  # F7: y_l' W e_{l-1}
+    "pseudo_ywe": lambda s: -s.e_j * s.population(s.y_j * s.w * s.e_i) * s.y_i,  # F8
+    "crossed_ewy": lambda s: -s.y_j * s.population(s.e_j * s.w * s.y_i) * s.e_i,  # F9: e_l' W y_{l-1}
     "oja": lambda s: -s.y_j * (s.y_i - s.r_i),  # F10: r is W'y_l; below zero it makes the rows of W orthonormal
 }
 

@@ -82,7 +82,7 @@ def run(rule, architecture):
 def changes(program, before, after):
     """How much of what could learn did."""
     drawn = program.graph.nodes
-    nodes = [n for n in before if n in drawn and drawn[n].trained and drawn[n].kind in ("weight", "bias")]
+    nodes = [n for n in before if n in drawn and drawn[n].trained and drawn[n].type in ("weight", "bias")]
     still = [n for n in nodes if all(torch.equal(after[n][c], before[n][c]) for c in kept_by(before[n]))]
     if not still:
         return "yes", None

@@ -43,7 +43,7 @@ def forward(network, weights, x):
             for wire in wires:
                 w, v = weights[wire.name], values[wire.pre]
                 z = z + (w * v if isinstance(wire.connection, OneToOne) else v @ w.T)
-            values[name] = function(unit.kind)(z)
+            values[name] = function(unit.activation)(z)
     return {name: values[name] for name in network.outputs}
 
 

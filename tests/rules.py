@@ -149,9 +149,9 @@ class MeanUnit(mg.UnitAgent):
     aggregate = {"post": "mean", "pre": "sum"}  # noqa: RUF012
 
     def forward_update(self, s, pre):
-        centred = pre - s.peers(pre, "mean")
-        spread = s.peers(centred * centred, "mean") + s.all(pre * pre) + 0.1
-        top = s.peers(pre, "max") + s.examples(pre, "min")
+        centred = pre - s.population(pre, "mean")
+        spread = s.population(centred * centred, "mean") + s.all(pre * pre) + 0.1
+        top = s.population(pre, "max") + s.examples(pre, "min")
         return s.set(z=centred / torch.sqrt(spread) + 0.1 * top, y=torch.tanh(centred))
 
 
@@ -192,7 +192,7 @@ class EachUnit(mg.UnitAgent):
 
     def backward_update(self, s, post):
         total = sum(post.values())
-        return s.set(e=s.pull(total, s.z, out=s.y), back=post * 2.0 - s.y)
+        return s.set(e=s.vjp(total, s.z, out=s.y), back=post * 2.0 - s.y)
 
     back = fast()
 

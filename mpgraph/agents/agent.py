@@ -17,13 +17,13 @@ from mpgraph.errors import ProtocolError
 
 from .channel import Channel, End
 from .initializers import Initializer
-from .module import Sealed
+from .module import RuleModule
 
 if TYPE_CHECKING:
     from .node import AgentNode
 
 
-class Agent(Sealed):
+class Agent(RuleModule):
     """Base of all agents. Learned parts of a rule are its parameters and sub-modules, shared by whoever uses it.
 
     Class attributes:
@@ -102,11 +102,11 @@ class View(ABC):
         """A view with other values. A slow channel takes the batch average, a common one that of all agents too."""
 
     @abstractmethod
-    def peers(self, value: Any, how: str = "sum") -> Any:
+    def population(self, value: Any, how: str = "sum") -> Any:
         """Aggregate over the agents of the node, for each example: ``sum``, ``mean``, ``max``, ``min``."""
 
     @abstractmethod
-    def upto(self, value: Any, end: End = "post") -> Any:
+    def cumsum(self, value: Any, end: End = "post") -> Any:
         """Sum over this agent of a connection and those before it at one end, for each example.
 
         Those are the synapses that differ from it in their place at that end alone: of a dense connection all from the
@@ -152,7 +152,7 @@ class View(ABC):
         """The function of this node's kind (an activation)."""
 
     @abstractmethod
-    def pull(self, e: Any, z: Any, *, out: Any, instead: str | None = None) -> Any:
+    def vjp(self, e: Any, z: Any, *, out: Any, instead: str | None = None) -> Any:
         """Carry ``e`` back through the node's function: its transposed derivative at ``z``, times ``e``.
 
         ``out`` is the function's value there. Where the function has zero derivative everywhere, ``instead`` names
@@ -170,6 +170,20 @@ class View(ABC):
     @abstractmethod
     def gradient(self, pre: Any, target: Any) -> Any:
         """Derivative of this node's loss with respect to ``pre``, for each example, not divided by the batch."""
+
+    # Names before 0.2, for rules that were written with them.
+
+    def pull(self, e: Any, z: Any, **options: Any) -> Any:
+        """:meth:`vjp`."""
+        return self.vjp(e, z, **options)
+
+    def peers(self, value: Any, how: str = "sum") -> Any:
+        """:meth:`population`."""
+        return self.population(value, how)
+
+    def upto(self, value: Any, end: End = "post") -> Any:
+        """:meth:`cumsum`."""
+        return self.cumsum(value, end)
 
     @abstractmethod
     def _descend(self, channel: str, signal: Any) -> View: ...

@@ -68,7 +68,7 @@ class UnitAgent(Agent):
 
     def backward_update(self, s: View, post: Any) -> View:
         """e = f'(z) * the sum of the messages."""
-        return s.set(e=s.pull(post, s.z, out=s.y, instead=self.surrogate))
+        return s.set(e=s.vjp(post, s.z, out=s.y, instead=self.surrogate))
 
     def backward_message(self, s: View) -> Any:
         """The error."""
@@ -91,7 +91,7 @@ class OperationAgent(Agent):
 
     def backward_update(self, s: View, post: Any) -> View:
         """For each operand its transposed derivative times the sum of the messages."""
-        return s.set(e=s.pull(post, s.z, out=s.y))
+        return s.set(e=s.vjp(post, s.z, out=s.y))
 
     def backward_message(self, s: View) -> Any:
         """To each operand its own."""

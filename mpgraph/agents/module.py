@@ -10,13 +10,13 @@ from torch import nn
 from mpgraph.errors import ProtocolError
 
 
-class Sealed(nn.Module):
+class RuleModule(nn.Module):
     """A module whose numbers become constants of generated code: once compiled, setting one is an error."""
 
     _sealed = False
     arguments: dict[str, Any]
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Sealed:
+    def __new__(cls, *args: Any, **kwargs: Any) -> RuleModule:
         """Note the arguments, by name: they and the tensors are what a file of the rule holds."""
         made = super().__new__(cls)
         signature = inspect.signature(cls.__init__)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from mpgraph.network.activations import Kind
+from mpgraph.network.activations import Activation
 from mpgraph.network.axes import BATCH, Axis
 from mpgraph.network.losses import Loss
 
@@ -20,8 +20,8 @@ class AgentNode:
     """All agents of one kind at one place.
 
     Attributes:
-        kind: input, target, unit, operation, output, weight, bias, constant, loss, or the name of a user's kind.
-        kinds: under which a protocol may hold its agent, in order of preference.
+        type: input, target, unit, operation, output, weight, bias, constant, loss, or the name of a user's kind.
+        types: under which a protocol may hold its agent, in order of preference.
         axes: one for each dimension of the population.
         shared: axes along which the agents are uses of one: what is kept between steps does not depend on them.
         ends: for a weight, which of its axes belong to its ``pre`` and ``post`` end.
@@ -35,23 +35,23 @@ class AgentNode:
     """
 
     name: str
-    kind: str
+    type: str
     axes: tuple[Axis, ...] = ()
     shared: tuple[Axis, ...] = ()
     ends: Mapping[str, tuple[Axis, ...]] = field(default_factory=dict)
     inner: Mapping[str, tuple[Axis, ...]] = field(default_factory=dict)
-    function: Kind | Loss | None = None
+    function: Activation | Loss | None = None
     fan_in: int = 1
     fan_out: int = 1
     trained: bool = True
     value: Tensor | None = None
-    kinds: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
     owner: str = ""
     tick: int = 0
     serves: str = ""
 
     def __post_init__(self) -> None:
-        self.kinds = self.kinds or ((self.kind, "weight") if self.kind == "bias" else (self.kind,))
+        self.types = self.types or ((self.type, "weight") if self.type == "bias" else (self.type,))
         self.owner = self.owner or self.name
 
     @property
@@ -88,4 +88,4 @@ class AgentNode:
         return self.owner if channel.per == "agent" else self.name
 
     def __repr__(self) -> str:
-        return f"{self.name} ({self.kind} {'x'.join(map(str, self.shape)) or 'single'})"
+        return f"{self.name} ({self.type} {'x'.join(map(str, self.shape)) or 'single'})"

@@ -18,10 +18,10 @@ from mpgraph.errors import ProtocolError
 
 from .agent import View
 from .channel import Channel, common, slow
-from .module import Sealed
+from .module import RuleModule
 
 
-class Optimizer(Sealed, ABC):
+class Optimizer(RuleModule, ABC):
     """Base of inner optimisers, written like a rule: for one agent, on its view.
 
     Attributes:

@@ -16,7 +16,7 @@ from mpgraph.registry import lookup, registered
 
 from .agent import Agent
 from .builtin import BatchNormAgent, Constant, Input, LossAgent, OperationAgent, UnitAgent, Zero
-from .module import Sealed
+from .module import RuleModule
 from .node import AgentNode
 from .optimizers import SGD, Optimizer
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from mpgraph.serialization.protocol import Waiting
 
 
-class Protocol(Sealed):
+class Protocol(RuleModule):
     """Base of learning rules. Its parameters are the meta-parameters; a fixed rule has none.
 
     Args:
         optimizer: writes the channels that agents hand to ``s.descend``; plain gradient descent at 0.1 by default.
         optimizers: others, for channels of a name: ``{"b": mg.SGD(0.01)}``.
         agents: an agent for each kind of node: ``weight``, ``bias``, ``unit``, ``output``, ``loss``, ``input``,
-            ``target``, ``constant``, ``operation``, ``link``, or the class name of a user's own :class:`mpgraph.Kind`
-            in lower case. Biases and weights from inputs (``input_weight``: no error goes back through them) default to
+            ``target``, ``constant``, ``operation``, ``link``, or the class name of a user's own
+            :class:`mpgraph.Activation` in lower case. Biases and weights from inputs (``input_weight``: no error goes back through them) default to
             the weight's agent, outputs and own kinds to the unit's, everything else to the engine's own.
 
     Class attributes:
@@ -100,13 +100,13 @@ class Protocol(Sealed):
         Raises:
             ProtocolError: if the protocol has no agent for this kind.
         """
-        for kind in node.kinds:
+        for kind in node.types:
             if kind in self.agents:
                 agent = self.agents[kind]
                 assert isinstance(agent, Agent)
                 return agent
         raise ProtocolError(
-            f"{type(self).__name__} has no agent for node {node.name!r} of kind {node.kind!r}; it knows "
+            f"{type(self).__name__} has no agent for node {node.name!r} of kind {node.type!r}; it knows "
             f"{', '.join(self.agents)}"
         )
 

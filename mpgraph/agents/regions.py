@@ -118,13 +118,13 @@ class Regions(Protocol):
         for rule in self.parts:
             before = dict.fromkeys(network.wires)
             network = rule.rewrite(network)
-            paths = [w for name, w in network.wires.items() if name not in before and w.kind != "weight"]
+            paths = [w for name, w in network.wires.items() if name not in before and w.pathway != "weight"]
             own = [w for w in paths if rule in (self.rule_at(w.pre), self.rule_at(w.post))]
             if paths and not own:
                 units = ", ".join(dict.fromkeys(repr(w.pre) for w in paths))
                 raise ProtocolError(
-                    f"Regions: {rule!r} needs a {paths[0].kind} connection at its units, but serves no unit that could "
-                    f"have one; name such units as well, one of {units}"
+                    f"Regions: {rule!r} needs a {paths[0].pathway} connection at its units, but serves no unit that "
+                    f"could have one; name such units as well, one of {units}"
                 )
             self._drawn.update({w.name: rule for w in own})
             network.wires = {name: w for name, w in network.wires.items() if w not in paths or w in own}

@@ -60,7 +60,7 @@ class Select(Operation):
     def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
         return torch.index_select(z[0], 1, self.index.to(z[0].device))
 
-    def pull(self, e: Tensor, z: Sequence[Tensor], y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+    def vjp(self, e: Tensor, z: Sequence[Tensor], y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         return (torch.index_add(torch.zeros_like(z[0]), 1, self.index.to(e.device), e),)
 
     def __repr__(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mpgraph.errors import NetworkError, unknown
-from mpgraph.network.activations import Kind, activation
+from mpgraph.network.activations import Activation, activation
 from mpgraph.network.operations import Operation
 
 KINDS = ("input", "unit", "output")
@@ -32,7 +32,7 @@ class Neurons:
     names: Sequence[Hashable]
     kind: np.ndarray
     activation: np.ndarray
-    kinds: list[Kind]
+    kinds: list[Activation]
     place: np.ndarray
     bias: np.ndarray | None
 
@@ -154,7 +154,9 @@ def _kinds(names: Sequence[Hashable], edges: Edges, given: Sequence[Any]) -> np.
     return kind
 
 
-def _activations(names: Sequence[Hashable], kind: np.ndarray, given: Sequence[Any]) -> tuple[np.ndarray, list[Kind]]:
+def _activations(
+    names: Sequence[Hashable], kind: np.ndarray, given: Sequence[Any]
+) -> tuple[np.ndarray, list[Activation]]:
     """Number of each neuron's activation, and the activations."""
     members: dict[Any, list[int]] = {}
     for i, value in enumerate(given):
@@ -172,7 +174,7 @@ def _activations(names: Sequence[Hashable], kind: np.ndarray, given: Sequence[An
     return which, [found[value] for value in order]
 
 
-def _activation(name: Hashable, value: Any) -> Kind:
+def _activation(name: Hashable, value: Any) -> Activation:
     try:
         kind = activation(value)
     except NetworkError as error:

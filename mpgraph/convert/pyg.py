@@ -116,9 +116,9 @@ def _write_unit(program: Program, state: Mapping[str, Mapping[str, Tensor]], uni
     store.num_nodes, store.shape = math.prod(unit.shape), list(unit.shape)
     store.kind = "input" if unit.is_input else "operation" if unit.operands else "unit"
     if unit.operands:
-        store.operation, store.operands = _named(unit.kind, OPERATIONS), list(unit.operands)
+        store.operation, store.operands = _named(unit.activation, OPERATIONS), list(unit.operands)
     elif not unit.is_input:
-        store.activation = _named(unit.kind, ACTIVATIONS)
+        store.activation = _named(unit.activation, ACTIVATIONS)
         store.bias_shared, store.bias_trained = list(unit.bias_shared), unit.bias_trained
     features = dict(_channels(program, state, unit.name))
     if unit.bias:
@@ -192,12 +192,12 @@ def _moves(network: Network, unit: Unit) -> list[Tensor]:
     """For each operand the edges along which an operation takes its numbers; none where it computes new ones."""
     shapes = [network.shape(operand) for operand in unit.operands]
     sizes = [math.prod(shape) for shape in shapes]
-    if isinstance(unit.kind, Product):
+    if isinstance(unit.activation, Product):
         return [torch.arange(size).expand(2, -1).contiguous() for size in sizes]
-    if not isinstance(unit.kind, (Concat, Flatten, Reshape, Select)):
+    if not isinstance(unit.activation, (Concat, Flatten, Reshape, Select)):
         return []
     places = torch.arange(sum(sizes)).split(sizes)
-    came = unit.kind.apply(*(p.reshape(1, *shape) for p, shape in zip(places, shapes, strict=True))).flatten()
+    came = unit.activation.apply(*(p.reshape(1, *shape) for p, shape in zip(places, shapes, strict=True))).flatten()
     found = []
     for place in places:
         post = ((came >= place[0]) & (came <= place[-1])).nonzero().flatten()

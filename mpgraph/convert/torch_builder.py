@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from mpgraph.errors import NetworkError
-from mpgraph.network.activations import Identity, Kind
+from mpgraph.network.activations import Activation, Identity
 from mpgraph.network.connections import Connection, OneToOne
 from mpgraph.network.network import RESERVED, Network
 from mpgraph.network.operations import Flatten, Operation, Reshape
@@ -73,7 +73,7 @@ class Ones(Operation):
     def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
         return z[0].new_ones((z[0].shape[0], *self.wanted))
 
-    def pull(self, e: Any, z: Any, y: Any) -> tuple[Tensor, ...]:
+    def vjp(self, e: Any, z: Any, y: Any) -> tuple[Tensor, ...]:
         """Nothing: one depends on no operand."""
         return (torch.zeros_like(z[0]),)
 
@@ -205,7 +205,7 @@ class Builder:
             bias = None
         return Sum(shape, label, terms, bias, (label,))
 
-    def unit(self, value: Sum, kind: Kind, *more: str, values: dict[str, Tensor] | None = None) -> str:
+    def unit(self, value: Sum, kind: Activation, *more: str, values: dict[str, Tensor] | None = None) -> str:
         """The unit of a sum; ``more`` are labels of what it also does."""
         if isinstance(kind, Identity) and value.bias is None and [t.weight for t in value.terms] == [None]:
             return value.terms[0].pre
@@ -233,7 +233,7 @@ class Builder:
         self._wires[id(weight)] = wire
         self.places[self._names[id(weight)]] = (wire, "w")
 
-    def activated(self, node: fx.Node, source: fx.Node, kind: Kind) -> Drawn:
+    def activated(self, node: fx.Node, source: fx.Node, kind: Activation) -> Drawn:
         """A function of one value."""
         if self.shape(source) != self.shape(node):
             self.refuse(node, f"must keep the shape of its operand, {self.shape(source)}; it makes {self.shape(node)}")

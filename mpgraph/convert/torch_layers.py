@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from mpgraph.errors import NetworkError
-from mpgraph.network.activations import Function, Kind, ReLU, Sigmoid, Softplus, Tanh
+from mpgraph.network.activations import Activation, Function, ReLU, Sigmoid, Softplus, Tanh
 from mpgraph.network.connections import Conv2d, OneToOne
 from mpgraph.network.normalization import BatchNorm, LayerNorm
 from mpgraph.network.operations import AvgPool, GlobalAvgPool, MaxPool, Operation
@@ -72,7 +72,7 @@ def _layer_norm(builder: Builder, node: fx.Node, layer: nn.LayerNorm) -> Drawing
 
 
 def _normalised(
-    builder: Builder, node: fx.Node, layer: Any, kind: Kind, gain: OneToOne, values: dict[str, Tensor] | None
+    builder: Builder, node: fx.Node, layer: Any, kind: Activation, gain: OneToOne, values: dict[str, Tensor] | None
 ) -> Drawing:
     """A unit that normalises, and a gain and bias for the unit that follows."""
     (source,) = builder.operands(node)
@@ -136,7 +136,7 @@ def _reshape(builder: Builder, node: fx.Node, layer: nn.Module | None = None) ->
     return Drawn(value.name, builder.shape(node), builder.label(node))
 
 
-def _kind(make: Callable[[Any], Kind]) -> Callable[..., Drawing]:
+def _kind(make: Callable[[Any], Activation]) -> Callable[..., Drawing]:
     def activation(builder: Builder, node: fx.Node, layer: nn.Module | None = None) -> Drawing:
         return builder.activated(node, builder.operands(node)[0], make(layer))
 
@@ -150,7 +150,7 @@ def _pointwise(builder: Builder, node: fx.Node, layer: nn.Module) -> Drawing:
     return builder.activated(node, builder.operands(node)[0], Function(own, name=type(layer).__name__.lower()))
 
 
-def _softplus(layer: nn.Softplus) -> Kind:
+def _softplus(layer: nn.Softplus) -> Activation:
     return Softplus(layer.beta) if layer.threshold == 20 else Function(layer, name="softplus")
 
 

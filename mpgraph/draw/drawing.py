@@ -45,7 +45,7 @@ def network_to_networkx(network: Network) -> networkx.MultiDiGraph:
 
     graph = networkx.MultiDiGraph()
     for unit in network.units.values():
-        function = "" if unit.is_input else repr(unit.kind)
+        function = "" if unit.is_input else repr(unit.activation)
         graph.add_node(unit.name, kind=_kind(unit, network), shape=unit.shape, function=function, bias=unit.bias)
     for loss in network.losses.values():
         graph.add_node(loss.name, kind="loss", shape=network.shape(loss.name), function=repr(loss.loss), bias=False)
@@ -156,7 +156,7 @@ def _rows(function: object, size: Sequence[int]) -> tuple[str, ...]:
 
 
 def _network_diagram(network: Network) -> Diagram:
-    boxes = {u.name: Box(u.name, _kind(u, network), _rows(u.kind, u.shape)) for u in network.units.values()}
+    boxes = {u.name: Box(u.name, _kind(u, network), _rows(u.activation, u.shape)) for u in network.units.values()}
     for loss in network.losses.values():
         boxes[loss.name] = Box(loss.name, "loss", _rows(loss.loss, network.shape(loss.name)))
     lines = [Line(w.pre, w.post, _group(w, network), _label(w, network)) for w in network.wires.values()]
@@ -216,11 +216,11 @@ def _graph_diagram(graph: AgentGraph, passes: Sequence[str]) -> Diagram:
 
 def _agent_kind(node: AgentNode) -> str:
     """The engine's kind, also of a node of a user's own kind."""
-    return next((kind for kind in (node.kind, *node.kinds) if kind in LOOKS), "constant")
+    return next((kind for kind in (node.type, *node.types) if kind in LOOKS), "constant")
 
 
 def _agent_rows(node: AgentNode) -> tuple[str, ...]:
-    if "weight" not in node.kinds:
+    if "weight" not in node.types:
         return _rows(node.function, node.shape)
     rows = _rows(None, [axis.size or 1 for axis in node.kept])
     rows += (f"at {node.uses} places",) if node.uses > 1 else ()

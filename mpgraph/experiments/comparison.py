@@ -85,7 +85,7 @@ def compare(
 def shape_of(network: Network) -> str:
     """A chain as ``64-32-10 tanh``; anything else as its numbers of units and connections."""
     units = list(network.units.values())
-    kinds = {u.kind.name for u in units if not u.is_input and u.name not in network.outputs}
+    kinds = {u.activation.name for u in units if not u.is_input and u.name not in network.outputs}
     chain = all(
         (w.pre, w.post) == (a.name, b.name) for w, a, b in zip(network.wires.values(), units, units[1:], strict=False)
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mpgraph.agents.node import AgentNode
 from mpgraph.errors import NetworkError
 from mpgraph.network.axes import Axis
-from mpgraph.network.connections import Connection, Meeting, OneToOne
+from mpgraph.network.connections import Connection, Endpoints, OneToOne
 from mpgraph.network.network import Network, Unit, Wire
 from mpgraph.network.validation import check
 
@@ -95,9 +95,9 @@ class Placement:
             Axis(unit.name if len(unit.shape) == 1 else f"{unit.name}.{i}", n) for i, n in enumerate(unit.shape)
         )
         kinds, name = _kinds(unit, self.network), self.at(unit.name, tick)
-        shared = tuple(axes[dim] for dim in unit.kind.shared(unit.shape))
+        shared = tuple(axes[dim] for dim in unit.activation.shared(unit.shape))
         node = self._node(
-            name, kinds[0], axes, shared=shared, function=unit.kind, kinds=kinds, owner=unit.name, tick=tick
+            name, kinds[0], axes, shared=shared, function=unit.activation, types=kinds, owner=unit.name, tick=tick
         )
         self._into[name] = node
         if unit.bias and self.protocol.rule_at(f"{unit.name}.bias").bias == "between":
@@ -121,7 +121,7 @@ class Placement:
         below, parts = self.nodes[pre], loss.split() if self.protocol.rule_at(name).link == "between" else None
         if parts is not None:
             kind, loss = parts
-            below, names = self._copy(f"{name}.link", "link", below, function=kind, kinds=(kind.name, "link", "unit"))
+            below, names = self._copy(f"{name}.link", "link", below, function=kind, types=(kind.name, "link", "unit"))
             self.links.append(Link(self.nodes[pre], below, names))
         node, names = self._copy(name, "loss", below, function=loss)
         self._into[name] = node
@@ -149,7 +149,7 @@ class Placement:
         owner = self.network.wires[wire.tied] if wire.tied else wire
         self._connect(
             self.at(wire.name, tick),
-            wire.kind,
+            wire.pathway,
             pre,
             post,
             wire.connection,
@@ -212,7 +212,7 @@ class Placement:
             ends=ends,
             fan_in=fan_in,
             fan_out=fan_out,
-            kinds=kinds,
+            types=kinds,
             **attributes,
         )
         at_post = {own: axis for axis, own in meeting.post.items()}
@@ -228,7 +228,7 @@ class Bias(OneToOne):
         return None
 
 
-def _check_meeting(name: str, connection: Connection, meeting: Meeting, pre: AgentNode, post: AgentNode) -> None:
+def _check_meeting(name: str, connection: Connection, meeting: Endpoints, pre: AgentNode, post: AgentNode) -> None:
     """Refuse a connection of a user's own that does not say for every axis of a unit what stands for it."""
     ends = (("pre", pre, meeting.pre, meeting.pre_incidence), ("post", post, meeting.post, meeting.post_incidence))
     for end, node, names, incidence in ends:
@@ -246,7 +246,7 @@ def _kinds(unit: Unit, network: Network) -> tuple[str, ...]:
     """Under which names a protocol may hold the agent of a unit: the user's own class first."""
     if unit.is_input:
         return ("input",)
-    own = [type(unit.kind).__name__.lower()] if unit.kind.own_agent else []
+    own = [type(unit.activation).__name__.lower()] if unit.activation.own_agent else []
     if unit.operands:
         return (*own, "operation")
     return (*own, *(["output"] if unit.name in network.outputs else []), "unit")

@@ -14,7 +14,7 @@ from mpgraph.agents.agent import Agent
 from mpgraph.agents.channel import AGGREGATIONS, Channel
 from mpgraph.agents.node import AgentNode
 from mpgraph.errors import NetworkError, ProtocolError, unknown
-from mpgraph.network.activations import Kind
+from mpgraph.network.activations import Activation
 from mpgraph.network.axes import Axis
 from mpgraph.network.incidence import Incidence
 from mpgraph.network.network import Network
@@ -87,14 +87,14 @@ class AgentGraph:
             for role in agent.aggregate:
                 if role not in roles:
                     raise ProtocolError(f"{type(agent).__name__}.aggregate: " + unknown("role", role, roles))
-        drawn = {kind for node in self.nodes.values() for kind in node.kinds}
+        drawn = {kind for node in self.nodes.values() for kind in node.types}
         channels = {name for agent in agents for name in agent.channels()}
         for part in self.protocol.parts:
             for channel in part.optimizers:
                 if channel not in channels:
                     raise ProtocolError(f"{type(part).__name__}.optimizers: " + unknown("channel", channel, channels))
             known = {"weight", "input_weight", "bias", "link", "unit", "output"}
-            known |= {*part.own, *part.draws, *_names_of(Kind), *drawn}
+            known |= {*part.own, *part.draws, *_names_of(Activation), *drawn}
             shown = [kind for kind in known if not kind.startswith("_")]
             for kind in part.agents:
                 if kind not in known:
@@ -174,7 +174,7 @@ class AgentGraph:
         graph = networkx.MultiDiGraph()
         for node in self.nodes.values():
             agent = type(self.agents[node.name]).__name__
-            graph.add_node(node.name, kind=node.kind, shape=node.shape, agent=agent)
+            graph.add_node(node.name, kind=node.type, shape=node.shape, agent=agent)
         for arrow in self.all_arrows():
             key = f"{arrow.pass_name}:{arrow.role}"
             parallel = sum(known.split("#")[0] == key for known in graph.get_edge_data(*_ends(arrow), default=()))
@@ -213,6 +213,6 @@ def _ends(arrow: Arrow) -> tuple[str, str]:
     return arrow.source.name, arrow.target.name
 
 
-def _names_of(kind: type[Kind]) -> set[str]:
+def _names_of(kind: type[Activation]) -> set[str]:
     """Under which names protocols may hold agents for kinds: those of all classes."""
     return {kind.__name__.lower()}.union(*(_names_of(sub) for sub in kind.__subclasses__()))

@@ -20,13 +20,13 @@ from mpgraph.agents.node import AgentNode
 from mpgraph.errors import ProtocolError
 from mpgraph.graph.arrows import Arrow
 from mpgraph.graph.wiring import AgentGraph
-from mpgraph.network.activations import Kind, activation
+from mpgraph.network.activations import Activation, activation
 from mpgraph.network.axes import BATCH
 from mpgraph.network.connections import indices
 from mpgraph.network.losses import Loss
 from mpgraph.network.operations import Operation
 
-from .totals import Batch, Group, Measured, Operands, Population, Pulled, Upto, answer, total
+from .totals import Batch, Cumulative, Group, Measured, Operands, Population, Pulled, answer, total
 
 if TYPE_CHECKING:
     from mpgraph.program.program import Program
@@ -85,9 +85,9 @@ class _Run:
         self.whole: dict[tuple[Arrow, int], Tensor] = {}
         for name, node in graph.nodes.items():
             self.fast[name] = {key: {} for key in self.keys(node)}
-            given = fed.get(node.owner if node.kind == "input" else name)
-            if given is not None and node.kind in ("input", "target"):
-                if node.kind == "input" and graph.network.ticks > 1:
+            given = fed.get(node.owner if node.type == "input" else name)
+            if given is not None and node.type in ("input", "target"):
+                if node.type == "input" and graph.network.ticks > 1:
                     given = given[:, node.tick]
                 for key, own in self.fast[name].items():
                     own["value"] = given[(key[1], *key[0])]
@@ -337,12 +337,12 @@ class ScalarView(View):
     def segment(self, function: Any, *values: Any) -> Any:  # noqa: D102
         return function(*values)
 
-    def peers(self, value: Any, how: str = "sum") -> Any:  # noqa: D102
+    def population(self, value: Any, how: str = "sum") -> Any:  # noqa: D102
         return self._ask(value, Group(lambda key: key[1], how))
 
-    def upto(self, value: Any, end: str = "post") -> Any:  # noqa: D102
+    def cumsum(self, value: Any, end: str = "post") -> Any:  # noqa: D102
         free = self.node.free_at(end)
-        return self._ask(value, Upto([i for i, axis in enumerate(self.node.axes) if axis in free]))
+        return self._ask(value, Cumulative([i for i, axis in enumerate(self.node.axes) if axis in free]))
 
     def examples(self, value: Any, how: str = "mean") -> Any:  # noqa: D102
         shared = [i for i, axis in enumerate(self.node.axes) if axis in self.node.shared]
@@ -375,7 +375,7 @@ class ScalarView(View):
 
     def apply(self, z: Any) -> Any:  # noqa: D102
         kind = self.node.function
-        assert isinstance(kind, Kind)
+        assert isinstance(kind, Activation)
         if isinstance(kind, Operation):
             return self._ask(tuple(z.values()), Operands(kind.apply, self.node.shape, self._dims()))
         return kind.apply(z) if kind.over == "agent" else self._on_node(kind.apply, z)
@@ -386,22 +386,22 @@ class ScalarView(View):
 
     def statistics(self, z: Any) -> tuple[Any, ...]:  # noqa: D102
         kind = self.node.function
-        assert isinstance(kind, Kind)
+        assert isinstance(kind, Activation)
         kept = [i for i, axis in enumerate(self.node.axes) if axis in self.node.kept]
         return self._ask((z,), Measured(kind.statistics, self.node.shape, kept))
 
-    def pull(self, e: Any, z: Any, *, out: Any, instead: str | None = None) -> Any:  # noqa: D102
+    def vjp(self, e: Any, z: Any, *, out: Any, instead: str | None = None) -> Any:  # noqa: D102
         kind = self.node.function
-        assert isinstance(kind, Kind)
+        assert isinstance(kind, Activation)
         if isinstance(kind, Operation):
-            parts = self._ask((e, out, *z.values()), Pulled(kind.pull, self.node.shape, self._dims()))
+            parts = self._ask((e, out, *z.values()), Pulled(kind.vjp, self.node.shape, self._dims()))
             return Each(dict(zip(z, parts, strict=True)))
         if kind.is_flat():
             if instead is None:
                 return e * 0.0
             kind = activation(instead)
-            return kind.pull(e, z, kind.apply(z))
-        return kind.pull(e, z, out) if kind.over == "agent" else self._on_node(kind.pull, e, z, out)
+            return kind.vjp(e, z, kind.apply(z))
+        return kind.vjp(e, z, out) if kind.over == "agent" else self._on_node(kind.vjp, e, z, out)
 
     def loss(self, pre: Any, target: Any) -> Any:  # noqa: D102
         func, shape = self.node.function, self.node.shape

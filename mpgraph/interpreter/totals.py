@@ -41,7 +41,7 @@ class Batch(Group):
         return {key: totals[self.group(key)] for key in values}
 
 
-class Upto:
+class Cumulative:
     """Sum over the agents that differ in the given dimensions alone and do not come after."""
 
     def __init__(self, dims: Sequence[int]) -> None:

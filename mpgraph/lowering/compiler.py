@@ -22,7 +22,7 @@ from mpgraph.agents.node import AgentNode
 from mpgraph.errors import ProtocolError, unknown
 from mpgraph.graph.arrows import Arrow
 from mpgraph.graph.wiring import AgentGraph
-from mpgraph.network.activations import Kind
+from mpgraph.network.activations import Activation
 from mpgraph.network.axes import BATCH, Axis, local_axes
 from mpgraph.network.losses import Loss
 
@@ -91,7 +91,7 @@ def _nodes(graph: AgentGraph, learning: bool) -> set[str]:
     """Nodes that take part; without learning, those that need no target."""
     if learning:
         return set(graph.nodes)
-    left = {name for name, node in graph.nodes.items() if node.kind == "target"}
+    left = {name for name, node in graph.nodes.items() if node.type == "target"}
     for node in graph.order["forward"]:
         roles = graph.arrows["forward"][node.name]
         needs = [
@@ -138,7 +138,7 @@ class Trace:
         """Placeholders for inputs and targets, and the kept channels of every node."""
         for name, node in self.graph.nodes.items():
             agent, self.values[name], self.kept[name] = self.graph.agents[name], {}, {}
-            if node.kind in ("input", "target") and name in nodes:
+            if node.type in ("input", "target") and name in nodes:
                 self.values[name]["value"] = self.leaf(self.fed(node), (BATCH, *node.axes))
             for channel, declared in self.graph.channels[name].items():
                 if declared.kept and name == node.keeper(declared):
@@ -151,11 +151,11 @@ class Trace:
 
     def fed(self, node: AgentNode) -> fx.Node:
         """The tensor that an input or target holds: of a network with ticks, one of them."""
-        name = node.owner if node.kind == "input" else node.name
+        name = node.owner if node.type == "input" else node.name
         known = self.recorder.inputs.get(name)
         placeholder = self.recorder.input(name) if known is None else known
         self.recorder.batched(placeholder)
-        if node.kind == "input" and self.graph.network.ticks > 1:
+        if node.type == "input" and self.graph.network.ticks > 1:
             return self.recorder.emit("select", placeholder, 1, node.tick)
         return placeholder
 
@@ -379,10 +379,10 @@ class Trace:
         recorded = {name: {c: self.recorded(name, c) for c in channels} for name, channels in record.items()}
         return state, predictions, losses, recorded
 
-    def whole(self, owner: Kind | Loss, method: str, values: Sequence[Value], axes: Sequence[Axis]) -> fx.Node:
+    def whole(self, owner: Activation | Loss, method: str, values: Sequence[Value], axes: Sequence[Axis]) -> fx.Node:
         """A method of a kind or loss on whole tensors."""
         func = getattr(owner, method)
-        base: Any = Loss if isinstance(owner, Loss) else Kind
+        base: Any = Loss if isinstance(owner, Loss) else Activation
         inline = owner.inline and getattr(type(owner), method) is not getattr(base, method)
         call = func if inline else self.function(owner, method, lambda: func)
         return self.recorder.opaque(call, values, [axes] * len(values), inline)

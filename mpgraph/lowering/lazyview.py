@@ -13,7 +13,7 @@ from mpgraph.agents.channel import Channel
 from mpgraph.agents.each import Each
 from mpgraph.agents.node import AgentNode
 from mpgraph.errors import ProtocolError, unknown
-from mpgraph.network.activations import Kind, activation
+from mpgraph.network.activations import Activation, activation
 from mpgraph.network.axes import BATCH, local_axes, ordered
 from mpgraph.network.losses import Loss
 from mpgraph.network.operations import Operation
@@ -98,10 +98,10 @@ class LazyView(View):
         recorder.name(value, f"{'new_' if channel.kept else ''}{name}_{self.node.name}")
         return value
 
-    def peers(self, value: Any, how: str = "sum") -> Value:  # noqa: D102
+    def population(self, value: Any, how: str = "sum") -> Value:  # noqa: D102
         return self._trace.recorder.coerce(value).total(self.node.axes, how)
 
-    def upto(self, value: Any, end: str = "post") -> Value:  # noqa: D102
+    def cumsum(self, value: Any, end: str = "post") -> Value:  # noqa: D102
         recorder, axes = self._trace.recorder, self.node.free_at(end)
         value = recorder.coerce(value)
         if not axes:
@@ -140,9 +140,9 @@ class LazyView(View):
     def segment(self, function: Callable[..., Any], *values: Any) -> Any:  # noqa: D102
         return segment.emit(self._trace, function, values, self.node.name)
 
-    def _function(self) -> Kind:
-        if not isinstance(self.node.function, Kind):
-            raise ProtocolError(f"{self._where()}: a {self.node.kind} has no function to apply")
+    def _function(self) -> Activation:
+        if not isinstance(self.node.function, Activation):
+            raise ProtocolError(f"{self._where()}: a {self.node.type} has no function to apply")
         return self.node.function
 
     def _whole(
@@ -176,7 +176,7 @@ class LazyView(View):
         values = recorder.aligned(*values)
         local = values[0].local
         inline = operation.inline and not local
-        inline = inline and (name == "apply" or type(operation).pull is not Operation.pull)
+        inline = inline and (name == "apply" or type(operation).vjp is not Operation.vjp)
         packed = self._packed(operation, name)
         call = packed if inline else self._callable(operation, name, lambda: packed, bool(local))
         node = recorder.opaque(call, values, [(BATCH, *axes, *local) for axes in layouts], inline)
@@ -192,7 +192,7 @@ class LazyView(View):
     def _packed(operation: Operation, name: str) -> Callable[..., Any]:
         if name == "apply":
             return operation.apply
-        return lambda e, y, *z: operation.pull(e, z, y)
+        return lambda e, y, *z: operation.vjp(e, z, y)
 
     def apply(self, z: Any) -> Value:  # noqa: D102
         kind = self._function()
@@ -207,7 +207,7 @@ class LazyView(View):
         parts = recorder.opaque(call, [recorder.coerce(z)], [(BATCH, *self.node.axes)], kind.inline)
         return tuple(self._trace.leaf(part, self.node.kept) for part in parts)
 
-    def pull(self, e: Any, z: Any, *, out: Any, instead: str | None = None) -> Any:  # noqa: D102
+    def vjp(self, e: Any, z: Any, *, out: Any, instead: str | None = None) -> Any:  # noqa: D102
         kind = self._function()
         e = self._trace.recorder.coerce(e)
         if isinstance(kind, Operation):
@@ -215,7 +215,7 @@ class LazyView(View):
             if e.is_zero:
                 return Each(dict.fromkeys(inner, e))
             layouts = [self.node.axes, self.node.axes, *inner.values()]
-            parts = self._operation(kind, "pull", [e, out, *(z[n] for n in inner)], layouts, inner.values())
+            parts = self._operation(kind, "vjp", [e, out, *(z[n] for n in inner)], layouts, inner.values())
             return Each(dict(zip(inner, parts, strict=True)))
         if e.is_zero:
             return e
@@ -224,8 +224,8 @@ class LazyView(View):
                 self._trace.flat.append(self.node.name)
                 return e * 0.0
             other = activation(instead)
-            return self._whole(other, "surrogate", lambda: lambda e, z: other.pull(e, z, other.apply(z)), (e, z))
-        return self._whole(kind, "pull", lambda: kind.pull, (e, z, out), type(kind).pull is not Kind.pull)
+            return self._whole(other, "surrogate", lambda: lambda e, z: other.vjp(e, z, other.apply(z)), (e, z))
+        return self._whole(kind, "vjp", lambda: kind.vjp, (e, z, out), type(kind).vjp is not Activation.vjp)
 
     def loss(self, pre: Any, target: Any) -> Value:  # noqa: D102
         return self._of_loss("apply", pre, target)
@@ -237,7 +237,7 @@ class LazyView(View):
         """A loss's method, which returns a number for each example or for each agent of each."""
         loss = self.node.function
         if not isinstance(loss, Loss):
-            raise ProtocolError(f"{self._where()}: a {self.node.kind} has no loss to differentiate")
+            raise ProtocolError(f"{self._where()}: a {self.node.type} has no loss to differentiate")
         axes = (BATCH, *self.node.axes)
         values = [self._trace.recorder.coerce(v) for v in (pre, target)]
         if any(v.local for v in values):

@@ -1,6 +1,6 @@
 """What a node computes: activations of units and functions of a user's own.
 
-A kind defines ``apply`` on the forward values; ``pull`` carries a backward message through it, in closed form where
+A kind defines ``apply`` on the forward values; ``vjp`` carries a backward message through it, in closed form where
 one is known and by ``torch.func.vjp`` else. No rule needs a line about any kind.
 """
 
@@ -20,13 +20,13 @@ from mpgraph.registry import lookup
 aten = torch.ops.aten
 
 
-class Kind:
+class Activation:
     """Base of what nodes compute. Subclass it, define ``apply``, and pass an instance as ``activation``.
 
     Class attributes:
         over: ``"agent"`` if ``apply`` acts on every number alone; ``"node"`` if it needs the whole population, and
             then it gets tensors ``(batch, *axes of the node)``; ``"batch"`` if it needs all examples as well.
-        inline: whether ``apply`` and ``pull`` are plain torch calls that may be written into the generated code;
+        inline: whether ``apply`` and ``vjp`` are plain torch calls that may be written into the generated code;
             else the code calls them.
 
     Attributes:
@@ -41,6 +41,8 @@ class Kind:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        if "pull" in vars(cls):  # the name of the method before 0.2
+            cls.vjp = cls.pull  # type: ignore[attr-defined, method-assign]
         if not cls.__module__.startswith("mpgraph."):
             cls.own_agent = True
 
@@ -53,7 +55,7 @@ class Kind:
         """The value of the node for the sum ``z`` of its messages."""
         raise NotImplementedError(f"{type(self).__name__} must define apply(self, z)")
 
-    def pull(self, e: Tensor, z: Any, y: Tensor) -> Any:
+    def vjp(self, e: Tensor, z: Any, y: Tensor) -> Any:
         """Transposed derivative of ``apply`` at ``z``, times ``e``; ``y = apply(z)``."""
         _, back = torch.func.vjp(self.apply, z)  # type: ignore[misc]
         return back(e)[0]
@@ -79,7 +81,7 @@ class Kind:
             z, e = torch.from_numpy(generator.standard_normal(shape)).to(torch.get_default_dtype())
             try:
                 y = self.apply(z * scale)
-                if bool(self.pull(e, z * scale, y).any()):
+                if bool(self.vjp(e, z * scale, y).any()):
                     return False
             except RuntimeError:  # it runs, but not under autograd: the function leaves torch
                 return True
@@ -89,7 +91,7 @@ class Kind:
         return self.name
 
 
-class Identity(Kind):
+class Identity(Activation):
     """y = z."""
 
     inline = True
@@ -97,11 +99,11 @@ class Identity(Kind):
     def apply(self, z: Tensor) -> Tensor:  # noqa: D102
         return z
 
-    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+    def vjp(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
         return e
 
 
-class Tanh(Kind):
+class Tanh(Activation):
     """y = tanh(z)."""
 
     inline = True
@@ -109,11 +111,11 @@ class Tanh(Kind):
     def apply(self, z: Tensor) -> Tensor:  # noqa: D102
         return torch.tanh(z)
 
-    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+    def vjp(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
         return aten.tanh_backward.default(e, y)  # e * (1 - y * y) in one call
 
 
-class Sigmoid(Kind):
+class Sigmoid(Activation):
     """y = 1 / (1 + exp(-z))."""
 
     inline = True
@@ -121,11 +123,11 @@ class Sigmoid(Kind):
     def apply(self, z: Tensor) -> Tensor:  # noqa: D102
         return torch.sigmoid(z)
 
-    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+    def vjp(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
         return aten.sigmoid_backward.default(e, y)  # e * y * (1 - y)
 
 
-class Softmax(Kind):
+class Softmax(Activation):
     """y_i = exp(z_i) / sum_j exp(z_j), over the last dimension of the population."""
 
     over = "node"
@@ -134,11 +136,11 @@ class Softmax(Kind):
     def apply(self, z: Tensor) -> Tensor:  # noqa: D102
         return torch.softmax(z, -1)
 
-    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+    def vjp(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
         return aten._softmax_backward_data.default(e, y, -1, e.dtype)  # y * (e - sum_j e_j y_j)
 
 
-class ReLU(Kind):
+class ReLU(Activation):
     """y = max(z, 0), with derivative 0 at 0."""
 
     inline = True
@@ -146,11 +148,11 @@ class ReLU(Kind):
     def apply(self, z: Tensor) -> Tensor:  # noqa: D102
         return torch.relu(z)
 
-    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+    def vjp(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
         return aten.threshold_backward.default(e, y, 0)  # e where y > 0
 
 
-class Softplus(Kind):
+class Softplus(Activation):
     """y = log(1 + exp(beta z)) / beta; linear above ``beta z = 20``, as in torch."""
 
     inline = True
@@ -163,14 +165,14 @@ class Softplus(Kind):
     def apply(self, z: Tensor) -> Tensor:  # noqa: D102
         return functional.softplus(z, self.beta)
 
-    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+    def vjp(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
         return aten.softplus_backward.default(e, z, self.beta, 20.0)
 
     def __repr__(self) -> str:
         return f"softplus(beta={self.beta:g})"
 
 
-class _Flat(Kind):
+class _Flat(Activation):
     """Base of functions without a derivative."""
 
     inline = True
@@ -178,7 +180,7 @@ class _Flat(Kind):
     def is_flat(self) -> bool:
         return True
 
-    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:
+    def vjp(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:
         return torch.zeros_like(e)
 
 
@@ -232,7 +234,7 @@ class Quantizer(_Flat):
         return f"quantizer({self.levels} levels, {self.low:g}..{self.high:g})"
 
 
-class Function(Kind):
+class Function(Activation):
     """Any function of one tensor, differentiable or not.
 
     Args:
@@ -260,7 +262,7 @@ class Function(Kind):
         return self.function(z)
 
 
-ACTIVATIONS: dict[str, Callable[[], Kind]] = {
+ACTIVATIONS: dict[str, Callable[[], Activation]] = {
     "identity": Identity,
     "tanh": Tanh,
     "sigmoid": Sigmoid,
@@ -274,13 +276,13 @@ ACTIVATIONS: dict[str, Callable[[], Kind]] = {
 }
 
 
-def activation(given: str | Kind | Callable[[Tensor], Tensor]) -> Kind:
+def activation(given: str | Activation | Callable[[Tensor], Tensor]) -> Activation:
     """A kind from its name, from a function, or as it is.
 
     Raises:
         NetworkError: for a name that is neither built in nor registered under ``mpgraph.kinds``.
     """
-    if isinstance(given, Kind):
+    if isinstance(given, Activation):
         return given
     if isinstance(given, str):
         found: Any = ACTIVATIONS.get(given) or lookup("mpgraph.kinds", given)
@@ -291,4 +293,4 @@ def activation(given: str | Kind | Callable[[Tensor], Tensor]) -> Kind:
         raise NetworkError(f"the activation is the class {given.__name__}; pass an instance, {given.__name__}()")
     if callable(given):
         return Function(given)
-    raise NetworkError(f"an activation is a name, a function or an mg.Kind, got {given!r}")
+    raise NetworkError(f"an activation is a name, a function or an mg.Activation, got {given!r}")

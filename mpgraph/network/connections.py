@@ -29,7 +29,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Meeting:
+class Endpoints:
     """A connection between two given units.
 
     Attributes:
@@ -72,7 +72,7 @@ class Connection(ABC):
         """Why units of these shapes cannot be connected so, or ``None``."""
 
     @abstractmethod
-    def build(self, pre: tuple[Axis, ...], post: tuple[Axis, ...]) -> Meeting:
+    def build(self, pre: tuple[Axis, ...], post: tuple[Axis, ...]) -> Endpoints:
         """The synapses between two units."""
 
     @abstractmethod
@@ -98,10 +98,10 @@ class Dense(Connection):
     def check(self, pre: Shape, post: Shape) -> str | None:  # noqa: D102
         return None
 
-    def build(self, pre: tuple[Axis, ...], post: tuple[Axis, ...]) -> Meeting:  # noqa: D102
+    def build(self, pre: tuple[Axis, ...], post: tuple[Axis, ...]) -> Endpoints:  # noqa: D102
         rows = {axis: Axis(axis.name, axis.size) for axis in post}
         columns = {axis: Axis(axis.name, axis.size) for axis in pre}
-        return Meeting((*rows.values(), *columns.values()), columns, rows)
+        return Endpoints((*rows.values(), *columns.values()), columns, rows)
 
     def fans(self, pre: Shape, post: Shape) -> tuple[int, int]:  # noqa: D102
         return math.prod(pre), math.prod(post)
@@ -128,11 +128,11 @@ class OneToOne(Connection):
             return f"{self.name}: shared={self.shared} names dimensions that units of shape {post} lack"
         return None
 
-    def build(self, pre: tuple[Axis, ...], post: tuple[Axis, ...]) -> Meeting:  # noqa: D102
+    def build(self, pre: tuple[Axis, ...], post: tuple[Axis, ...]) -> Endpoints:  # noqa: D102
         own = tuple(Axis(axis.name, axis.size) for axis in post)
         shared = tuple(own[dim] for dim in self.shared)
         at_pre = dict(zip(pre, own, strict=True)) if pre else {}
-        return Meeting(own, at_pre, dict(zip(post, own, strict=True)), shared)
+        return Endpoints(own, at_pre, dict(zip(post, own, strict=True)), shared)
 
     def fans(self, pre: Shape, post: Shape) -> tuple[int, int]:  # noqa: D102
         return 1, 1
@@ -177,12 +177,12 @@ class Sparse(Connection):
                 )
         return None
 
-    def build(self, pre: tuple[Axis, ...], post: tuple[Axis, ...]) -> Meeting:  # noqa: D102
+    def build(self, pre: tuple[Axis, ...], post: tuple[Axis, ...]) -> Endpoints:  # noqa: D102
         edges = Axis("edge", self.edge_index.shape[1])
         sizes = tuple(math.prod(axis.size or 0 for axis in end) for end in (pre, post))
         pattern = Pattern(self.edge_index[0], self.edge_index[1], sizes)  # type: ignore[arg-type]
         ends = (Edges(pre, (edges,), pattern, "pre"), Edges(post, (edges,), pattern, "post"))
-        return Meeting((edges,), {}, {}, (), *ends)
+        return Endpoints((edges,), {}, {}, (), *ends)
 
     def fans(self, pre: Shape, post: Shape) -> tuple[int, int]:  # noqa: D102
         edges = self.edge_index.shape[1]
@@ -236,7 +236,7 @@ class Conv2d(Connection):
             )
         return None if wanted == post else f"conv2d of {pre} gives {wanted}, but the unit has shape {post}"
 
-    def build(self, pre: tuple[Axis, ...], post: tuple[Axis, ...]) -> Meeting:  # noqa: D102
+    def build(self, pre: tuple[Axis, ...], post: tuple[Axis, ...]) -> Endpoints:  # noqa: D102
         out = Axis(post[0].name, post[0].size)
         within = Axis(pre[0].name, (pre[0].size or 0) // self.groups)
         kernel = tuple(Axis(f"kernel.{i}", size) for i, size in enumerate(self.kernel))
@@ -246,7 +246,7 @@ class Conv2d(Connection):
         unit, sites = (pre, axes) if grouped else (pre[1:], axes[2:])
         windows = Windows(unit, sites, self.stride, self.padding, self.dilation, self.groups)
         at_post = dict(zip(post, (out, *places), strict=True))
-        return Meeting(axes, {} if grouped else {pre[0]: within}, at_post, places, windows)
+        return Endpoints(axes, {} if grouped else {pre[0]: within}, at_post, places, windows)
 
     def fans(self, pre: Shape, post: Shape) -> tuple[int, int]:  # noqa: D102
         area = math.prod(self.kernel)

@@ -15,7 +15,7 @@ from torch.nn import functional
 from mpgraph.errors import NetworkError, unknown
 from mpgraph.registry import lookup
 
-from .activations import Kind, Sigmoid, Softmax
+from .activations import Activation, Sigmoid, Softmax
 
 
 class Loss:
@@ -42,7 +42,7 @@ class Loss:
         loss, back = torch.func.vjp(lambda z: self.apply(z, t), z)  # type: ignore[misc]
         return back(torch.ones_like(loss))[0]
 
-    def split(self) -> tuple[Kind, Loss] | None:
+    def split(self) -> tuple[Activation, Loss] | None:
         """The inverse link function and the loss of what it returns, if ``apply`` is one after the other.
 
         So generalised linear models are written (Nelder and Wedderburn, 1972): cross-entropy of logits is a softmax
@@ -73,7 +73,7 @@ class CrossEntropy(Loss):
     def gradient(self, z: Tensor, t: Tensor) -> Tensor:  # noqa: D102
         return torch.softmax(z, -1) - t
 
-    def split(self) -> tuple[Kind, Loss]:  # noqa: D102
+    def split(self) -> tuple[Activation, Loss]:  # noqa: D102
         return Softmax(), NegativeLogLikelihood()
 
     def problem(self, t: Tensor) -> str | None:  # noqa: D102
@@ -96,7 +96,7 @@ class SigmoidCrossEntropy(Loss):
     def gradient(self, z: Tensor, t: Tensor) -> Tensor:  # noqa: D102
         return torch.sigmoid(z) - t
 
-    def split(self) -> tuple[Kind, Loss]:  # noqa: D102
+    def split(self) -> tuple[Activation, Loss]:  # noqa: D102
         return Sigmoid(), BinaryCrossEntropy()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mpgraph.errors import NetworkError, unknown
 
-from .activations import Identity, Kind, activation
+from .activations import Activation, Identity, activation
 from .connections import Connection, Dense, connection
 from .losses import Loss, loss
 from .operations import OPERATIONS, Operation
@@ -31,7 +31,7 @@ class Unit:
 
     name: str
     shape: tuple[int, ...]
-    kind: Kind = field(default_factory=Identity)
+    activation: Activation = field(default_factory=Identity)
     is_input: bool = False
     bias: bool = False
     bias_value: Tensor | None = None
@@ -54,7 +54,7 @@ class Wire:
     delay: int = 0  # ticks
     tied: str | None = None  # the wire whose weights it uses
     transposed: bool = False
-    kind: str = "weight"
+    pathway: str = "weight"
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Network:
         self,
         name: str,
         size: Size,
-        activation: str | Kind | Callable[[Tensor], Tensor] = "identity",
+        activation: str | Activation | Callable[[Tensor], Tensor] = "identity",
         *,
         bias: bool | Tensor = True,
         bias_shared: tuple[int, ...] | None = None,
@@ -118,7 +118,7 @@ class Network:
             name: unique; used in states, errors and listings.
             size: number of units, or their shape.
             activation: a name (identity, tanh, sigmoid, softmax, relu, softplus, step, sign, quantizer,
-                winner_take_all), an :class:`mpgraph.Kind`, or any function of one tensor, differentiable or not.
+                winner_take_all), an :class:`mpgraph.Activation`, or any function of one tensor, differentiable or not.
             bias: whether there is one, or its initial value (zeros by default). Images ``(channels, height, width)``
                 have one bias for each channel.
             bias_shared: dimensions along which one bias serves all units; by default those of an image but its
@@ -184,7 +184,7 @@ class Network:
         delay: int = 0,
         tied: str | None = None,
         transposed: bool = False,
-        kind: str = "weight",
+        pathway: str = "weight",
     ) -> str:
         """Connect two units; the second connection of a pair is called ``pre->post#1``.
 
@@ -197,8 +197,8 @@ class Network:
             delay: ticks that a message travels; nothing arrives before. Delays start anew with each step.
             tied: name of a connection whose weights (and all that is kept with them) this one uses too.
             transposed: whether it uses them the other way round (dense only).
-            kind: under which a protocol holds the agent of its synapses. Those of another kind than ``weight`` fill a
-                role of that name at both ends: a pathway of its own (``feedback``).
+            pathway: under which name a protocol holds the agent of its synapses. Any other than ``weight`` is also the
+                role that they fill at both ends: a pathway of its own (``feedback``).
 
         Raises:
             NetworkError: for an unknown unit or connection, shapes that do not fit, an input as ``post``.
@@ -228,7 +228,7 @@ class Network:
             if tied or not meeting.weighted:
                 raise NetworkError(f"{name!r}: a {'tied' if tied else meeting} connection takes no weight of its own")
             weight = _weight(name, weight, own)
-        self.wires[name] = Wire(name, pre, post, meeting, weight, trained, delay, tied, transposed, kind)
+        self.wires[name] = Wire(name, pre, post, meeting, weight, trained, delay, tied, transposed, pathway)
         return name
 
     def _tie(self, name: str, tied: str, shape: tuple[int, ...]) -> None:
@@ -407,7 +407,7 @@ class Network:
 
     def __repr__(self) -> str:
         units = [
-            f"  {u.name}: {'input' if u.is_input else u.kind} {_text(u.shape)}"
+            f"  {u.name}: {'input' if u.is_input else u.activation} {_text(u.shape)}"
             + f" of {', '.join(u.operands)}" * bool(u.operands)
             for u in self.units.values()
         ]

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .activations import Kind
+from .activations import Activation
 
 aten = torch.ops.aten
 
 
-class LayerNorm(Kind):
+class LayerNorm(Activation):
     """Each example's numbers, centred and divided by their deviation; no gain or bias of its own.
 
     Args:
@@ -32,13 +32,13 @@ class LayerNorm(Kind):
     def _whole(self, z: Tensor) -> Any:
         return aten.native_layer_norm.default(z, self.size, None, None, self.eps)
 
-    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+    def vjp(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
         _, mean, rstd = self._whole(z)
         mask = [True, False, False]
         return aten.native_layer_norm_backward.default(e, z, self.size, mean, rstd, None, None, mask)[0]
 
 
-class BatchNorm(Kind):
+class BatchNorm(Activation):
     """Each channel (first dimension) centred and divided by its deviation over batch and positions.
 
     ``predict`` uses running averages, which the node keeps in the channels ``mean`` and ``var``. A gain and a bias of
@@ -72,7 +72,7 @@ class BatchNorm(Kind):
         n = z.size(0) * math.prod(self.size[1:])
         return mean, (invstd**-2 - self.eps) * (n / (n - 1 + (n == 1)))
 
-    def pull(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+    def vjp(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
         _, mean, invstd = self._whole(z)
         mask = [True, False, False]
         back = aten.native_batch_norm_backward.default(e, z, None, None, None, mean, invstd, True, self.eps, mask)

@@ -1,6 +1,6 @@
 """Operations: nodes without weights whose operands are whole units - pooling, reshaping, products, concatenation.
 
-An operation says what comes out (``apply``) and how a backward message reaches its operands (``pull``, by
+An operation says what comes out (``apply``) and how a backward message reaches its operands (``vjp``, by
 ``torch.func.vjp`` unless given). No rule needs a line about any of them.
 """
 
@@ -17,13 +17,13 @@ from torch.nn import functional
 
 from mpgraph.errors import NetworkError
 
-from .activations import Kind
+from .activations import Activation
 
 aten = torch.ops.aten
 Shape = tuple[int, ...]
 
 
-class Operation(Kind):
+class Operation(Activation):
     """Base of operations. Subclass it and define ``shape`` and ``apply``."""
 
     over = "node"
@@ -51,7 +51,7 @@ class Operation(Kind):
         """The result ``(batch, *shape)`` for operands ``(batch, *their shape)``."""
         raise NotImplementedError(f"{type(self).__name__} must define apply(self, *z)")
 
-    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:
+    def vjp(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:
         """For each operand the transposed derivative of ``apply`` at ``z``, times ``e``."""
         _, back = torch.func.vjp(self.apply, *z)  # type: ignore[misc]
         return back(e)
@@ -110,7 +110,7 @@ class MaxPool(_Pool):
     def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
         return aten.max_pool2d_with_indices.default(z[0], self.window, self.stride, self.padding)[0]
 
-    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+    def vjp(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         window = (self.window, self.stride, self.padding)
         chosen = aten.max_pool2d_with_indices.default(z[0], *window)[1]  # written once: the code shares the call
         return (aten.max_pool2d_with_indices_backward.default(e, z[0], *window, (1, 1), False, chosen),)
@@ -128,7 +128,7 @@ class AvgPool(_Pool):
     def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
         return functional.avg_pool2d(z[0], self.window, self.stride, self.padding)
 
-    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+    def vjp(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         window = (self.window, self.stride, self.padding)
         return (aten.avg_pool2d_backward.default(e, z[0], *window, False, True, None),)
 
@@ -147,7 +147,7 @@ class GlobalAvgPool(Operation):
     def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
         return torch.mean(z[0], (-2, -1))
 
-    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+    def vjp(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         _, height, width = self.operands[0]
         return ((e / (height * width)).unsqueeze(-1).unsqueeze(-1).expand_as(z[0]),)
 
@@ -175,7 +175,7 @@ class Reshape(Operation):
     def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
         return z[0].reshape((-1, *self.wanted))
 
-    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+    def vjp(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         return (e.reshape_as(z[0]),)
 
 
@@ -190,7 +190,7 @@ class Flatten(Operation):
     def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
         return z[0].flatten(1)
 
-    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+    def vjp(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         return (e.reshape_as(z[0]),)
 
 
@@ -207,7 +207,7 @@ class Product(Operation):
     def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
         return math.prod(z[1:], start=z[0])
 
-    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+    def vjp(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         return tuple(math.prod([*z[:i], *z[i + 1 :]], start=e) for i in range(len(z)))
 
 
@@ -224,7 +224,7 @@ class Concat(Operation):
     def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
         return torch.cat(list(z), 1)
 
-    def pull(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+    def vjp(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         sizes = [shape[0] for shape in self.operands]
         return tuple(e.narrow(1, sum(sizes[:i]), size) for i, size in enumerate(sizes))
 

@@ -31,8 +31,13 @@ def check_functions(network: Network, dtype: torch.dtype, device: torch.device) 
 
     for name, unit in network.units.items():
         if not unit.is_input:
-            given = unit.kind.operands if isinstance(unit.kind, Operation) else (unit.shape,)
-            _try(f"unit {name!r}, {unit.kind}", unit.kind.apply, [draw(s) for s in given], (EXAMPLES, *unit.shape))
+            given = unit.activation.operands if isinstance(unit.activation, Operation) else (unit.shape,)
+            _try(
+                f"unit {name!r}, {unit.activation}",
+                unit.activation.apply,
+                [draw(s) for s in given],
+                (EXAMPLES, *unit.shape),
+            )
     for name, node in network.losses.items():
         shape = network.shape(node.pre)
         target = draw(shape).softmax(-1) if shape else draw(shape)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mpgraph.agents.node import AgentNode
 from mpgraph.errors import ProtocolError, unknown
-from mpgraph.network.activations import Kind
+from mpgraph.network.activations import Activation
 from mpgraph.network.operations import Operation
 from mpgraph.program.program import Batch, Program, State
 
@@ -54,8 +54,8 @@ def recorded(
 
 def is_unit(node: AgentNode) -> bool:
     """Whether a node applies a function to the sum of what it hears."""
-    fed = node.kind in ("input", "target")
-    return isinstance(node.function, Kind) and not isinstance(node.function, Operation) and not fed
+    fed = node.type in ("input", "target")
+    return isinstance(node.function, Activation) and not isinstance(node.function, Operation) and not fed
 
 
 def units_with(program: Program, part: Part) -> list[str]:

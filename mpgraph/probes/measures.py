@@ -245,7 +245,7 @@ def _is_map(wire: Wire, state: State, weight: str) -> bool:
 def _activity_of(program: Program, name: str, activity: Part) -> Part:
     channel = activity if isinstance(activity, str) else activity[0]
     own = program.graph.channels[name]
-    return "value" if channel not in own and program.graph.nodes[name].kind == "input" else activity
+    return "value" if channel not in own and program.graph.nodes[name].type == "input" else activity
 
 
 def _residual(program: Program, wire: Wire, w: Tensor, below: Tensor, above: Tensor) -> float:

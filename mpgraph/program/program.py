@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mpgraph.agents.module import Sealed
+from mpgraph.agents.module import RuleModule
 from mpgraph.agents.protocol import Protocol
 from mpgraph.agents.regions import Regions
 from mpgraph.environment import inside_transform, usable
@@ -102,7 +102,7 @@ class Program(nn.Module):
         compiled = [self._function(phase=phase) for phase in self.protocol.phases or [None]]
         self._function(learning=False)
         for module in (*self.modules(), *(part for agent in agents for part in agent.modules())):
-            if isinstance(module, Sealed):
+            if isinstance(module, RuleModule):
                 module.seal()
         if warn:
             self._warn([name for c in compiled for name in c.flat], [name for c in compiled for name in c.still])

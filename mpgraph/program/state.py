@@ -76,7 +76,7 @@ class Keeping:
             elif value.ndim and tuple(value.shape) != shape:
                 raise StateError(f"node {node.name!r}: given {channel} {tuple(value.shape)} for a channel {shape}")
             return value.to(self.dtype).expand(shape).clone()
-        return torch.zeros(shape, dtype=self.dtype) if node.kind == "bias" and channel == "w" else None
+        return torch.zeros(shape, dtype=self.dtype) if node.type == "bias" and channel == "w" else None
 
     def slots(self, state: State) -> int | None:
         """For how many examples the state keeps memories; ``None`` if it keeps none."""

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
-from mpgraph.agents.module import Sealed
+from mpgraph.agents.module import RuleModule
 from mpgraph.agents.protocol import Protocol
 from mpgraph.errors import FileError, MPGraphError, unknown
 from mpgraph.registry import lookup, registered
@@ -190,7 +190,7 @@ def _described(thing: Any, where: str) -> dict[str, Any]:
         for name, point in registered(f"mpgraph.{group}").items():
             if point.attr == cls.__qualname__ and point.load() is cls:
                 kind = {} if group == GROUPS[0] else {"group": group}
-                given = thing.arguments if isinstance(thing, Sealed) else dataclasses.asdict(thing)
+                given = thing.arguments if isinstance(thing, RuleModule) else dataclasses.asdict(thing)
                 return {"class": name, **kind, "arguments": {k: _plain(v, f"{where}{k}") for k, v in given.items()}}
     listed = ", ".join(f"mpgraph.{group}" for group in GROUPS)
     raise FileError(
@@ -212,7 +212,7 @@ def _plain(value: Any, where: str) -> Any:
         return [_plain(part, f"{where}[{i}]") for i, part in enumerate(value)]
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return {"mapping": {key: _plain(part, f"{where}[{key!r}]") for key, part in value.items()}}
-    if isinstance(value, Sealed) or dataclasses.is_dataclass(value):
+    if isinstance(value, RuleModule) or dataclasses.is_dataclass(value):
         return _described(value, where)
     raise FileError(
         f"argument {where} = {value!r} ({type(value).__name__}) cannot be written to a file. A file holds numbers, "

@@ -23,15 +23,15 @@ Pull = Callable[[Any], Any]
 
 def centre(s: mg.View, v: Any) -> tuple[Any, Pull]:
     """Without each example's mean over the unit."""
-    return v - s.peers(v, "mean"), lambda g: g - s.peers(g, "mean")
+    return v - s.population(v, "mean"), lambda g: g - s.population(g, "mean")
 
 
 def normalise(s: mg.View, v: Any) -> tuple[Any, Pull]:
     """Centred, and of length one."""
     centred, back = centre(s, v)
-    scale = torch.rsqrt(torch.clamp(s.peers(centred * centred), 1e-12))  # the bound is the published code's
+    scale = torch.rsqrt(torch.clamp(s.population(centred * centred), 1e-12))  # the bound is the published code's
     unit = centred * scale
-    return unit, lambda g: back((g - unit * s.peers(g * unit)) * scale)
+    return unit, lambda g: back((g - unit * s.population(g * unit)) * scale)
 
 
 def batch_centre(s: mg.View, v: Any) -> tuple[Any, Pull]:
@@ -43,7 +43,7 @@ def batch_centre(s: mg.View, v: Any) -> tuple[Any, Pull]:
 def activation(s: mg.View, v: Any) -> tuple[Any, Pull]:
     """Through the unit's function."""
     y = s.apply(v)
-    return y, lambda g: s.pull(g, v, out=y)
+    return y, lambda g: s.vjp(g, v, out=y)
 
 
 OPERATIONS = {"centre": centre, "normalise": normalise, "batch_centre": batch_centre, "activation": activation}

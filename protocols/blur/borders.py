@@ -58,7 +58,7 @@ class Operation(States, mg.OperationAgent):
     def backward_update(self, s: mg.View, post: Any = None) -> mg.View:
         """For each operand its transposed derivative, state by state."""
         signal = s.fed if post is None else s.fed + post
-        return s.set(e=s.pull(signal, s.z.map(first), out=first(s.a)))
+        return s.set(e=s.vjp(signal, s.z.map(first), out=first(s.a)))
 
     def meet_update(self, s: mg.View, pre: mg.Each) -> mg.View:
         """The operation on what the operands have become."""

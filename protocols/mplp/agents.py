@@ -89,9 +89,9 @@ class Softmax(Activation):
 
     def forward_update(self, s: mg.View, pre: Any) -> mg.View:
         """Every intermediate result."""
-        shifted = pre - s.peers(pre, "max")
+        shifted = pre - s.population(pre, "max")
         exp = torch.exp(shifted)
-        return s.set(z=pre, y=s.apply(pre), shifted=shifted, exp=exp, total=s.peers(exp))
+        return s.set(z=pre, y=s.apply(pre), shifted=shifted, exp=exp, total=s.population(exp))
 
     def backward_update(self, s: mg.View, post: Any) -> mg.View:
         """A message for below."""
@@ -134,16 +134,16 @@ class Operation(mg.OperationAgent):
 
 def role(node: Any) -> tuple[str, type[Agent] | None]:
     """What a node is, and the class of its agent; none for nodes that learn nothing."""
-    if "bias" in node.kinds:
+    if "bias" in node.types:
         return "bias", Bias
-    if "weight" in node.kinds:
+    if "weight" in node.types:
         return "weight", Weight
-    if node.kind == "loss":
+    if node.type == "loss":
         return "loss", LOSSES.get(node.function.name, AnyLoss)
-    if node.kind == "link":
+    if node.type == "link":
         return "link", Softmax if node.function.name == "softmax" else Activation
-    if "unit" in node.kinds:
+    if "unit" in node.types:
         if isinstance(node.function, mg.BatchNorm):
             return "unit", BatchNorm
         return "unit", Relay if node.function.name == "identity" else Activation
-    return "", Operation if "operation" in node.kinds else None
+    return "", Operation if "operation" in node.types else None

@@ -117,7 +117,7 @@ class MPLP(Protocol):
     def made(self, node: Any, measures: bool) -> Agent:
         """The agent of a node; one that ``measures`` records statistics."""
         what, make = role(node)
-        if make is None or any(kind in self.given for kind in node.kinds):
+        if make is None or any(kind in self.given for kind in node.types):
             return super().agent(node)
         if not issubclass(make, Learned):
             return make(self.aggregate)

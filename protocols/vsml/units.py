@@ -131,7 +131,7 @@ class Operation(mg.OperationAgent):
     def backward_update(self, s: mg.View, post: Any = None) -> mg.View:
         """For each operand its part of the error and of the merged messages from above."""
         down = s.error if post is None else s.error + post
-        return s.set(e=s.pull(down, s.z, out=s.y))
+        return s.set(e=s.vjp(down, s.z, out=s.y))
 
     def clear_update(self, s: mg.View, post: Any = None) -> mg.View:
         """The same once more, without the error."""

@@ -308,7 +308,7 @@ def test_units_are_named_after_submodules():
     ]  # fmt: skip
     assert "block_1_conv1_bn1->block_1_bn1" in network.wires
     assert network.outputs == ("linear_5",)
-    assert network.units["block_1_bn2"].kind.name == "relu"  # sum, gain, bias and activation in one unit
+    assert network.units["block_1_bn2"].activation.name == "relu"  # sum, gain, bias and activation in one unit
 
 
 def test_names_in_use_get_a_number():

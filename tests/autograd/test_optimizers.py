@@ -122,7 +122,7 @@ def test_state_is_where_it_is_needed_and_nowhere_else(name):
     assert set(state["x->h1"]) == {"w", "b"} | added
     assert set(state["h1.bias"]) == {"w"} | added
     assert set(state["h1->h2"]) == {"w", "b"}  # not trained
-    assert set(state) == {n for n, node in program.graph.nodes.items() if node.kind in ("weight", "bias")} | {"program"}
+    assert set(state) == {n for n, node in program.graph.nodes.items() if node.type in ("weight", "bias")} | {"program"}
     for channel in added:
         shape = () if channel.endswith("of_one") else (4, 3)
         assert state["x->h1"][channel].shape == shape

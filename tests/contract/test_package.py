@@ -12,7 +12,7 @@ from conftest import ROOT
 import mpgraph as mg
 
 PUBLIC = {
-    "Adam", "Agent", "AvgPool", "BatchNorm", "BatchNormAgent", "Channel", "Connection", "Conv2d", "Each",
+    "Activation", "Adam", "Agent", "AvgPool", "BatchNorm", "BatchNormAgent", "Channel", "Connection", "Conv2d", "Each",
     "FileError", "FlatUnitWarning", "Function", "InputError", "Kind", "LayerNorm", "Loss", "LossAgent",
     "MPGraphError", "MaxPool", "Network", "NetworkError", "OneToOne", "Operation", "OperationAgent", "Optimizer",
     "Output", "Program", "Protocol", "ProtocolError", "Quantizer", "Regions", "Reshape", "SGD", "Softplus",

@@ -277,8 +277,8 @@ def test_feedback_may_be_any_function():
     """Softmax minus one-hot written as a function of one agent and its peers is the derivative of the cross-entropy."""
 
     def error(s, z, t):
-        e = torch.exp(z - s.peers(z, "max"))
-        return e / s.peers(e) - t
+        e = torch.exp(z - s.population(z, "max"))
+        return e / s.population(e) - t
 
     network, states = mlp([4, 5, 3]), []
     x, y = torch.randn(6, 4, dtype=torch.float64), torch.arange(6) % 3

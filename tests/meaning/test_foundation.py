@@ -106,9 +106,9 @@ class Rule(Backprop):
         lambda s, z: torch.stack([z, z * z]) @ torch.tensor([[1.0, 2.0], [3.0, 4.0]])[0],
         lambda s, z: torch.cat([torch.stack([z, -z]), torch.stack([z * z])]).sum() + torch.stack([z, -z]).amax(),
         lambda s, z: nn.functional.layer_norm(torch.stack([z, -z, z * z]), (3,))[0],
-        lambda s, z: z / s.peers(torch.exp(z)) + s.examples(z) - 1 / (2 + z * z),
-        lambda s, z: (z - s.all(z, "max")) * s.peers(z, "min") - torch.sub(1, z, alpha=2) - torch.rsub(z, 3.0),
-        lambda s, z: s.peers(1.0) * z + s.examples(2.0, "sum") - s.all(z * 0.0 + 1.0, "sum"),
+        lambda s, z: z / s.population(torch.exp(z)) + s.examples(z) - 1 / (2 + z * z),
+        lambda s, z: (z - s.all(z, "max")) * s.population(z, "min") - torch.sub(1, z, alpha=2) - torch.rsub(z, 3.0),
+        lambda s, z: s.population(1.0) * z + s.examples(2.0, "sum") - s.all(z * 0.0 + 1.0, "sum"),
     ],
 )
 def test_functions_of_local_values(double, function):
@@ -159,7 +159,7 @@ def test_per_node_agents_are_modules_of_the_program(double):
 
 
 def test_own_kind_with_own_agent_and_with_the_default_one(double):
-    class Square(mg.Kind):
+    class Square(mg.Activation):
         def apply(self, z):
             return z * z
 

@@ -350,7 +350,7 @@ def gate():
     return network
 
 
-class Twice(mg.Kind):
+class Twice(mg.Activation):
     """A node of a user's own."""
 
     def apply(self, z):

@@ -197,8 +197,8 @@ MATRICES = ("nu", "mu", "nu_tilde", "mu_tilde")
 
 
 def softmax(s, z):
-    e = torch.exp(z - s.peers(z, "max"))
-    return e / s.peers(e)
+    e = torch.exp(z - s.population(z, "max"))
+    return e / s.population(e)
 
 
 @pytest.fixture(params=CASES or [None], ids=lambda p: p.stem if p else "absent")

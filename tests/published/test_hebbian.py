@@ -93,10 +93,10 @@ def test_no_error_goes_below_unless_supervised(problem, rule):
     one, _ = program.step(state, x, t)
     two, _ = program.step({**state, "h2->y": {"w": -state["h2->y"]["w"]}}, x, (t + 1) % 3)
     assert all(torch.equal(one[n]["w"], two[n]["w"]) for n in ("x->h1", "h1->h2", "h1.bias", "h2.bias"))
-    below = [a for a in program.graph.all_arrows() if a.pass_name == "backward" and a.source.kind == "weight"]
+    below = [a for a in program.graph.all_arrows() if a.pass_name == "backward" and a.source.type == "weight"]
     assert not below
     taught = mg.compile(network, rule(supervision=0.1))
-    assert [a for a in taught.graph.all_arrows() if a.pass_name == "backward" and a.source.kind == "weight"]
+    assert [a for a in taught.graph.all_arrows() if a.pass_name == "backward" and a.source.type == "weight"]
 
 
 def test_an_output_without_a_loss_is_a_feature_and_supervision_and_rates_are_learnable(double):
@@ -213,7 +213,7 @@ class Ordering(Agent):
         return s.w * s.x
 
     def learn_update(self, s):
-        return s.set(up=s.upto(s.w * s.x) * s.x, down=s.upto(torch.tanh(s.w + s.x), "pre"))
+        return s.set(up=s.cumsum(s.w * s.x) * s.x, down=s.cumsum(torch.tanh(s.w + s.x), "pre"))
 
 
 class Orders(Protocol):

@@ -328,7 +328,7 @@ class Turning(Weight):
         self.sign = sign
 
     def learn_update(self, s):
-        return s.set(w=s.w + s.a * s.peers(s.b * s.w) + self.sign * s.b * s.peers(s.a * s.w))
+        return s.set(w=s.w + s.a * s.population(s.b * s.w) + self.sign * s.b * s.population(s.a * s.w))
 
 
 @pytest.mark.parametrize(("sign", "share"), [(-1.0, 1.0), (1.0, 0.0)])

@@ -92,7 +92,7 @@ def text(shape):
 def nodes(drawn):
     """Names, and the size that is written with each."""
     if isinstance(drawn, AgentGraph):
-        return {n: text(a.size for a in (v.kept if "weight" in v.kinds else v.axes)) for n, v in drawn.nodes.items()}
+        return {n: text(a.size for a in (v.kept if "weight" in v.types else v.axes)) for n, v in drawn.nodes.items()}
     return {name: text(drawn.shape(name)) for name in (*drawn.units, *drawn.losses)}
 
 
@@ -310,7 +310,7 @@ def test_lines_of_a_pair_lie_apart():
 def test_legend_names_kinds_and_passes():
     graph = AgentGraph(residual(), Backprop())
     entries = {item.get_text() for item in graph.draw().legends[0].get_texts()}
-    assert entries == {node.kind for node in graph.nodes.values()} - {"batchnorm"} | {
+    assert entries == {node.type for node in graph.nodes.values()} - {"batchnorm"} | {
         "forward",
         "backward",
         "learn (no messages)",
@@ -330,7 +330,7 @@ def test_some_passes_alone():
 
 
 def test_kind_of_a_users_own_unit():
-    class Cube(mg.Kind):
+    class Cube(mg.Activation):
         def apply(self, z):
             return z**3
 

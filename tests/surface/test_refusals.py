@@ -59,7 +59,7 @@ def test_classes_and_losses_are_refused():
 )
 def test_differentiable_functions_are_not_called_flat(function):
     over = "node" if "softmax" in getattr(getattr(function, "__code__", None), "co_names", ()) else "agent"
-    kind = function if isinstance(function, mg.Kind) else mg.Function(function, over=over)
+    kind = function if isinstance(function, mg.Activation) else mg.Function(function, over=over)
     with warnings.catch_warnings():
         warnings.simplefilter("error", mg.FlatUnitWarning)
         compiled = program(drawn(kind), Backprop(lr=0.1))
@@ -210,10 +210,10 @@ class Half(mg.Connection):
         return None
 
     def build(self, pre, post):
-        from mpgraph.network.connections import Meeting
+        from mpgraph.network.connections import Endpoints
 
         own = pre[0].fresh()
-        return Meeting((own,), {pre[0]: own}, {})
+        return Endpoints((own,), {pre[0]: own}, {})
 
     def fans(self, pre, post):
         return 1, 1
