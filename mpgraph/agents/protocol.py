@@ -31,10 +31,11 @@ class Protocol(RuleModule):
     Args:
         optimizer: writes the channels that agents hand to ``s.descend``; plain gradient descent at 0.1 by default.
         optimizers: others, for channels of a name: ``{"b": mg.SGD(0.01)}``.
-        agents: an agent for each kind of node: ``weight``, ``bias``, ``unit``, ``output``, ``loss``, ``input``,
+        agents: an agent for each type of node: ``weight``, ``bias``, ``unit``, ``output``, ``loss``, ``input``,
             ``target``, ``constant``, ``operation``, ``link``, or the class name of a user's own
-            :class:`mpgraph.Activation` in lower case. Biases and weights from inputs (``input_weight``: no error goes back through them) default to
-            the weight's agent, outputs and own kinds to the unit's, everything else to the engine's own.
+            :class:`mpgraph.Activation` in lower case. Biases and weights from inputs (``input_weight``: no error goes
+            back through them) default to the weight's agent, outputs and own types to the unit's, everything else to
+            the engine's own.
 
     Class attributes:
         passes: the schedule; names may repeat. A rule whose schedule depends on its arguments sets its own.
