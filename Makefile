@@ -3,13 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint types documents matrix wheel benchmarks
+.PHONY: demo test test-fast mutants lint types documents matrix wheel benchmarks
 
 demo: $(VENV)/ready
 	$(BIN)/mpgraph compare --task digits --protocols backprop,feedback_alignment --seeds 3 --out results
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
+
+test-fast: $(VENV)/ready
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+mutants: $(VENV)/ready
+	$(BIN)/python tests/mutants.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
