@@ -60,10 +60,8 @@ def read_idx(path: Path) -> Tensor:
     shape = struct.unpack(f">{dimensions}I", content[4:start])
     expected, received = math.prod(shape), len(content) - start
     if received != expected:
-        what = (
-            "is truncated or has a damaged header"
-            if received < expected
-            else "has bytes left over, or a damaged header"
+        what = "is truncated" if received < expected else "has bytes left over"
+        raise FileError(
+            f"{found} {what}, or its header is damaged: it says {shape}, {expected} bytes, and {received} follow"
         )
-        raise FileError(f"{found} {what}: its header says {shape}, {expected} bytes, and {received} follow")
     return torch.from_numpy(np.frombuffer(content, np.uint8)[start:].reshape(shape).copy())
