@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
-from .errors import ProtocolError, unknown
+from .errors import MPGraphError, ProtocolError, unknown
 
 SHOWN = 80  # characters of what was received
 
@@ -20,19 +20,20 @@ class Arguments:
 
     Args:
         owner: what messages begin with: the class, or its method.
+        error: class of the error.
 
     Raises:
-        ProtocolError: by every check, ``OWNER: NAME=RECEIVED must be ALLOWED``.
+        ProtocolError: (or ``error``) by every check, ``OWNER: NAME=RECEIVED must be ALLOWED``.
     """
 
-    def __init__(self, owner: str) -> None:
-        self.owner = owner
+    def __init__(self, owner: str, error: type[MPGraphError] = ProtocolError) -> None:
+        self.owner, self.error = owner, error
 
     def refuse(self, name: str, value: Any, allowed: str) -> NoReturn:
         """Say what is wrong."""
         text = " ".join(repr(value).split())
         shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({type(value).__name__})"
-        raise ProtocolError(f"{self.owner}: {name}={shown} must be {allowed}")
+        raise self.error(f"{self.owner}: {name}={shown} must be {allowed}")
 
     def integer(self, name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
         """An integer, within bounds that are allowed themselves."""

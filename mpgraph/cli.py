@@ -10,10 +10,11 @@ import inspect
 import json
 import math
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from . import __version__, experiments
 from .agents.protocol import Protocol, list_protocols
@@ -52,22 +53,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mpgraph: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mpgraph: interrupted; finished runs are in results.json, --resume continues", file=sys.stderr)
+        results = (getattr(options, "out", None) or Path()) / "results.json"
+        advice = f"; finished runs are in {results}, --resume continues" if results.exists() else ""
+        print(f"mpgraph: interrupted{advice}", file=sys.stderr)
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that reports an error in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where the arguments are listed."""
+        self.exit(2, f"mpgraph: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mpgraph", description="Learning rules as messages, compiled to torch.")
+    parser = _Parser(prog="mpgraph", description="Learning rules as messages between neurons and synapses, on torch.")
     parser.add_argument("--version", action="version", version=f"mpgraph {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
     task = argparse.ArgumentParser(add_help=False)
-    task.add_argument("--task", choices=TASKS, default="digits", help="data set (default: digits, which ships along)")
+    task.add_argument("--task", choices=TASKS, default="digits", help="data set (default: digits, without files)")
     task.add_argument("--hidden", type=_sizes, metavar="N,N", help="hidden units of each layer (default: by task)")
     task.add_argument("--activation", default="tanh", help="of hidden units (default: tanh)")
     task.add_argument("--loss", default="cross_entropy", help="on the output (default: cross_entropy)")
-    task.add_argument("--lr", type=float, default=0.1, help="learning rate (default: 0.1)")
-    task.add_argument("--surrogate", help="activation whose derivative stands in for units that have none")
+    task.add_argument("--lr", type=_finite, default=0.1, help="learning rate (default: 0.1)")
+    task.add_argument("--surrogate", help="activation whose derivative replaces that of units without one")
     task.add_argument("--device", help="where to run, for example cuda (default: torch's)")
 
     compare = commands.add_parser("compare", parents=[task], help="train rules side by side on real data")
@@ -82,12 +93,12 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--epochs", type=_positive, help="passes over the training set (default: by task)")
     compare.add_argument("--batch", type=_positive, default=32, help="examples in a step (default: 32)")
     compare.add_argument("--data", metavar="DIR", help="folder of the data files (default: MPGRAPH_DATA)")
-    compare.add_argument("--raw", action="store_true", help="pixels in 0..1 in place of standardised ones")
+    compare.add_argument("--raw", action="store_true", help="leave pixels in 0..1; by default they are standardised")
     compare.add_argument("--limit", type=_positive, metavar="N", help="train on the first N examples only")
     compare.add_argument("--out", type=Path, metavar="DIR", help="write results.json and curves.png there")
     compare.add_argument("--resume", action="store_true", help="keep the finished runs of DIR/results.json")
     compare.add_argument("--json", action="store_true", help="print the summary as JSON")
-    compare.add_argument("--quiet", action="store_true", help="no progress bar")
+    compare.add_argument("--quiet", action="store_true", help="no progress bar, also on a terminal")
     compare.set_defaults(run=_compare)
 
     listing = commands.add_parser("protocols", help="list the registered rules")
@@ -105,6 +116,8 @@ def _parser() -> argparse.ArgumentParser:
 def _compare(options: argparse.Namespace) -> int:
     from . import data
 
+    if not options.protocols:
+        raise InputError(f"--protocols names no rule; allowed are {', '.join(list_protocols())}")
     network = _network(options)
     rules = {name: _maker(name, options) for name in [experiments.READOUT_ONLY, *options.protocols]}
     epochs = options.epochs or TASKS[options.task].epochs
@@ -114,22 +127,24 @@ def _compare(options: argparse.Namespace) -> int:
         "limit": options.limit,
     }  # fmt: skip
     done: list[experiments.Run] = []
-    if not options.protocols:
-        raise InputError(f"--protocols names no rule; allowed are {', '.join(list_protocols())}")
-    if not math.isfinite(options.lr):
-        raise InputError(f"--lr must be a finite number, got {options.lr}")
+    if options.resume:
+        if not options.out:
+            raise InputError("--resume needs --out DIR, the folder of the earlier results.json")
+        done = experiments.read(options.out / "results.json", settings)
     if options.out:
         try:
             options.out.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=options.out):  # before the first run is lost
+                pass
         except OSError as error:
-            raise FileError(f"--out {options.out}: {error.strerror}") from None
-        if options.resume and (options.out / "results.json").exists():
-            done = experiments.read(options.out / "results.json", settings)
-    elif options.resume:
-        raise InputError("--resume needs --out DIR, the folder of the earlier results.json")
+            raise FileError(f"--out {options.out} cannot be written: {error.strerror}") from None
 
     def load(seed: int) -> data.Dataset:
-        found = data.load(options.task, options.data, seed=seed, standardise=not options.raw)
+        found = data.load(
+            options.task, options.data, seed=seed, standardise=not options.raw, progress=not options.quiet
+        )
+        if found.classes != TASKS[options.task].classes:
+            raise FileError(f"{options.task} has {TASKS[options.task].classes} classes, its files {found.classes}")
         return found.head(options.limit) if options.limit else found
 
     runs = experiments.compare(
@@ -145,7 +160,8 @@ def _compare(options: argparse.Namespace) -> int:
         progress=not options.quiet,
     )
     rows = experiments.summary(runs)
-    title = f"{options.task}, {settings['network']}, batch {options.batch}, lr {options.lr:g}, {options.seeds} seeds"
+    title = f"{options.task}, {settings['network']}, batch {options.batch}, lr {options.lr:g}, "
+    title += f"{options.seeds} seed{'s' * (options.seeds > 1)}"
     if options.json:
         print(json.dumps({"settings": settings, "summary": rows}, indent=1))
     else:
@@ -155,7 +171,10 @@ def _compare(options: argparse.Namespace) -> int:
 
         kept = {(run.protocol, run.seed): run for run in [*done, *runs]}
         experiments.write(options.out / "results.json", list(kept.values()), settings)
-        curves(runs, options.out / "curves.png", title)
+        try:
+            curves(runs, options.out / "curves.png", title)
+        except OSError as error:
+            raise FileError(f"{options.out / 'curves.png'} cannot be written: {error.strerror}") from None
         if not options.json:
             print(f"\nwrote {options.out / 'results.json'} and {options.out / 'curves.png'}")
     return 1 if any(run.diverged for run in runs) else 0
@@ -168,7 +187,8 @@ def _print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         gain = "" if row["above_readout"] is None else f"{100 * row['above_readout']:+.1f}"
         note = f"  {row['diverged']} of {row['seeds']} diverged" if row["diverged"] else ""
-        score = f"{100 * row['test_accuracy']:.2f} +- {100 * row['deviation']:.2f}"
+        spread = "" if row["deviation"] is None else f" +- {100 * row['deviation']:.2f}"
+        score = f"{100 * row['test_accuracy']:.2f}{spread}"
         print(f"{row['protocol']:{width}}  {score:15}  {gain:>13}  {row['seconds']:7.2f}{note}")
 
 
@@ -198,7 +218,7 @@ def _network(options: argparse.Namespace) -> Network:
 
 
 def _maker(name: str, options: argparse.Namespace) -> Callable[[], Protocol]:
-    """A function that makes the rule with those of the options that it takes, or reads it, as ``name:FOLDER``."""
+    """A function that makes the rule with the options that it takes, or loads it if its name is ``name:FOLDER``."""
     name, colon, folder = name.partition(":")
     cls = lookup("mpgraph.protocols", "backprop" if name == experiments.READOUT_ONLY else name)
     if cls is None:
@@ -210,7 +230,7 @@ def _maker(name: str, options: argparse.Namespace) -> Callable[[], Protocol]:
         return lambda: load_protocol(folder)
     if cls.random_defaults and options.run is _compare:
         raise InputError(
-            f"{name} without a folder is a random draw of its numbers, which learns nothing. Meta-train a "
+            f"{name} without a folder has random numbers and learns nothing. Meta-train a "
             f'{cls.__name__}, write it with protocol.save("FOLDER"), and compare {name}:FOLDER'
         )
     known = inspect.signature(cls).parameters
@@ -228,6 +248,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
+
+
+def _finite(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return number
 
 
 def _names(text: str) -> list[str]:

@@ -1,15 +1,12 @@
 """Real data: handwritten digits that ship with scikit-learn, and image sets from a folder.
 
-Files are read as they are published: gzip-compressed IDX files ``<root>/<Set>/raw/*-ubyte.gz`` (or unpacked ones, as
-torchvision leaves them), and for Omniglot the two zip archives of ``<root>/omniglot-py``.
+Files are read as they are published: gzip-compressed IDX files ``<root>/<Set>/raw/*-ubyte.gz`` (or uncompressed, as
+torchvision leaves them), and for Omniglot the archive ``<root>/omniglot-py/images_background.zip``.
 """
 
 from __future__ import annotations
 
-import io
 import os
-import sys
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,18 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from tqdm.auto import tqdm
 
+from mpgraph.arguments import Arguments
 from mpgraph.errors import FileError, InputError, unknown
 
-from .idx import read_idx
+from .idx import find_idx, read_idx
+from .omniglot import read_omniglot
 
 IDX_SETS = {  # name: (folder, prefix of training files, prefix of test files, classes)
     "mnist": ("MNIST", "train", "t10k", 10),
     "fashion_mnist": ("FashionMNIST", "train", "t10k", 10),
     "emnist47": ("EMNIST", "emnist47-subset-train", "emnist47-subset-test", 47),
 }
-OMNIGLOT_SIDE = 28  # drawings of 105 x 105 pixels are averaged down to this
+SIZE = (28, 28)  # pixels of an image in all of them
+LABELS = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,14 @@ class Dataset:
 
     Attributes:
         name: of the task.
-        train_x, test_x: images ``(n, 1, height, width)``, or ``(n, pixels)`` after :meth:`flat`.
-        train_y, test_y: class labels ``(n,)``, int64.
+        train_x, test_x: floating-point images ``(n, 1, height, width)``, or ``(n, pixels)`` after :meth:`flat`; any
+            other shape ``(n, ...)`` of examples will do.
+        train_y, test_y: integer class labels ``(n,)``, from 0 to ``classes - 1``.
         classes: number of classes.
+
+    Raises:
+        InputError: if these do not fit together: no examples, other numbers of images and labels, test images of
+            another shape, labels that are not integers or outside the classes, NaN or infinite pixels.
     """
 
     name: str
@@ -49,6 +53,34 @@ class Dataset:
     test_x: Tensor
     test_y: Tensor
     classes: int
+
+    def __post_init__(self) -> None:
+        """Compare images, labels and classes with each other."""
+        classes = Arguments(f"data set {self.name!r}", InputError).integer("classes", self.classes, 1)
+        self._check("train_x", self.train_x, "train_y", self.train_y, classes)
+        self._check("test_x", self.test_x, "test_y", self.test_y, classes)
+        if self.train_x.shape[1:] != self.test_x.shape[1:]:
+            raise InputError(
+                f"data set {self.name!r}: an example of train_x has shape {tuple(self.train_x.shape[1:])}, one of "
+                f"test_x {tuple(self.test_x.shape[1:])}; they must be equal"
+            )
+
+    def _check(self, name: str, x: Any, label_name: str, y: Any, classes: int) -> None:
+        this = f"data set {self.name!r}: {name}"
+        labels = f"data set {self.name!r}: {label_name}"
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
+            raise InputError(f"{this} must be a floating-point tensor (examples, ...), got {_described(x)}")
+        if not isinstance(y, Tensor) or y.dtype not in LABELS or y.ndim != 1:
+            raise InputError(f"{labels} must be a tensor (examples,) of integer class labels, got {_described(y)}")
+        if len(x) != len(y):
+            raise InputError(f"{this} holds {len(x)} examples, {label_name} {len(y)} labels; they must be equal")
+        if not x.numel():
+            raise InputError(f"{this} is empty: its shape is {tuple(x.shape)}")
+        low, high = int(y.min()), int(y.max())
+        if low < 0 or high >= classes:
+            raise InputError(f"{labels} holds labels from {low} to {high}; {classes} classes allow 0 to {classes - 1}")
+        if not torch.stack(x.aminmax()).isfinite().all():
+            raise InputError(f"{this} holds NaN or infinite numbers")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -66,16 +98,33 @@ class Dataset:
         return replace(self, train_x=x[0], test_x=x[1], train_y=y[0], test_y=y[1])
 
     def standardised(self) -> Dataset:
-        """Pixels shifted and scaled by one mean and one standard deviation, those of all training pixels."""
+        """Pixels shifted and scaled by one mean and one standard deviation, those of all training pixels.
+
+        Raises:
+            InputError: if all training pixels are the same number, which have no deviation to scale by.
+        """
+        low, high = self.train_x.aminmax()
+        if low == high:
+            raise InputError(f"data set {self.name!r}: all pixels of train_x are {float(low):g}")
         mean, std = self.train_x.mean(), self.train_x.std()
         return replace(self, train_x=(self.train_x - mean) / std, test_x=(self.test_x - mean) / std)
 
     def head(self, n: int) -> Dataset:
-        """The first ``n`` training examples; the test set stays whole."""
+        """The first ``n`` training examples (all, if there are fewer); the test set stays whole.
+
+        Raises:
+            InputError: if ``n`` is not a positive integer.
+        """
+        n = Arguments("head", InputError).integer("n", n, 1)
         return replace(self, train_x=self.train_x[:n], train_y=self.train_y[:n])
 
     def batches(self, size: int, generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch of shuffled training batches ``(x, y)``; the last may be smaller."""
+        """One epoch of shuffled training batches ``(x, y)``; the last may be smaller.
+
+        Raises:
+            InputError: if ``size`` is not a positive integer.
+        """
+        size = Arguments("batches", InputError).integer("size", size, 1)
         order = torch.randperm(len(self.train_x), generator=generator).to(self.train_x.device)
         for part in order.split(size):
             yield self.train_x[part], self.train_y[part]
@@ -88,6 +137,7 @@ def load(
     seed: int = 0,
     standardise: bool = True,
     dtype: torch.dtype | None = None,
+    progress: bool = True,
 ) -> Dataset:
     """A data set by name.
 
@@ -96,20 +146,22 @@ def load(
             upright), ``omniglot`` (964 characters of the background set, 16 drawings of each to train on).
         root: folder of the files; the environment variable ``MPGRAPH_DATA`` by default.
         seed: of the split, for sets without a fixed one (digits: stratified 80/20; omniglot: by drawing).
-        standardise: shift and scale by the training set's global mean and deviation; else pixels lie in 0..1.
+        standardise: shift and scale by the training set's global mean and deviation; otherwise pixels lie in 0..1.
         dtype: of images; torch's default if not given.
+        progress: show a bar while omniglot is read, if stderr is a terminal.
 
     Raises:
-        InputError: for an unknown name.
-        FileError: if a file is missing or damaged; the message names it.
+        InputError: for an unknown name, or a seed that is not an integer.
+        FileError: if a file is missing or damaged, or does not fit the others; the message names the files.
     """
     if name not in LOADERS:
         raise InputError(unknown("data set", name, LOADERS))
-    data = LOADERS[name](root, seed).to(dtype or torch.get_default_dtype())
+    seed = Arguments("data.load", InputError).seed("seed", seed)
+    data = LOADERS[name](root, seed, progress).to(dtype or torch.get_default_dtype())
     return data.standardised() if standardise else data
 
 
-def _digits(root: Any, seed: int) -> Dataset:
+def _digits(root: Any, seed: int, progress: bool) -> Dataset:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -117,56 +169,71 @@ def _digits(root: Any, seed: int) -> Dataset:
     images = torch.from_numpy(digits.images / 16.0).unsqueeze(1)
     labels = torch.from_numpy(digits.target).long()
     rows = np.arange(len(labels))
-    train, test = train_test_split(rows, test_size=0.2, stratify=digits.target, random_state=seed)
+    train, test = train_test_split(rows, test_size=0.2, stratify=digits.target, random_state=seed % 2**32)
     return Dataset("digits", images[train], labels[train], images[test], labels[test], 10)
 
 
-def _idx_set(name: str) -> Callable[[Any, int], Dataset]:
-    folder, train, test, classes = IDX_SETS[name]
+def _idx_set(name: str) -> Callable[[Any, int, bool], Dataset]:
+    folder, *prefixes, classes = IDX_SETS[name]
 
-    def read(root: Any, seed: int) -> Dataset:
+    def read(root: Any, seed: int, progress: bool) -> Dataset:
         raw = _root(root, name) / folder / "raw"
-        parts = [
-            read_idx(raw / f"{prefix}-{kind}-idx{dims}-ubyte")
-            for prefix in (train, test)
-            for kind, dims in (("images", 3), ("labels", 1))
-        ]
-        images = [p.unsqueeze(1).double() / 255.0 for p in parts[::2]]
+        train_x, train_y, test_x, test_y = (
+            part
+            for prefix in prefixes
+            for part in _pair(raw / f"{prefix}-images-idx3-ubyte", raw / f"{prefix}-labels-idx1-ubyte", classes)
+        )
+        sizes = [tuple(x.shape[1:]) for x in (train_x, test_x)]
+        if sizes != [SIZE, SIZE]:
+            files = [find_idx(raw / f"{prefix}-images-idx3-ubyte") for prefix in prefixes]
+            raise FileError(
+                f"{files[0]} holds images of {sizes[0]} pixels, {files[1]} of {sizes[1]}; expected {SIZE} in both"
+            )
+        images = [x.unsqueeze(1).double() / 255.0 for x in (train_x, test_x)]
         if name == "emnist47":  # published transposed
-            images = [p.transpose(2, 3).contiguous() for p in images]
-        labels = [p.long() for p in parts[1::2]]
-        return Dataset(name, images[0], labels[0], images[1], labels[1], classes)
+            images = [x.transpose(2, 3).contiguous() for x in images]
+        return Dataset(name, images[0], train_y.long(), images[1], test_y.long(), classes)
 
     return read
 
 
-def _omniglot(root: Any, seed: int) -> Dataset:
-    from PIL import Image
+def _pair(images: Path, labels: Path, classes: int) -> tuple[Tensor, Tensor]:
+    """An images file and its labels file, held against each other."""
+    x, y = read_idx(images), read_idx(labels)
+    images, labels = find_idx(images), find_idx(labels)
+    if x.ndim == 1 and y.ndim == 3:
+        raise FileError(f"{images} holds labels and {labels} holds images: the two files are swapped")
+    for path, part, wanted, what, other in (
+        (images, x, 3, "images (examples, height, width)", labels),
+        (labels, y, 1, "labels (examples,)", images),
+    ):
+        if part.ndim != wanted:
+            raise FileError(f"{path} has shape {tuple(part.shape)}, expected {what} to go with {other}")
+        if not part.numel():
+            raise FileError(f"{path} has shape {tuple(part.shape)}: it is empty, expected {what} to go with {other}")
+    if len(x) != len(y):
+        raise FileError(f"{images} holds {len(x)} images, {labels} holds {len(y)} labels; expected as many")
+    if int(y.max()) >= classes:
+        raise FileError(
+            f"{labels}, the labels of {images}, go up to {int(y.max())}; {classes} classes allow 0 to {classes - 1}"
+        )
+    if x.min() == x.max():
+        raise FileError(f"{images}, the images of {labels}: all pixels are {int(x.max())}, expected drawings")
+    return x, y
 
+
+def _omniglot(root: Any, seed: int, progress: bool) -> Dataset:
     path = _root(root, "omniglot") / "omniglot-py" / "images_background.zip"
-    if not path.is_file():
-        raise FileError(f"omniglot: no file {path}")
-    images: list[np.ndarray] = []
-    labels: list[int] = []
-    characters: dict[str, int] = {}
-    with zipfile.ZipFile(path) as archive:
-        names = sorted(n for n in archive.namelist() if n.endswith(".png"))
-        for name in tqdm(names, desc="omniglot", leave=False, disable=not sys.stderr.isatty()):
-            character = name.rpartition("/")[0]
-            labels.append(characters.setdefault(character, len(characters)))
-            drawing = Image.open(io.BytesIO(archive.read(name))).convert("L")
-            drawing = drawing.resize((OMNIGLOT_SIDE, OMNIGLOT_SIDE), Image.Resampling.BOX)
-            images.append(1.0 - np.asarray(drawing, dtype=np.float64) / 255.0)  # ink is one
-    x, y = torch.from_numpy(np.stack(images)).unsqueeze(1), torch.tensor(labels)
+    x, y, classes = read_omniglot(path, progress)
     generator = torch.Generator().manual_seed(seed)
     test = torch.zeros(len(y), dtype=torch.bool)
-    for label in range(len(characters)):
+    for label in range(classes):
         rows = (y == label).nonzero().flatten()
         test[rows[torch.randperm(len(rows), generator=generator)[: len(rows) // 5]]] = True
-    return Dataset("omniglot", x[~test], y[~test], x[test], y[test], len(characters))
+    return Dataset("omniglot", x[~test], y[~test], x[test], y[test], classes)
 
 
-LOADERS: dict[str, Callable[[Any, int], Dataset]] = {
+LOADERS: dict[str, Callable[[Any, int, bool], Dataset]] = {
     "digits": _digits,
     **{name: _idx_set(name) for name in IDX_SETS},
     "omniglot": _omniglot,
@@ -180,3 +247,7 @@ def _root(root: str | Path | None, name: str) -> Path:
     if not Path(given).is_dir():
         raise FileError(f"{name}: no folder {given}")
     return Path(given)
+
+
+def _described(value: Any) -> str:
+    return f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

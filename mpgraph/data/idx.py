@@ -1,8 +1,11 @@
-"""IDX files, the form in which MNIST and its relatives are published."""
+"""IDX files, the format in which MNIST and its relatives are published."""
 
 from __future__ import annotations
 
 import gzip
+import math
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,27 +14,54 @@ from torch import Tensor
 
 from mpgraph.errors import FileError
 
+MAGIC = b"\x00\x00\x08"  # two zeros, then the code of unsigned bytes; the number of dimensions follows
 
-def read_idx(path: Path) -> Tensor:
-    """Bytes of an IDX file, packed (``path.gz``) or not, as a uint8 tensor of the shape in its header.
+
+def find_idx(path: Path) -> Path:
+    """``path.gz`` if that file exists, otherwise ``path``.
 
     Raises:
-        FileError: if neither file is there, or the content is not what the header says.
+        FileError: if neither exists.
     """
     packed = path.with_name(path.name + ".gz")
-    if not packed.is_file() and not path.is_file():
-        raise FileError(
-            f"no file {packed}; --data (or MPGRAPH_DATA) must name the folder that holds "
-            f"{'/'.join(packed.parts[-3:])}, or fetch it with mpgraph.data.download"
-        )
+    for found in (packed, path):
+        if found.is_file():
+            return found
+    raise FileError(
+        f"no file {packed}; --data (or MPGRAPH_DATA) must name the folder that holds "
+        f"{'/'.join(packed.parts[-3:])}, or fetch it with mpgraph.data.download"
+    )
+
+
+def read_idx(path: Path) -> Tensor:
+    """Bytes of an IDX file, compressed (``path.gz``) or not, as a uint8 tensor of the shape in its header.
+
+    Raises:
+        FileError: if neither file exists, or its content is not what its header says.
+    """
+    found = find_idx(Path(path))
     try:
-        content = gzip.decompress(packed.read_bytes()) if packed.is_file() else path.read_bytes()
-    except (OSError, EOFError, gzip.zlib.error) as error:  # type: ignore[attr-defined]
-        raise FileError(f"{packed} is damaged: {error}") from None
-    header = 4 + 4 * content[3] if len(content) > 3 else 4
-    if len(content) < header or content[:3] != b"\x00\x00\x08":
-        raise FileError(f"{path.name} in {path.parent} is no IDX file of bytes")
-    shape = tuple(np.frombuffer(content, ">u4", content[3], 4).tolist())
-    if len(content) != header + int(np.prod(shape)):
-        raise FileError(f"{path.name} in {path.parent} is truncated: header says {shape}")
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())
+        content = found.read_bytes()
+    except OSError as error:
+        raise FileError(f"{found} cannot be read: {error.strerror or error}") from None
+    if found.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error, struct.error) as error:
+            raise FileError(f"{found} is damaged or not a gzip file: {error}") from None
+    if not content:
+        raise FileError(f"{found} is empty; expected an IDX file")
+    if content[:3] != MAGIC or len(content) < 4:
+        raise FileError(f"{found} is not an IDX file of bytes: it must begin with {MAGIC!r}, got {content[:3]!r}")
+    dimensions = content[3]
+    start = 4 + 4 * dimensions
+    if len(content) < start:
+        raise FileError(f"{found} is truncated: it ends within the header, which announces {dimensions} dimensions")
+    shape = struct.unpack(f">{dimensions}I", content[4:start])
+    expected, received = math.prod(shape), len(content) - start
+    if received != expected:
+        what = "is truncated" if received < expected else "has bytes left over"
+        raise FileError(
+            f"{found} {what}, or its header is damaged: it says {shape}, {expected} bytes, and {received} follow"
+        )
+    return torch.from_numpy(np.frombuffer(content, np.uint8)[start:].reshape(shape).copy())

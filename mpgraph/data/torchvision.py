@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
-from mpgraph.errors import InputError, unknown
+from mpgraph.errors import FileError, InputError, unknown
+
+FETCHABLE = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 
 
 def download(name: str, root: str | Path) -> Path:
@@ -18,33 +18,29 @@ def download(name: str, root: str | Path) -> Path:
 
     Raises:
         InputError: for a set that torchvision cannot fetch in this form.
+        FileError: if it cannot be fetched or written.
     """
-    fetchable = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
-    if name not in fetchable:
-        raise InputError(unknown("data set for download", name, fetchable))
-    datasets = importlib.import_module(f"{torchvision().__name__}.datasets")
-    getattr(datasets, fetchable[name])(str(root), download=True)
+    if name not in FETCHABLE:
+        raise InputError(unknown("data set for download", name, FETCHABLE))
+    datasets = _datasets()
+    try:
+        getattr(datasets, FETCHABLE[name])(str(root), download=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise FileError(f"{name} cannot be fetched into {root}: {error}") from None
     return Path(root)
 
 
-_schemas: Any = None  # operator declarations live as long as this object
+def _datasets() -> Any:
+    """``torchvision.datasets``.
 
-
-def torchvision() -> ModuleType:
-    """The torchvision package, also where its compiled operators cannot load.
-
-    A torchvision built for CUDA beside a torch built for the CPU fails on import with a RuntimeError about
-    ``torchvision::nms``; declaring the operators' signatures first is enough for everything but those operators.
+    A torchvision built for CUDA beside a torch built for the CPU cannot be imported: it describes two operators that
+    are missing. Declaring them is enough, as data sets do not use them.
     """
-    global _schemas
     try:
-        return importlib.import_module("torchvision")
+        return importlib.import_module("torchvision.datasets")
     except RuntimeError as error:
-        if "torchvision::" not in str(error):
+        if "torchvision::nms" not in str(error):
             raise
-    for module in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[module]
-    _schemas = torch.library.Library("torchvision", "FRAGMENT")
     for operator in ("nms", "qnms"):
-        _schemas.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return importlib.import_module("torchvision")
+        torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return importlib.import_module("torchvision.datasets")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from mpgraph.agents.protocol import Protocol
+from mpgraph.arguments import Arguments
 from mpgraph.data.datasets import Dataset
 from mpgraph.environment import usable
+from mpgraph.errors import InputError
 from mpgraph.network.network import Network
 from mpgraph.program.program import compile
 
@@ -23,7 +26,7 @@ def compare(
     rules: dict[str, Callable[[], Protocol]],
     load: Callable[[int], Dataset],
     *,
-    seeds: Sequence[int],
+    seeds: Iterable[int],
     epochs: int,
     batch: int = 32,
     device: str | None = None,
@@ -34,61 +37,82 @@ def compare(
     """Train every rule on every seed; a seed fixes the split, the initial weights and the order of examples.
 
     Args:
-        network: on which all rules run.
-        rules: a maker of the rule for each name.
-        load: the data set of a seed.
-        seeds: one run each.
+        network: on which all rules run. The rule called ``readout_only`` runs on ``network.readout_only()``.
+        rules: for each name a function that makes the rule.
+        load: a function of the seed that returns the data set.
+        seeds: integers, one run of each rule for each.
         epochs: passes over the training set.
         batch: examples in a step.
         device: where to run.
         done: runs of an earlier call, which are not repeated.
-        on_run: called after each run with all so far, those of ``done`` included.
-        progress: whether to show a bar.
+        on_run: called after each run with all runs so far, including those of ``done``.
+        progress: show a bar, if stderr is a terminal.
+
+    Returns:
+        The runs, ordered by seed and rule.
+
+    Raises:
+        InputError: for no rules or seeds, a seed that is repeated, or numbers that are not positive integers.
+        MPGraphError: if a rule does not fit the network. All rules are compiled before the first is trained.
     """
-    runs: list[Run] = []
+    check = Arguments("compare", InputError)
+    epochs, batch = check.integer("epochs", epochs, 1), check.integer("batch", batch, 1)
+    if not isinstance(seeds, Iterable) or isinstance(seeds, str):
+        check.refuse("seeds", seeds, "a sequence of integers, such as range(3)")
+    numbers = [check.seed(f"seeds[{i}]", seed) for i, seed in enumerate(seeds)]
+    if not numbers or len(set(numbers)) < len(numbers):
+        check.refuse("seeds", numbers, "at least one integer, each once")
+    if not rules:
+        check.refuse("rules", rules, "a dictionary of at least one rule, such as {'backprop': Backprop}")
     finished = {(run.protocol, run.seed): run for run in done}
-    bar = tqdm(total=len(rules) * len(seeds) * epochs, disable=not progress, unit="epoch", leave=False)
-    for seed in seeds:
-        data = load(seed).flat()
-        data = data.to(usable(device)) if device else data
-        for name, make in rules.items():
-            if (name, seed) in finished:
-                runs.append(finished[name, seed])
-                bar.update(epochs)
-                continue
-            rule = make()
-            program = compile(network.readout_only() if name == READOUT_ONLY else network, rule, device=device)
-            bar.set_description(f"{name}, seed {seed}")
-            start = time.perf_counter()
-            _, curve, losses = train(
-                program,
-                data,
-                epochs=epochs,
-                batch=batch,
-                seed=seed,
-                on_epoch=lambda *_: bar.update() and None,
-            )
-            seconds = time.perf_counter() - start
-            diverged = len(curve) < epochs
-            bar.update(epochs - len(curve))
-            runs.append(
-                Run(name, data.name, shape_of(network), seed, curve[-1], seconds, epochs, batch, rule.name, diverged,
-                    curve, losses)
-            )  # fmt: skip
-            if on_run:
-                here = {(run.protocol, run.seed) for run in runs}
-                on_run([*runs, *(run for key, run in finished.items() if key not in here)])
-    bar.close()
+    programs = {
+        name: compile(network.readout_only() if name == READOUT_ONLY else network, make(), device=device)
+        for name, make in rules.items()
+        if any((name, seed) not in finished for seed in numbers)
+    }
+    runs: list[Run] = []
+    # A bar only on a terminal: that is what tqdm makes of None.
+    total, hidden = len(rules) * len(numbers) * epochs, None if progress else True
+    with tqdm(total=total, disable=hidden, unit="epoch", leave=False) as bar:
+        for seed in numbers:
+            data = load(seed).flat()
+            data = data.to(usable(device)) if device else data
+            for name in rules:
+                if (name, seed) in finished:
+                    runs.append(finished[name, seed])
+                    bar.update(epochs)
+                    continue
+                bar.set_description(f"{name}, seed {seed}")
+                start = time.perf_counter()
+                _, curve, losses = train(
+                    programs[name],
+                    data,
+                    epochs=epochs,
+                    batch=batch,
+                    seed=seed,
+                    on_epoch=lambda *_: bar.update() and None,
+                )
+                seconds = time.perf_counter() - start
+                diverged = not math.isfinite(losses[-1])
+                bar.update(epochs - len(curve))
+                runs.append(
+                    Run(name, data.name, shape_of(network), seed, curve[-1], seconds, epochs, batch,
+                        programs[name].protocol.name, diverged, curve, losses)
+                )  # fmt: skip
+                if on_run:
+                    here = {(run.protocol, run.seed) for run in runs}
+                    on_run([*runs, *(run for key, run in finished.items() if key not in here)])
     return runs
 
 
 def shape_of(network: Network) -> str:
-    """A chain as ``64-32-10 tanh``; anything else as its numbers of units and connections."""
+    """A chain as ``64-32-10 tanh``; any other network as its numbers of units and connections."""
     units = list(network.units.values())
-    kinds = {u.activation.name for u in units if not u.is_input and u.name not in network.outputs}
+    activations = {u.activation.name for u in units if not u.is_input and u.name not in network.outputs}
     chain = all(
         (w.pre, w.post) == (a.name, b.name) for w, a, b in zip(network.wires.values(), units, units[1:], strict=False)
     )
     if chain and len(network.wires) == len(units) - 1:
-        return "-".join(str(torch.Size(u.shape).numel()) for u in units) + " " + "/".join(sorted(kinds or {"linear"}))
+        sizes = "-".join(str(torch.Size(u.shape).numel()) for u in units)
+        return f"{sizes} {'/'.join(sorted(activations or {'linear'}))}"
     return f"{len(units)} units, {len(network.wires)} connections"

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from mpgraph.arguments import Arguments
 from mpgraph.data.datasets import Dataset
+from mpgraph.errors import InputError
 from mpgraph.program.program import Program, State
 
 
 def accuracy(program: Program, state: State, x: Tensor, y: Tensor, chunk: int = 1000) -> float:
-    """Share of examples whose largest output is the label's.
+    """Classification accuracy in [0, 1].
 
-    Of a rule that keeps memories of examples, as many at a time as it has slots for; the last ones are filled up.
+    Args:
+        program: with one output, whose largest number is the predicted class.
+        state: after training.
+        x: ``(n, *input)``.
+        y: class labels ``(n,)``.
+        chunk: examples predicted at once. A rule that keeps a memory of each example gets as many as it has memories
+            for; the last chunk is padded.
+
+    Raises:
+        InputError: for no examples, or another number of labels.
     """
+    if len(x) != len(y) or not len(x):
+        raise InputError(f"accuracy: got {len(x)} examples and {len(y)} labels, expected as many, at least one")
     slots = program.slots(state)
     filled = x if slots is None else torch.cat([x, x[:1].expand(-len(x) % slots, *x.shape[1:])])
     with torch.no_grad():
@@ -35,37 +49,55 @@ def train(
 ) -> tuple[State, list[float], list[float]]:
     """Train from a fresh state; stops early if the loss is no longer finite.
 
-    A rule that keeps memories of examples is not shown the last batch of an epoch if that is smaller than the others.
+    The last batch of an epoch is left out if it is smaller than the others and the program cannot use it: because the
+    rule keeps a memory for each example of a batch, or because it is a single example, of which batch normalization
+    would see one number per channel.
 
     Args:
         program: a network with one input, one output and a rule.
         data: flat or not, as the network's input is.
-        epochs: passes over the training set, each in an order drawn from ``seed``.
+        epochs: passes over the training set, each in an order sampled from ``seed``.
         batch: examples in a step.
         seed: of the initial state and of the order of examples.
         on_epoch: called with the epoch's number and the test accuracy.
-        follow: called with the number of epochs done and the state, before the first one too: a
+        follow: called with the number of epochs done and the state, also before the first one: a
             :class:`mpgraph.probes.Follow`.
 
     Returns:
         The state, the test accuracy after each epoch, and each epoch's mean loss.
+
+    Raises:
+        InputError: for epochs, a batch size or a seed that are not integers, or too few examples for a single step.
     """
+    check = Arguments("train", InputError)
+    epochs, batch = check.integer("epochs", epochs, 1), check.integer("batch", batch, 1)
+    seed = check.seed("seed", seed)
     state = program.init(seed=seed, batch_size=batch)
+    least = batch if program.slots(state) is not None else min(batch, _least(program))
+    if len(data.train_x) < least:
+        raise InputError(f"train: a step needs {least} examples here, the training set has {len(data.train_x)}")
     generator = torch.Generator().manual_seed(seed)
     curve, losses = [], []
     if follow:
         follow(0, state)
     for epoch in range(epochs):
-        batches = data.batches(batch, generator)
-        if program.slots(state) is not None:
-            batches = (pair for pair in batches if len(pair[0]) == batch)
-        state, steps = program.run(state, batches)
+        state, steps = program.run(state, _at_least(least, data.batches(batch, generator)))
         losses.append(sum(steps) / max(1, len(steps)))
         curve.append(accuracy(program, state, data.test_x, data.test_y))
         if on_epoch:
             on_epoch(epoch, curve[-1])
         if follow:
             follow(epoch + 1, state)
-        if not torch.isfinite(torch.tensor(losses[-1])):
+        if not math.isfinite(losses[-1]):
             break
     return state, curve, losses
+
+
+def _at_least(least: int, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    return (pair for pair in batches if len(pair[0]) >= least)
+
+
+def _least(program: Program) -> int:
+    """Two examples if a unit without positions normalizes over the batch, one otherwise."""
+    units = program.graph.network.units.values()
+    return 1 + any(unit.activation.over == "batch" and math.prod(unit.shape[1:]) == 1 for unit in units)

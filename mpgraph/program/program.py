@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from mpgraph.agents.module import RuleModule
 from mpgraph.agents.protocol import Protocol
@@ -322,7 +322,7 @@ class Program(nn.Module):
         """
         losses = []
         with torch.no_grad():
-            for batch in tqdm(batches, disable=not progress, leave=False):
+            for batch in tqdm(batches, disable=None if progress else True, leave=False):  # None: only on a terminal
                 x, y = batch if isinstance(batch, (tuple, list)) else (batch, None)
                 state, out = self.step(state, x, y)
                 if out.loss is not None:

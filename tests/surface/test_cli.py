@@ -1,13 +1,17 @@
 """The command line, run as a user does."""
 
+import io
 import json
+import struct
 import subprocess
 import sys
 
 import pytest
+import torch
 
 import mpgraph as mg
 from mpgraph import cli
+from mpgraph.architectures import mlp
 from mpgraph.protocols import Backprop
 from mpgraph.registry import lookup
 
@@ -111,25 +115,116 @@ def test_divergence_is_said_and_changes_the_exit_status(tmp_path, capsys):
     ("arguments", "words"),
     [
         (["compare", "--protocols", "backprob"], ["'backprob'", "backprop"]),
+        (["compare", "--protocols", ","], ["--protocols", "backprop"]),
         (["compare", "--activation", "tahn"], ["'tahn'", "tanh"]),
+        (["compare", "--loss", "l3"], ["'l3'", "l2"]),
+        (["compare", "--surrogate", "tahn"], ["'tahn'", "tanh"]),
+        (["compare", "--device", "abacus"], ["'abacus'"]),
         (["compare", "--task", "mnist", "--data", "nowhere"], ["nowhere"]),
+        (["compare", "--task", "mnist"], ["mnist", "--data", "MPGRAPH_DATA"]),
         (["compare", "--resume"], ["--out"]),
+        (["compare", "--resume", "--out", "nowhere"], ["nowhere/results.json", "No such file"]),
         (["explain", "--protocol", "q"], ["'q'"]),
     ],
 )
-def test_wrong_arguments_exit_with_two_and_one_line(arguments, words, capsys):
+def test_wrong_arguments_exit_with_two_and_one_line(arguments, words, capsys, monkeypatch):
+    monkeypatch.delenv("MPGRAPH_DATA", raising=False)
     status, captured = (
         run(*arguments, "--quiet", capsys=capsys) if arguments[0] == "compare" else run(*arguments, capsys=capsys)
     )
     assert status == 2
     assert all(word in captured.err for word in words)
     assert len(captured.err.strip().splitlines()) == 1
+    assert not captured.out
 
 
-@pytest.mark.parametrize("arguments", [["compare", "--seeds", "0"], ["compare", "--hidden", "a"], ["nothing"], []])
-def test_the_parser_exits_with_two(arguments, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["compare", "--task", "minst"], ["--task", "'minst'", "mnist"]),
+        (["compare", "--seeds", "0"], ["--seeds", "'0'", "positive integer"]),
+        (["compare", "--epochs", "0"], ["--epochs", "'0'", "positive integer"]),
+        (["compare", "--batch", "-1"], ["--batch", "'-1'", "positive integer"]),
+        (["compare", "--limit", "0"], ["--limit", "'0'", "positive integer"]),
+        (["compare", "--hidden", "0"], ["--hidden", "'0'", "positive integer"]),
+        (["compare", "--hidden", "a"], ["--hidden", "'a'", "positive integer"]),
+        (["compare", "--hidden", "8,,8"], ["--hidden", "''", "positive integer"]),
+        (["compare", "--lr", "nan"], ["--lr", "'nan'", "finite number"]),
+        (["compare", "--lr", "fast"], ["--lr", "'fast'", "finite number"]),
+        (["compare", "--data"], ["--data", "expected one argument"]),
+        (["compare", "--colour", "red"], ["--colour"]),
+        (["explain", "--batch", "0"], ["--batch", "'0'", "positive integer"]),
+        (["nothing"], ["'nothing'", "compare"]),
+        ([], ["command"]),
+    ],
+)
+def test_the_parser_exits_with_two_and_one_line(arguments, words, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(arguments)
+    captured = capsys.readouterr()
+    assert all(word in captured.err for word in words)
+    assert len(captured.err.strip().splitlines()) == 1
+    assert not captured.out
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        status, captured = run("compare", "--quiet", "--out", str(out), capsys=capsys)
+        assert status == 2
+        assert str(out) in captured.err
+        assert len(captured.err.strip().splitlines()) == 1
+
+
+def test_data_that_does_not_fit_together_is_no_score(tmp_path, capsys):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    images = struct.pack(">4B3I", 0, 0, 8, 3, 6, 28, 28) + bytes(range(256)) * 18 + bytes(96)
+    labels = struct.pack(">4BI", 0, 0, 8, 1, 6) + bytes(range(6))
+    for prefix in ("train", "t10k"):
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(images)
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(labels)
+    arguments = ["compare", "--task", "mnist", "--data", str(tmp_path), "--seeds", "1", "--epochs", "1", "--quiet"]
+    assert run(*arguments, capsys=capsys)[0] == 0
+    (raw / "train-images-idx3-ubyte").write_bytes(labels)
+    (raw / "train-labels-idx1-ubyte").write_bytes(images)
+    status, captured = run(*arguments, capsys=capsys)
+    assert status == 2
+    assert "swapped" in captured.err
+    assert "train-images-idx3-ubyte" in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+    assert not captured.out
+
+
+SHORT = ["compare", "--protocols", "backprop", "--epochs", "1", "--limit", "64"]
+
+
+def test_one_seed_has_no_spread(capsys):
+    assert "1 seed\n" in (out := run(*SHORT, "--seeds", "1", "--quiet", capsys=capsys)[1].out)
+    assert "+-" not in out
+    assert "2 seeds\n" in (out := run(*SHORT, "--seeds", "2", "--quiet", capsys=capsys)[1].out)
+    assert out.count("+-") == 2
+    rows = json.loads(run(*SHORT, "--seeds", "1", "--quiet", "--json", capsys=capsys)[1].out)["summary"]
+    assert [row["deviation"] for row in rows] == [None, None]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_a_bar_only_on_a_terminal(stream, monkeypatch, capsys):
+    for quiet in ([], ["--quiet"]):
+        monkeypatch.setattr(sys, "stderr", stream())
+        assert cli.main([*SHORT, "--seeds", "1", *quiet]) == 0
+        assert bool(sys.stderr.getvalue()) == (stream is Terminal and not quiet)
+    program = mg.compile(mlp([3, 2]), Backprop())
+    batches = [(torch.ones(2, 3), torch.tensor([0, 1]))] * 3
+    for progress in (True, False):
+        monkeypatch.setattr(sys, "stderr", stream())
+        program.run(program.init(), batches, progress=progress)
+        assert bool(sys.stderr.getvalue()) == (stream is Terminal and progress)
 
 
 def test_protocols_and_explain(capsys):
