@@ -14,7 +14,7 @@ from torch.nn import functional
 from mpgraph.errors import NetworkError
 from mpgraph.network.activations import Activation, Function, ReLU, Sigmoid, Softplus, Tanh
 from mpgraph.network.connections import Conv2d, OneToOne
-from mpgraph.network.normalization import BatchNorm, LayerNorm
+from mpgraph.network.normalization import BatchNorm, FrozenBatchNorm, LayerNorm
 from mpgraph.network.operations import AvgPool, GlobalAvgPool, MaxPool, Operation
 
 from .torch_builder import Builder, Drawing, Drawn, Sum, Term
@@ -48,14 +48,25 @@ def _conv2d(builder: Builder, node: fx.Node, layer: nn.Conv2d) -> Drawing:
 
 
 def _batch_norm(builder: Builder, node: fx.Node, layer: nn.BatchNorm2d) -> Drawing:
+    """By the statistics of the batch, as the layer in training mode; in eval mode by its running ones, which stay."""
     mean, var = layer.running_mean, layer.running_var
-    if layer.momentum is None or mean is None or var is None:
-        builder.refuse(node, "needs running statistics (track_running_stats) with a momentum")
+    shared = tuple(range(1, len(builder.shape(node))))
+    if mean is None or var is None:
+        builder.refuse(node, "has no running statistics to predict with; make it with track_running_stats=True")
+    if not layer.training:
+        return _normalized(builder, node, layer, FrozenBatchNorm(mean, var, layer.eps), OneToOne(shared), None)
+    if not layer.track_running_stats:
+        builder.refuse(node, "learns without updating its running statistics; set track_running_stats=True")
+    if layer.momentum is None:
+        builder.refuse(
+            node,
+            "momentum=None averages over all batches since the first, which is not supported; give it a momentum, such "
+            "as 0.1, or call its .eval() to keep its statistics as they are",
+        )
     if sum(n.op == "call_module" and n.target == node.target for n in builder.traced.nodes) > 1:
         builder.refuse(node, "is used more than once; running statistics cannot be shared")
     values = {"mean": mean, "var": var}
-    shared = tuple(range(1, len(builder.shape(node))))
-    drawn = _normalised(builder, node, layer, BatchNorm(layer.eps, layer.momentum), OneToOne(shared), values)
+    drawn = _normalized(builder, node, layer, BatchNorm(layer.eps, layer.momentum), OneToOne(shared), values)
     unit = drawn.terms[0].pre if isinstance(drawn, Sum) else drawn.name
     path = f"{node.target}.".lstrip(".")
     builder.places |= {f"{path}running_mean": (unit, "mean"), f"{path}running_var": (unit, "var")}
@@ -66,15 +77,15 @@ def _batch_norm(builder: Builder, node: fx.Node, layer: nn.BatchNorm2d) -> Drawi
 def _layer_norm(builder: Builder, node: fx.Node, layer: nn.LayerNorm) -> Drawing:
     if tuple(layer.normalized_shape) != builder.shape(node):
         builder.refuse(
-            node, f"must normalise all dimensions of an example, {builder.shape(node)}, not {layer.normalized_shape}"
+            node, f"must normalize all dimensions of an example, {builder.shape(node)}, not {layer.normalized_shape}"
         )
-    return _normalised(builder, node, layer, LayerNorm(layer.eps), OneToOne(), None)
+    return _normalized(builder, node, layer, LayerNorm(layer.eps), OneToOne(), None)
 
 
-def _normalised(
+def _normalized(
     builder: Builder, node: fx.Node, layer: Any, kind: Activation, gain: OneToOne, values: dict[str, Tensor] | None
 ) -> Drawing:
-    """A unit that normalises, and a gain and bias for the unit that follows."""
+    """A unit that normalizes, and a gain and bias for the unit that follows."""
     (source,) = builder.operands(node)
     affine = layer.weight is not None or layer.bias is not None
     value, label = builder.take(source, builder.label(node)), builder.label(node)

@@ -1,18 +1,23 @@
 """Networks from torch modules, and back.
 
 :func:`from_torch` reads a module with ``torch.fx``. A weight becomes a connection, a bias the bias of a unit; what
-follows a sum of messages - an activation, a normalisation - is done by the same unit, if nothing else uses the sum.
-The gain and bias of a normalisation are a connection one to one and the bias of the unit that follows it.
+follows a sum of messages - an activation, a normalization - is done by the same unit, if nothing else uses the sum.
+The gain and bias of a normalization are a connection one to one and the bias of the unit that follows it.
 
 Names. The input is ``x`` (with several, the arguments of ``forward``). A unit has the path of the submodule whose
 weights it receives, with underscores for dots: ``layer1.conv`` is ``layer1_conv``. One that serves several is named
-after all of them: ``conv1_bn1`` convolves and normalises; gain and bias of ``bn1`` are those of the unit ``bn1``.
+after all of them: ``conv1_bn1`` convolves and normalizes; gain and bias of ``bn1`` are those of the unit ``bn1``.
 Where no submodule has weights, the unit or operation has the name of the activation, layer or function itself,
 ``layer1_add``. Entries of a Sequential get their class in front, ``linear_0``; a name in use gets a number.
 
-Weights that a module uses several times are tied. Normalisation by batch statistics learns by those of the batch and
-predicts by running ones, whatever mode the module is in; layers without effect (dropout in eval mode) vanish.
-Parameters that need no gradient stay fixed under every rule.
+Weights that a module uses several times are tied. Layers keep the mode that they are in. In training mode a batch
+normalization learns by the statistics of the batch and predicts by running ones; in eval mode it learns and predicts
+by the running ones, which stay as they are. Layers without effect (dropout in eval mode) vanish. Parameters that need
+no gradient stay fixed under every rule.
+
+Modules that only wrap another one (``torch.compile``, ``DataParallel``, ``DistributedDataParallel``) are read as the
+one inside; :func:`to_torch` then returns that, without the wrapper. The network holds copies: changing the module
+later changes nothing here.
 """
 
 from __future__ import annotations
@@ -33,6 +38,7 @@ from mpgraph.network.network import Network
 from .torch_builder import Builder
 from .torch_layers import check, draw, is_layer
 from .torch_trace import trace
+from .torch_wrappers import copied, usable
 
 if TYPE_CHECKING:
     from mpgraph.program.program import Program, State
@@ -43,9 +49,9 @@ class Origin:
     """What a network was read from.
 
     Attributes:
-        module: a copy of it.
+        module: a copy of it, without wrappers.
         places: where the state keeps its parameters and buffers: node and channel by name.
-        alone: whether the module was a single layer, held by another for the purpose.
+        alone: whether the module is a single layer, held by another for the purpose.
     """
 
     module: nn.Module
@@ -66,10 +72,9 @@ def from_torch(module: nn.Module, input_shape: Any, *, loss: str | Loss | None =
     Raises:
         NetworkError: naming the submodule that cannot be traced, is not supported, or fails on inputs of this shape.
     """
-    if not isinstance(module, nn.Module):
-        raise NetworkError(f"Network.from_torch takes a torch.nn.Module, got {type(module).__name__}")
+    module = usable(module)
     alone = is_layer(module)
-    held = deepcopy(nn.Sequential(OrderedDict(y=module)) if alone else module)
+    held = copied(nn.Sequential(OrderedDict(y=module)) if alone else module)
     traced = trace(held, input_shape, is_layer, lambda node: check(node, held))
     builder = Builder(traced, held)
     output = builder.build(draw)
@@ -81,6 +86,8 @@ def from_torch(module: nn.Module, input_shape: Any, *, loss: str | Loss | None =
 
 def to_torch(program: Program, state: State) -> nn.Module:
     """A copy of the module that a program's network was read from, with the weights of a state.
+
+    Where that module was wrapped (``torch.compile``, ``DataParallel``) it is a copy of the one inside.
 
     Args:
         program: of a network made by :func:`from_torch`, with any rule.

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_leaves
 
 from mpgraph.errors import NetworkError, unknown
@@ -78,7 +76,6 @@ def trace(
         NetworkError: naming the submodule that cannot be traced, or that fails on inputs of this shape.
     """
     shapes, fixed = _arguments(module, input_shape)
-    _refuse_patched(module)
     model = deepcopy(module).to("meta")  # shapes alone: nothing is computed, on no device
     graph = _traced(model, fixed, is_layer)
     output, arguments = _output(graph), _placeholders(graph, module)
@@ -121,7 +118,11 @@ def where(node: fx.Node, root: nn.Module) -> str:
 
 def described(path: str, root: nn.Module) -> str:
     """A submodule's path and class."""
-    kind = type(root.get_submodule(path))
+    return titled(path, type(root.get_submodule(path)))
+
+
+def titled(path: str, kind: type[nn.Module]) -> str:
+    """A path with a class: ``conv1.act (nn.Softmax)``."""
     name = f"nn.{kind.__name__}" if kind.__module__.startswith("torch.nn.") else kind.__name__
     return f"{path} ({name})" if path else f"the module itself ({name})"
 
@@ -208,15 +209,6 @@ class _Tracer(fx.Tracer):
         return node
 
 
-def _refuse_patched(module: nn.Module) -> None:
-    """What a trace would not see: weights that do not exist yet, and hooks."""
-    for path, submodule in module.named_modules():
-        if any(map(is_lazy, submodule.parameters(recurse=False))):
-            raise NetworkError(f"{described(path, module)}: has no weights yet; run the module on a batch first")
-        if submodule._forward_hooks or submodule._forward_pre_hooks or is_parametrized(submodule):
-            raise NetworkError(f"{described(path, module)}: has hooks or parametrizations; remove them first")
-
-
 def _traced(model: nn.Module, fixed: dict[str, Any], is_layer: Callable[[nn.Module], bool]) -> fx.Graph:
     tracer = _Tracer(is_layer)
     try:
@@ -226,7 +218,7 @@ def _traced(model: nn.Module, fixed: dict[str, Any], is_layer: Callable[[nn.Modu
         raise
     except Exception as error:
         raise NetworkError(
-            f"{described(tracer.path, model)}: torch.fx cannot trace it ({_line(error)}); control flow and sizes must "
+            f"{described(tracer.path, model)}: torch.fx cannot trace it ({line(error)}); control flow and sizes must "
             "not depend on the values or shapes of tensors"
         ) from error
 
@@ -281,7 +273,7 @@ class _Shapes(fx.Interpreter):
             operands = [self.env[operand] for operand in n.all_input_nodes]
             shapes = [f"(batch, {', '.join(map(str, v.shape[1:]))})" for v in operands if isinstance(v, Tensor)]
             raise NetworkError(
-                f"{where(n, self.module)} cannot be applied to {' and '.join(shapes)}: {_line(error)}. input_shape is "
+                f"{where(n, self.module)} cannot be applied to {' and '.join(shapes)}: {line(error)}. input_shape is "
                 "that of one example, without the batch"
             ) from error
 
@@ -350,5 +342,6 @@ def _is_view(node: fx.Node, model: nn.Module) -> bool:
     return function_name(node) in _VIEWS
 
 
-def _line(error: Exception) -> str:
+def line(error: Exception) -> str:
+    """The first line of an error's text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

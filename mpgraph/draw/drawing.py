@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 from mpgraph.agents.node import AgentNode
 from mpgraph.errors import NetworkError, ProtocolError, unknown
 from mpgraph.graph.arrows import Arrow
-from mpgraph.network.network import Network, Unit, Wire
+from mpgraph.network.network import Network, Wire
 
 from .diagrams import LOOKS, Box, Diagram, Line, Stroke, graphviz, mermaid
+from .multigraph import is_trained, node_type, shape_text
 from .render import figure
 
 if TYPE_CHECKING:
-    import networkx
-
     from mpgraph.graph.wiring import AgentGraph
 
 TEXTS = {"mermaid": mermaid, "graphviz": graphviz}
@@ -31,42 +30,6 @@ CONNECTIONS = {
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7A5195", "#B8860B", "#222222")
 DASHES: tuple[tuple[float, ...], ...] = ((), (4, 2), (1.5, 1.5), (6, 2, 1.5, 2))
 DPI, MOST_PIXELS = 150.0, 30_000
-
-
-def network_to_networkx(network: Network) -> networkx.MultiDiGraph:
-    """A network as a graph for analysis.
-
-    Nodes are inputs, units, operations and losses, with ``kind``, ``shape``, ``function`` (the activation, operation
-    or loss as text) and ``bias``. Edges are the connections, keyed by their names, with ``connection`` (as text),
-    ``trained``, ``delay``, ``tied`` (to which) and ``transposed``; an operation's operands, keyed ``operand``, with
-    their ``position``; and what losses stand on, keyed ``loss``. Edges too have a ``kind``: connection, operand, loss.
-    """
-    import networkx
-
-    graph = networkx.MultiDiGraph()
-    for unit in network.units.values():
-        function = "" if unit.is_input else repr(unit.activation)
-        graph.add_node(unit.name, kind=_kind(unit, network), shape=unit.shape, function=function, bias=unit.bias)
-    for loss in network.losses.values():
-        graph.add_node(loss.name, kind="loss", shape=network.shape(loss.name), function=repr(loss.loss), bias=False)
-    for wire in network.wires.values():
-        graph.add_edge(
-            wire.pre,
-            wire.post,
-            key=wire.name,
-            kind="connection",
-            connection=repr(wire.connection),
-            trained=_trained(wire, network),
-            delay=wire.delay,
-            tied=wire.tied,
-            transposed=wire.transposed,
-        )
-    for unit in network.units.values():
-        for position, operand in enumerate(unit.operands):
-            graph.add_edge(operand, unit.name, key="operand", kind="operand", position=position)
-    for loss in network.losses.values():
-        graph.add_edge(loss.pre, loss.name, key="loss", kind="loss")
-    return graph
 
 
 def draw_network(network: Network, path: str | Path | None = None, format: str = "matplotlib") -> Any:
@@ -137,26 +100,15 @@ def _render(diagram: Diagram, path: str | Path | None, format: str) -> Any:
 # -- what is drawn ------------------------------------------------------------------------------------------------
 
 
-def _kind(unit: Unit, network: Network) -> str:
-    if unit.is_input or unit.operands:
-        return "input" if unit.is_input else "operation"
-    return "output" if unit.name in network.outputs else "unit"
-
-
-def _trained(wire: Wire, network: Network) -> bool:
-    owner = network.wires[wire.tied] if wire.tied else wire
-    return owner.connection.weighted and owner.trained
-
-
 def _rows(function: object, size: Sequence[int]) -> tuple[str, ...]:
     """What a unit computes, unless it is nothing, and its size."""
     text = repr(function) if function is not None and repr(function) != "identity" else ""
-    shape = "x".join(map(str, size)) or "single"
+    shape = shape_text(size)
     return (f"{text} {shape}".strip(),) if len(text) <= 10 else (*textwrap.wrap(text, 24), shape)
 
 
 def _network_diagram(network: Network) -> Diagram:
-    boxes = {u.name: Box(u.name, _kind(u, network), _rows(u.activation, u.shape)) for u in network.units.values()}
+    boxes = {u.name: Box(u.name, node_type(u, network), _rows(u.activation, u.shape)) for u in network.units.values()}
     for loss in network.losses.values():
         boxes[loss.name] = Box(loss.name, "loss", _rows(loss.loss, network.shape(loss.name)))
     lines = [Line(w.pre, w.post, _group(w, network), _label(w, network)) for w in network.wires.values()]
@@ -188,14 +140,14 @@ def _links(network: Network, links: list[tuple[str, str]]) -> list[tuple[str, st
 def _group(wire: Wire, network: Network) -> str:
     if wire.delay:
         return "delayed connection"
-    return "trained connection" if _trained(wire, network) else "untrained connection"
+    return "trained connection" if is_trained(wire, network) else "untrained connection"
 
 
 def _label(wire: Wire, network: Network) -> str:
     rows = textwrap.wrap(repr(wire.connection), 18)
     if wire.tied:
         rows += textwrap.wrap(f"weights of {wire.tied}", 24) + ["transposed"] * wire.transposed
-    if wire.connection.weighted and not _trained(wire, network):
+    if wire.connection.weighted and not is_trained(wire, network):
         rows.append("fixed")
     if wire.delay:
         rows.append(f"delay {wire.delay}")

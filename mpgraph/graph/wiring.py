@@ -168,24 +168,10 @@ class AgentGraph:
     # -- views for people ---------------------------------------------------------------------------------
 
     def to_networkx(self) -> networkx.MultiDiGraph:
-        """Nodes with their kind and shape; one edge for each arrow, keyed ``pass:role`` (a second ``pass:role#1``)."""
-        import networkx
+        """The nodes and arrows as a graph for analysis; see :func:`mpgraph.draw.multigraph.graph_to_networkx`."""
+        from mpgraph.draw.multigraph import graph_to_networkx
 
-        graph = networkx.MultiDiGraph()
-        for node in self.nodes.values():
-            agent = type(self.agents[node.name]).__name__
-            graph.add_node(node.name, kind=node.type, shape=node.shape, agent=agent)
-        for arrow in self.all_arrows():
-            key = f"{arrow.pass_name}:{arrow.role}"
-            parallel = sum(known.split("#")[0] == key for known in graph.get_edge_data(*_ends(arrow), default=()))
-            graph.add_edge(
-                *_ends(arrow),
-                key=f"{key}#{parallel}" if parallel else key,
-                pass_name=arrow.pass_name,
-                role=arrow.role,
-                how=arrow.how,
-            )
-        return graph
+        return graph_to_networkx(self)
 
     def draw(self, path: str | None = None, format: str = "matplotlib", passes: tuple[str, ...] = ()) -> Any:
         """A picture; see :func:`mpgraph.draw.drawing.draw_graph`."""
@@ -207,10 +193,6 @@ class AgentGraph:
         lines = [f"  {node}" for node in self.nodes.values()]
         arrows = [f"  {arrow}" for arrow in self.all_arrows()]
         return "\n".join([f"AgentGraph of {type(self.protocol).__name__}(", *lines, *arrows, ")"])
-
-
-def _ends(arrow: Arrow) -> tuple[str, str]:
-    return arrow.source.name, arrow.target.name
 
 
 def _names_of(kind: type[Activation]) -> set[str]:

@@ -344,7 +344,7 @@ class Network:
 
     def to_networkx(self) -> networkx.MultiDiGraph:
         """Inputs, units, operations and losses as nodes, connections as edges, keyed by their names."""
-        from mpgraph.draw.drawing import network_to_networkx
+        from mpgraph.draw.multigraph import network_to_networkx
 
         return network_to_networkx(self)
 

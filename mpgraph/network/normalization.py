@@ -1,4 +1,4 @@
-"""Kinds that need their whole population or batch: normalisation."""
+"""Kinds that need their whole population or batch: normalization."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from mpgraph.errors import NetworkError
 
 from .activations import Activation
 
@@ -56,6 +58,18 @@ class BatchNorm(Activation):
     def __init__(self, eps: float = 1e-5, momentum: float = 0.1) -> None:
         self.eps, self.momentum = eps, momentum
 
+    def frozen(self, mean: Any, var: Any) -> FrozenBatchNorm:
+        """This normalization by given statistics, the same in every step and in ``predict``.
+
+        Args:
+            mean, var: of each channel, for example what a trained state keeps: ``state["h"]["mean"]``.
+
+        Example:
+            >>> BatchNorm().frozen(mean=[0.1, 0.2], var=[1.0, 4.0])
+            frozenbatchnorm(2 channels)
+        """
+        return FrozenBatchNorm(mean, var, self.eps)
+
     def shared(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """All dimensions but the channel."""
         return tuple(range(1, len(shape)))
@@ -77,3 +91,46 @@ class BatchNorm(Activation):
         mask = [True, False, False]
         back = aten.native_batch_norm_backward.default(e, z, None, None, None, mean, invstd, True, self.eps, mask)
         return back[0]
+
+
+class FrozenBatchNorm(Activation):
+    """Each channel (first dimension) normalized by fixed statistics, as ``torch.nn.BatchNorm2d`` does in eval mode.
+
+    Args:
+        mean, var: of each channel, ``(channels,)``; they are copied.
+        eps: added to the variance.
+
+    Raises:
+        NetworkError: for statistics that are not two rows of finite numbers, or a variance below zero.
+    """
+
+    over = "node"
+
+    def __init__(self, mean: Any, var: Any, eps: float = 1e-5) -> None:
+        try:
+            self.mean, self.var = (torch.as_tensor(given).detach().cpu().clone().double() for given in (mean, var))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise NetworkError(f"batch normalization: mean and var must be rows of numbers; {error}") from None
+        self.eps = float(eps)
+        shapes = tuple(self.mean.shape), tuple(self.var.shape)
+        if shapes[0] != shapes[1] or len(shapes[0]) != 1:
+            raise NetworkError(
+                f"batch normalization: mean and var must be (channels,) both, got {shapes[0]} and {shapes[1]}"
+            )
+        if not bool(torch.isfinite(self.mean).all() and torch.isfinite(self.var).all() and (self.var >= 0).all()):
+            raise NetworkError("batch normalization: mean and var must be finite, and var not below zero")
+
+    def _of_channels(self, numbers: Tensor, z: Tensor) -> Tensor:
+        """One number for each channel, ready to broadcast over a batch ``z``."""
+        if len(numbers) != z.shape[1]:
+            raise NetworkError(f"{self!r} normalizes a unit of {z.shape[1]} channels; give mean and var for each")
+        return numbers.to(z).reshape(-1, *[1] * (z.ndim - 2))
+
+    def apply(self, z: Tensor) -> Tensor:  # noqa: D102
+        return (z - self._of_channels(self.mean, z)) * self._of_channels(torch.rsqrt(self.var + self.eps), z)
+
+    def vjp(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+        return e * self._of_channels(torch.rsqrt(self.var + self.eps), z)
+
+    def __repr__(self) -> str:
+        return f"{self.name}({len(self.mean)} channels)"

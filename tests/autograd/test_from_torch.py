@@ -1,6 +1,7 @@
 """Networks read from torch modules compute and learn what the modules do; the oracle is autograd on a copy."""
 
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 import mpgraph as mg
 from mpgraph.architectures import mlp as drawn_mlp
-from mpgraph.protocols import Backprop, FeedbackAlignment
+from mpgraph.protocols import Backprop, DirectFeedbackAlignment, FeedbackAlignment, NodePerturbation
 
 LR = 0.05
 
@@ -426,6 +427,138 @@ def test_values_of_channels_and_biases_along_dimensions():
         mg.compile(wrong, ForwardOnly()).init()
 
 
+# -- modes ------------------------------------------------------------------------------------------------
+
+
+def seen(make, seed=0):
+    """A module whose running statistics are those of some batches, away from zero and one."""
+    module = made(make, seed=seed)
+    for x, _ in batches(torch.float64, "l2", steps=2):
+        module(3 * x + 1)
+    return module
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "l2"])
+@pytest.mark.parametrize("make", [batch_normalised, resnet, sequences])
+def test_batch_normalization_in_eval_mode_keeps_its_statistics(make, loss):
+    module = seen(make).eval()
+    network = check_learning(module, loss, torch.float64)  # by_autograd steps in eval mode too
+    assert not any(unit.values for unit in network.units.values())
+    program = mg.compile(network, Backprop(LR), dtype=torch.float64)
+    x, y = next(batches(torch.float64, loss, size=2 if make is sequences else 1))  # its squeeze needs two, in torch
+    trained = program.to_torch(program.step(program.init(), x, y)[0])
+    assert_close(trained, by_autograd(module, [(x, y)], loss), 1e-9)
+    for name, buffer in trained.named_buffers():
+        assert torch.equal(buffer, module.get_buffer(name)), name
+
+
+def test_some_layers_in_eval_mode_and_some_not():
+    module = seen(batch_normalised)
+    module[2].eval()
+    data = list(batches(torch.float64, "l2"))
+    program = mg.compile(mg.Network.from_torch(module, (1, 8, 8), loss="l2"), Backprop(LR), dtype=torch.float64)
+    state = program.init()
+    for x, y in data:
+        state, _ = program.step(state, x, y)
+    trained = program.to_torch(state)
+    assert_close(trained, by_autograd(module, data, "l2"), 1e-9)
+    assert torch.equal(trained[2].running_mean, module[2].running_mean)
+    assert not torch.equal(trained[0].running_mean, module[0].running_mean)
+
+
+def test_cumulative_statistics_serve_in_eval_mode():
+    make = lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64, momentum=None), nn.Linear(64, 3))  # noqa: E731
+    check_learning(seen(make).eval(), "l2", torch.float64)
+
+
+@pytest.mark.parametrize("rule", [FeedbackAlignment(LR), DirectFeedbackAlignment(LR), NodePerturbation(LR)], ids=repr)
+def test_statistics_of_ones_own_network_can_be_frozen(rule):
+    """Equal to the same network with what the normalization computes written as a function."""
+    mean, var = torch.tensor([0.5, -1.0, 2.0]).double(), torch.tensor([0.25, 4.0, 1.0]).double()
+
+    def network(norm):
+        network = mg.Network()
+        network.input("x", 4), network.unit("h", 3, norm), network.unit("y", 2)
+        network.connect("x", "h"), network.connect("h", "y"), network.loss("y", "l2")
+        return network
+
+    function = mg.Function(lambda z: (z - mean) / (var + 1e-3).sqrt(), over="node")
+    programs = [
+        mg.compile(network(norm), rule, dtype=torch.float64)
+        for norm in (mg.BatchNorm(eps=1e-3).frozen(mean, var), function)
+    ]
+    x, y = torch.randn(5, 4).double(), torch.randn(5, 2).double()
+    (one, first), (two, second) = (p.step(p.init(seed=1), x, y) for p in programs)
+    torch.testing.assert_close(first.prediction, second.prediction)
+    for node, channels in two.items():
+        for channel, tensor in channels.items():
+            torch.testing.assert_close(one[node][channel], tensor)
+    torch.testing.assert_close(*(p.predict(s, x) for p, s in zip(programs, (one, two), strict=True)))
+
+
+def test_frozen_statistics_are_checked_and_copied():
+    mean = torch.zeros(2)
+    frozen = mg.BatchNorm().frozen(mean, torch.ones(2))
+    mean += 5
+    z = torch.randn(3, 2)
+    torch.testing.assert_close(frozen.apply(z), z / (1 + 1e-5) ** 0.5)
+    for bad, words in (
+        ((torch.zeros(2), torch.ones(3)), ["(2,)", "(3,)"]),
+        ((torch.zeros(2), -torch.ones(2)), ["var not below zero"]),
+        (("a", torch.ones(2)), ["rows of numbers"]),
+        (([float("nan")], [1.0]), ["finite"]),
+    ):
+        with refuses(mg.NetworkError, *words):
+            mg.BatchNorm().frozen(*bad)
+    network = mg.Network()
+    network.input("x", 3), network.unit("h", 3, frozen), network.connect("x", "h"), network.loss("h", "l2")
+    with refuses(mg.NetworkError, "'h'", "2 channels", "3 channels"):
+        mg.compile(network, Backprop())
+
+
+# -- wrappers ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def distributed(tmp_path):
+    """A process group of one process."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+WRAPPED = {
+    "compiled": torch.compile,
+    "parallel": nn.DataParallel,
+    "both": lambda module: torch.compile(nn.DataParallel(module)),
+    "distributed": nn.parallel.DistributedDataParallel,
+    "averaged": torch.optim.swa_utils.AveragedModel,
+    "inside": lambda module: nn.Sequential(module[0], torch.compile(module[1]), nn.DataParallel(module[2:])),
+    "in place": lambda module: module.compile() or module,
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_wrapped_modules_are_read_as_what_is_inside(kind, distributed):
+    module = made(mlp)
+    plain = deepcopy(module)
+    network = mg.Network.from_torch(WRAPPED[kind](module), (1, 8, 8), loss="l2")
+    program = mg.compile(network, Backprop(LR), dtype=torch.float64)
+    data = list(batches(torch.float64, "l2"))
+    state = program.init()
+    for x, y in data:
+        state, _ = program.step(state, x, y)
+    trained = program.to_torch(state)
+    assert type(trained) is nn.Sequential
+    for one, two in zip(trained.parameters(), by_autograd(plain, data, "l2").parameters(), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_a_wrapped_layer_leads_back_to_the_layer():
+    program = mg.compile(mg.Network.from_torch(torch.compile(nn.Linear(4, 3)), 4), ForwardOnly())
+    assert type(program.to_torch(program.init())) is nn.Linear
+
+
 # -- errors -----------------------------------------------------------------------------------------------
 
 
@@ -473,6 +606,18 @@ def functions(forward):
     return Net(forward, fc=nn.Linear(4, 4))
 
 
+def untracked():
+    layer = nn.BatchNorm1d(4)
+    layer.track_running_stats = False
+    return nn.Sequential(layer)
+
+
+def functions_of_weights():
+    net = functions(lambda s, x: s.fc(x))
+    net.doubled = 2 * net.fc.weight
+    return net
+
+
 REFUSED = {
     "softmax": (nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), ["1 (nn.Softmax)", "not supported", "leave it out"]),
     "nested": (nn.Sequential(nn.ModuleDict({"act": nn.PReLU()})["act"]), ["0 (nn.PReLU)"]),
@@ -507,7 +652,19 @@ REFUSED = {
     "cumulative": (nn.Sequential(nn.BatchNorm1d(4, momentum=None)), ["0 (nn.BatchNorm1d)", "momentum"]),
     "partial": (nn.Sequential(nn.Unflatten(1, (2, 2)), nn.LayerNorm(2)), ["1 (nn.LayerNorm)", "all dimensions"]),
     "rows": (nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Linear(2, 2)), ["1 (nn.Linear)", "last dimension", "flatten"]),
-    "no module": (torch.tanh, ["torch.nn.Module"]),
+    "no statistics": (nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False)), ["0 (nn.BatchNorm1d)", "track_run"]),
+    "stale statistics": (untracked(), ["0 (nn.BatchNorm1d)", "track_running_stats=True"]),
+    "scripted": (torch.jit.script(nn.Linear(4, 3)), ["the module itself", "torch.jit.script"]),
+    "scripted inside": (nn.Sequential(torch.jit.script(nn.Linear(4, 3))), ["0 (RecursiveScriptModule)", "jit.script"]),
+    "traced": (torch.jit.trace(nn.Linear(4, 3), torch.ones(1, 4)), ["the module itself", "torch.jit.trace"]),
+    "meta": (nn.Sequential(nn.Linear(4, 3, device="meta")), ["0 (nn.Linear)", "weight", "meta", "to_empty"]),
+    "computed": (functions_of_weights(), ["itself (Net)", "cannot be copied"]),
+    "class": (nn.Linear, ["the class Linear", "Linear(...)"]),
+    "partial of a function": (partial(F.linear, weight=torch.ones(3, 4)), ["class partial", "forward of an nn.Module"]),
+    "lambda": (lambda x: x, ["the function <lambda>", "forward of an nn.Module"]),
+    "weights": ({"0.weight": torch.ones(3, 4)}, ["torch.nn.Module", "class dict"]),
+    "nothing at all": (None, ["torch.nn.Module", "NoneType"]),
+    "no module": (torch.tanh, ["torch.nn.Module", "the function tanh"]),
     "no arguments": (Net2.__base__(), ["name its arguments"]),
 }  # fmt: skip
 

@@ -272,7 +272,7 @@ def test_repr_names_sizes_and_the_rule():
 def test_graph_as_networkx():
     graph = make().graph.to_networkx()
     assert graph.nodes["x->h1"]["kind"] == "weight"
-    assert graph.nodes["x->h1"]["shape"] == (6, 5)
+    assert graph.nodes["x->h1"]["shape"] == "6x5"
     assert set(graph["x->h1"]["h1"]) == {"forward:pre"}
     assert set(graph["h1"]["x->h1"]) == {"backward:post"}
     assert not graph.has_edge("x->h1", "x")  # the input has no backward update, so nothing is sent there

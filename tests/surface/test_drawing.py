@@ -12,6 +12,7 @@ import matplotlib.colors
 import networkx
 import numpy as np
 import pytest
+import torch_geometric
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.path import Path as Outline
 
@@ -112,7 +113,7 @@ def test_networkx_has_every_node_and_edge(network):
     graph = network.to_networkx()
     assert isinstance(graph, networkx.MultiDiGraph)
     assert {name: data["shape"] for name, data in graph.nodes(data=True)} == {
-        name: network.shape(name) for name in (*network.units, *network.losses)
+        name: text(network.shape(name)) for name in (*network.units, *network.losses)
     }
     assert Counter(graph.edges()) == pairs(network)
     wires = {key: (u, v) for u, v, key, kind in graph.edges(keys=True, data="kind") if kind == "connection"}
@@ -134,6 +135,45 @@ def test_networkx_tells_what_is_drawn():
     assert (graph.edges["a", "z", "a->z"]["tied"], graph.edges["a", "z", "a->z"]["transposed"]) == ("x->a", True)
     assert [graph.edges[pre, "gate", "operand"]["position"] for pre in ("a", "b")] == [0, 1]
     assert recurrent().to_networkx().edges["y", "h", "y->h"]["delay"] == 2
+
+
+@pytest.mark.parametrize("kind", ["graphml", "gexf"])
+def test_graphs_are_written_and_read_back(drawn, kind, tmp_path):
+    graph, path = drawn.to_networkx(), tmp_path / f"graph.{kind}"
+    getattr(networkx, f"write_{kind}")(graph, path)
+    back = getattr(networkx, f"read_{kind}")(path)
+    assert back.nodes.keys() == graph.nodes.keys()
+    for name, data in graph.nodes(data=True):
+        assert own(back.nodes[name]) == data
+    assert Counter((u, v, *sorted(own(data).items())) for u, v, data in back.edges(data=True)) == Counter(
+        (u, v, *sorted(data.items())) for u, v, data in graph.edges(data=True)
+    )
+
+
+def own(attributes):
+    """Without what the formats add."""
+    return {name: value for name, value in attributes.items() if name not in ("id", "label", "networkx_key")}
+
+
+def test_functions_that_aggregate_are_written_by_name(tmp_path):
+    class Largest(mg.Agent):
+        aggregate = {"pre": torch_geometric.nn.aggr.MaxAggregation()}  # noqa: RUF012
+        y = mg.fast()
+
+        def forward_update(self, s, pre):
+            return s.set(y=pre)
+
+        def forward_message(self, s):
+            return s.y
+
+    network = mlp([3, 2]).copy()
+    graph = AgentGraph(network, ForwardOnly(output=Largest())).to_networkx()
+    assert graph.edges["x->y", "y", "forward:pre"]["how"] == "MaxAggregation"
+    networkx.write_graphml(graph, tmp_path / "graph.graphml")
+
+
+class ForwardOnly(Backprop):
+    passes = ("forward",)
 
 
 def test_fixed_weights_stay_fixed_where_they_are_tied():
