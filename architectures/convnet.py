@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 import mpgraph as mg
+from mpgraph.arguments import Arguments
 
 
 def convnet(
@@ -39,8 +40,13 @@ def convnet(
     Raises:
         NetworkError: for an image that is too small.
     """
+    check = Arguments("convnet", mg.NetworkError)
+    channels, hidden = check.sizes("channels", channels, 0), check.sizes("hidden", hidden, 0)
+    kernel, pool = check.integer("kernel", kernel, 1), check.choice("pool", pool, ("max", "avg"))
     network = mg.Network()
     below = network.input("x", image)
+    if len(network.shape("x")) != 3:
+        check.refuse("image", image, "(channels, height, width)")
     for depth, count in enumerate(channels, start=1):
         convolution = mg.Conv2d(kernel, padding=kernel // 2 if depth == 1 else 0)
         size = convolution.size(network.shape(below), count)

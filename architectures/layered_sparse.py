@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import mpgraph as mg
+from mpgraph.arguments import Arguments
 
 
 def layered_sparse(
@@ -20,11 +21,11 @@ def layered_sparse(
     bias: bool = True,
     seed: int = 0,
 ) -> mg.Network:
-    """Layers ``x, h1, ..., y`` in which each neuron hears a few random neurons of the layer below.
+    """Layers ``x, h1, ..., y`` in which each neuron receives from a few random neurons of the layer below.
 
     Args:
         sizes: numbers of units from input to output, at least two.
-        fan_in: how many different neurons each one hears; all of a layer that has fewer.
+        fan_in: how many different neurons each one receives from; all of a layer that has fewer.
         activation: of the hidden layers; the output is linear.
         loss: on the output ``y``; ``None`` for a network without one.
         bias: whether units have biases.
@@ -33,10 +34,11 @@ def layered_sparse(
     Raises:
         NetworkError: for fewer than two sizes, sizes that are not positive integers, a fan-in below one.
     """
-    if len(sizes) < 2 or fan_in < 1:
-        raise mg.NetworkError(
-            f"layered_sparse needs an input and an output size and a positive fan_in, got {list(sizes)}, {fan_in}"
-        )
+    check = Arguments("layered_sparse", mg.NetworkError)
+    if not isinstance(sizes, Sequence) or len(sizes) < 2:
+        check.refuse("sizes", sizes, "a list of at least 2 sizes, such as [3, 2]")
+    sizes = [check.integer(f"sizes[{i}]", size, 1) for i, size in enumerate(sizes)]
+    fan_in, seed = check.integer("fan_in", fan_in, 1), check.seed("seed", seed)
     network, generator = mg.Network(), random.Random(seed)
     units = [network.input("x", sizes[0])]
     for depth, size in enumerate(sizes[1:], start=1):

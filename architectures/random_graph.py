@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import mpgraph as mg
+from mpgraph.arguments import Arguments
 
 KINDS = ("watts_strogatz", "erdos_renyi", "barabasi_albert")
 
@@ -45,8 +46,13 @@ def random_graph(
     Raises:
         NetworkError: for an unknown kind or numbers that do not fit together.
     """
+    check = Arguments("random_graph", mg.NetworkError)
+    neurons, degree = check.integer("neurons", neurons, 1), check.integer("degree", degree)
+    inputs, outputs = check.integer("inputs", inputs, 1), check.integer("outputs", outputs, 1)
+    rewired, seed = check.number("rewired", rewired, 0, 1), check.seed("seed", seed)
     quarter = max(1, neurons // 4)
-    first, last = quarter if first is None else first, quarter if last is None else last
+    first = quarter if first is None else check.integer("first", first)
+    last = quarter if last is None else check.integer("last", last)
     if min(inputs, outputs, first, last) < 1 or max(first, last) > neurons:
         raise mg.NetworkError(
             f"random_graph: needs inputs and outputs and 1 <= first, last <= neurons, got {inputs} inputs, {outputs} "

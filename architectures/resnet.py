@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mpgraph as mg
+from mpgraph.arguments import Arguments
 
 
 def resnet(
@@ -29,10 +30,15 @@ def resnet(
     Raises:
         NetworkError: for a depth that is not 6 n + 2.
     """
+    check = Arguments("resnet", mg.NetworkError)
+    depth, width = check.integer("depth", depth), check.integer("width", width, 1)
     if depth < 8 or (depth - 2) % 6:
         raise mg.NetworkError(f"resnet: depth must be 8, 14, 20, ... (6 n + 2), got {depth}")
     network = mg.Network()
-    below = _normalised(network, "stem", network.input("x", image), width, mg.Conv2d(3, padding=1))
+    network.input("x", image)
+    if len(network.shape("x")) != 3:
+        check.refuse("image", image, "(channels, height, width)")
+    below = _normalised(network, "stem", "x", width, mg.Conv2d(3, padding=1))
     for stage in range(3):
         for block in range((depth - 2) // 6):
             stride = 2 if stage and not block else 1

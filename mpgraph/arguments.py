@@ -1,4 +1,4 @@
-"""Arguments of rules: each is what it must be, or refused in one sentence before anything is made from it."""
+"""Checks of arguments: each is what it must be, or refused in one sentence before anything is made from it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from fnmatch import fnmatchcase
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
+import numpy as np
+from torch import Tensor
+
 from .errors import MPGraphError, ProtocolError, unknown
 
 SHOWN = 80  # characters of what was received
@@ -16,14 +19,15 @@ SHOWN = 80  # characters of what was received
 class Arguments:
     """Checks of the arguments of one class; every one returns the argument as plain Python has it.
 
-    ``None``, ``True`` and tensors are no numbers: a rule that takes a learnable number asks for it itself.
+    Numbers of numpy become numbers of Python. ``None``, ``True`` and tensors are not numbers: what may be learnable
+    is checked by :meth:`learnable`.
 
     Args:
         owner: what messages begin with: the class, or its method.
-        error: class of the error.
+        error: the class of what is raised.
 
     Raises:
-        ProtocolError: (or ``error``) by every check, ``OWNER: NAME=RECEIVED must be ALLOWED``.
+        MPGraphError: by every check, of the class ``error``: ``OWNER: NAME=RECEIVED must be ALLOWED``.
     """
 
     def __init__(self, owner: str, error: type[MPGraphError] = ProtocolError) -> None:
@@ -33,7 +37,8 @@ class Arguments:
         """Say what is wrong."""
         text = " ".join(repr(value).split())
         shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({type(value).__name__})"
-        raise self.error(f"{self.owner}: {name}={shown} must be {allowed}")
+        hint = f"; write {name}.item() of it" * (isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0)
+        raise self.error(f"{self.owner}: {name}={shown} must be {allowed}{hint}")
 
     def integer(self, name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
         """An integer, within bounds that are allowed themselves."""
@@ -53,10 +58,15 @@ class Arguments:
         high: float | None = None,
         *,
         above: float | None = None,
+        below: float | None = None,
     ) -> float:
-        """A finite number, within bounds that are allowed themselves, or ``above`` one that is not."""
-        over = "" if above is None else f" above {above:g}"
-        allowed = "a finite number" + over + (" and" * bool(over and high is not None)) + _bounds(low, high)
+        """A finite number, within bounds that are allowed themselves, or ``above`` and ``below`` ones that are not."""
+        bounds = [
+            f"above {above:g}" if above is not None else "",
+            _bounds(low, high).strip(),
+            f"below {below:g}" if below is not None else "",
+        ]
+        allowed = f"a finite number {' and '.join(filter(None, bounds))}".strip()
         if not _finite(value):
             self.refuse(name, value, allowed)
         number = float(value)
@@ -64,9 +74,19 @@ class Arguments:
             (low is not None and number < low)
             or (high is not None and number > high)
             or (above is not None and number <= above)
+            or (below is not None and number >= below)
         ):
             self.refuse(name, value, allowed)
         return number
+
+    def learnable(self, name: str, value: Any, low: float | None = None, *, below: float | None = None) -> Any:
+        """A number like that of :meth:`number`, or a tensor of any value, such as ``mg.learnable(0.1)``.
+
+        A parameter stays the caller's, who learns it; any other tensor is copied.
+        """
+        if not isinstance(value, Tensor):
+            return self.number(name, value, low, below=below)
+        return value if value.requires_grad else value.detach().clone()
 
     def positive(self, name: str, value: Any) -> float | None:
         """A finite number above zero, or ``None``."""
@@ -78,9 +98,9 @@ class Arguments:
 
     def flag(self, name: str, value: Any) -> bool:
         """``True`` or ``False``; a string would always count as ``True``."""
-        if not isinstance(value, bool):
+        if not isinstance(value, (bool, np.bool_)):
             self.refuse(name, value, "True or False")
-        return value
+        return bool(value)
 
     def choice(self, name: str, value: Any, allowed: Iterable[str | None], *, function: bool = False) -> Any:
         """One of several words (or ``None``, if that is one of them), or any function where ``function`` says so."""
@@ -116,6 +136,36 @@ class Arguments:
             self.refuse(name, value, f"{count} integers{_bounds(low, None)}, such as {(low,) * count}")
         return tuple(self.integer(f"{name}[{i}]", one, low) for i, one in enumerate(value))
 
+    def sizes(self, name: str, value: Any, count: int) -> tuple[Any, ...]:
+        """A sequence of at least so many sizes of units, each as for :meth:`shape`."""
+        if not _listed(value) or len(value) < count:
+            self.refuse(name, value, f"a list of at least {count} sizes, such as {[4, 3, 2][-count:]}")
+        shapes = [self.shape(f"{name}[{i}]", one) for i, one in enumerate(value)]
+        return tuple(shape[0] if _counts(one) else shape for one, shape in zip(value, shapes, strict=True))
+
+    def shape(self, name: str, value: Any) -> tuple[int, ...]:
+        """One positive integer, or several as a tuple (also a ``torch.Size``)."""
+        if _counts(value) and value > 0:
+            return (int(value),)
+        if not isinstance(value, tuple) or not value or not all(_counts(n) and n > 0 for n in value):
+            self.refuse(name, value, "a positive integer, or a tuple of them")
+        return tuple(int(n) for n in value)
+
+    def pair(self, name: str, value: Any, low: int) -> tuple[int, int]:
+        """One integer for both, or two."""
+        pair = (value, value) if _counts(value) else value
+        if not _listed(pair) or len(pair) != 2 or not all(_counts(n) and n >= low for n in pair):
+            self.refuse(name, value, f"one or two integers of at least {low}")
+        return int(pair[0]), int(pair[1])
+
+    def dimensions(self, name: str, value: Any, ndim: int | None = None) -> tuple[int, ...]:
+        """A sequence of different dimensions, counted from 0, of a shape with ``ndim`` of them."""
+        if not _listed(value) or not all(_counts(n) and n >= 0 for n in value) or len(set(value)) < len(value):
+            self.refuse(name, value, "a tuple of different dimensions, such as (1, 2)")
+        if ndim is not None and any(n >= ndim for n in value):
+            self.refuse(name, value, f"a tuple of dimensions below {ndim}, the number of dimensions of the unit")
+        return tuple(int(n) for n in value)
+
     def numbers(self, name: str, value: Any, count: int) -> tuple[float, ...]:
         """A sequence of so many finite numbers."""
         if not _listed(value) or len(value) != count:
@@ -143,7 +193,7 @@ class Arguments:
         known = list(allowed)
         for key in value:
             if key not in known:
-                raise ProtocolError(f"{self.owner}: {name}: " + unknown(what, key, known))
+                raise self.error(f"{self.owner}: {name}: " + unknown(what, key, known))
         return value
 
     def serving(self, name: str, patterns: Sequence[str], names: Collection[str], what: str) -> None:
@@ -160,18 +210,20 @@ class Arguments:
         late = [p for p in idle if any(fnmatchcase(n, p) for n in names)]
         which = ", ".join(map(repr, late or idle))
         if late:
-            raise ProtocolError(
+            raise self.error(
                 f"{self.owner}: {name}={tuple(patterns)}: all {what} that match {which} are taken by earlier patterns; "
                 "the first match wins, so put the more particular first"
             )
         if idle:
-            raise ProtocolError(
+            raise self.error(
                 f"{self.owner}: {name}={tuple(patterns)}: {which} matches none of the {what}, which are "
                 f"{', '.join(names) or 'none'}"
             )
 
 
 def _listed(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim == 1
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 

@@ -22,7 +22,7 @@ from .optimizers import SGD, Optimizer
 
 if TYPE_CHECKING:
     from mpgraph.graph.wiring import AgentGraph
-    from mpgraph.serialization.protocol import Waiting
+    from mpgraph.serialization.protocol import PendingTensors
 
 
 class Protocol(RuleModule):
@@ -60,7 +60,7 @@ class Protocol(RuleModule):
     source: str = ""
     random_defaults: bool = False
     draws: tuple[str, ...] = ()
-    waiting: Waiting | None = None  # of a rule read from a file, what it has yet to make
+    pending: PendingTensors | None = None  # of a rule read from a file, what it has yet to make
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mpgraph.arguments import Arguments
 from mpgraph.errors import NetworkError, unknown
 from mpgraph.registry import lookup
 
@@ -158,9 +159,7 @@ class Softplus(Activation):
     inline = True
 
     def __init__(self, beta: float = 1.0) -> None:
-        if not beta > 0:
-            raise NetworkError(f"softplus: beta must be positive, got {beta}")
-        self.beta = float(beta)
+        self.beta = Arguments("softplus", NetworkError).number("beta", beta, above=0)
 
     def apply(self, z: Tensor) -> Tensor:  # noqa: D102
         return functional.softplus(z, self.beta)
@@ -222,9 +221,9 @@ class Quantizer(_Flat):
     """
 
     def __init__(self, levels: int = 4, low: float = -1.0, high: float = 1.0) -> None:
-        if levels < 2 or not low < high:
-            raise NetworkError(f"quantizer: needs at least 2 levels and low < high, got {levels}, {low}, {high}")
-        self.levels, self.low, self.high = levels, float(low), float(high)
+        check = Arguments("quantizer", NetworkError)
+        self.levels, self.low = check.integer("levels", levels, 2), check.number("low", low)
+        self.high = check.number("high", high, above=self.low)
 
     def apply(self, z: Tensor) -> Tensor:  # noqa: D102
         width = (self.high - self.low) / (self.levels - 1)

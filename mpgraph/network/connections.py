@@ -1,4 +1,4 @@
-"""How the agents of a connection meet those of the units at its two ends.
+"""Connections: which synapses exist between two units, and which agents of the units each of them joins.
 
 A connection's agents, the synapses, have axes of their own. For each end the connection says which of its axes stand
 for axes of the unit there; a message between them is renamed on the way, and axes that the receiver lacks are
@@ -15,13 +15,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from mpgraph.arguments import Arguments
 from mpgraph.errors import NetworkError, unknown
 from mpgraph.registry import lookup
 
 from .axes import Axis
+from .given import own_tensor, with_own_tensors
 from .incidence import Edges, Incidence, Pattern, Windows
 
 Index = tuple[int, ...]
@@ -115,7 +116,7 @@ class OneToOne(Connection):
     """
 
     def __init__(self, shared: tuple[int, ...] = ()) -> None:
-        self.shared = tuple(shared)
+        self.shared = Arguments("one_to_one", NetworkError).dimensions("shared", shared)
 
     @property
     def name(self) -> str:  # noqa: D102
@@ -125,7 +126,7 @@ class OneToOne(Connection):
         if pre != post:
             return f"{self.name} needs equal shapes, got {pre} and {post}"
         if any(not 0 <= dim < len(post) for dim in self.shared):
-            return f"{self.name}: shared={self.shared} names dimensions that units of shape {post} lack"
+            return f"{self.name}: shared={self.shared} names dimensions that units of shape {post} do not have"
         return None
 
     def build(self, pre: tuple[Axis, ...], post: tuple[Axis, ...]) -> Endpoints:  # noqa: D102
@@ -153,17 +154,21 @@ class Sparse(Connection):
 
     Args:
         edge_index: ``(2, edges)`` integers: the first row the agents of ``pre``, the second those of ``post`` (flat
-            indices where a unit has several dimensions), as in PyTorch Geometric. A pair may be listed twice.
+            indices where a unit has several dimensions), as in PyTorch Geometric. A pair may be listed twice. It is
+            copied: changing it later changes no connection.
+
+    Raises:
+        NetworkError: for anything but integers of that shape.
     """
 
     def __init__(self, edge_index: Tensor | Any) -> None:
-        self.edge_index = torch.as_tensor(edge_index).detach().cpu()
-        if self.edge_index.ndim != 2 or len(self.edge_index) != 2 or self.edge_index.is_floating_point():
+        given = own_tensor("sparse: edge_index", edge_index)
+        if given.ndim != 2 or len(given) != 2 or given.dtype.is_floating_point:
             raise NetworkError(
-                f"sparse: edge_index must be integers of shape (2, edges), got {self.edge_index.dtype} of shape "
-                f"{tuple(self.edge_index.shape)}"
+                f"sparse: edge_index must be integers of shape (2, edges), got {given.dtype} of shape "
+                f"{tuple(given.shape)}"
             )
-        self.edge_index = self.edge_index.long()
+        self.edge_index = given.long()
 
     def check(self, pre: Shape, post: Shape) -> str | None:  # noqa: D102
         if not self.edge_index.shape[1]:
@@ -195,8 +200,8 @@ class Sparse(Connection):
 class Conv2d(Connection):
     """Two-dimensional convolution from ``(channels, height, width)`` to ``(channels, height, width)``.
 
-    Weights ``(out, in / groups, kernel, kernel)`` as in torch, shared by all positions. Sites outside the image exist
-    and hear zero.
+    Weights ``(out, in / groups, kernel, kernel)`` as in torch, shared by all positions. Padding positions are kept and
+    receive zero.
 
     Args:
         kernel: its size, one number or two.
@@ -211,9 +216,10 @@ class Conv2d(Connection):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
     ) -> None:
-        self.kernel, self.stride = _pair("kernel", kernel, 1), _pair("stride", stride, 1)
-        self.padding, self.dilation = _pair("padding", padding, 0), _pair("dilation", dilation, 1)
-        self.groups = groups
+        check = Arguments("conv2d", NetworkError)
+        self.kernel, self.stride = check.pair("kernel", kernel, 1), check.pair("stride", stride, 1)
+        self.padding, self.dilation = check.pair("padding", padding, 0), check.pair("dilation", dilation, 1)
+        self.groups = check.integer("groups", groups, 1)
 
     def size(self, pre: Shape, channels: int) -> Shape:
         """Shape of the result for an input of shape ``pre``."""
@@ -265,13 +271,6 @@ class Conv2d(Connection):
         return f"conv2d({'x'.join(map(str, self.kernel))}{extra}{f', groups={self.groups}' * (self.groups > 1)})"
 
 
-def _pair(name: str, given: int | tuple[int, int], least: int) -> tuple[int, int]:
-    pair = (given, given) if isinstance(given, int) else tuple(given)
-    if len(pair) != 2 or not all(isinstance(n, int) and n >= least for n in pair):
-        raise NetworkError(f"conv2d: {name} must be one or two integers of at least {least}, got {given!r}")
-    return pair
-
-
 CONNECTIONS: dict[str, type[Connection]] = {"dense": Dense, "one_to_one": OneToOne, "identity": Identity}
 
 
@@ -282,8 +281,11 @@ def connection(given: str | Connection) -> Connection:
         NetworkError: for a name that is neither built in nor registered under ``mpgraph.connections``.
     """
     if isinstance(given, Connection):
-        return given
-    found = CONNECTIONS.get(str(given)) or lookup("mpgraph.connections", str(given))
+        return with_own_tensors(given)
+    if isinstance(given, type) or not isinstance(given, str):
+        hint = f"; pass an instance, {given.__name__}(...)" if isinstance(given, type) else ""
+        raise NetworkError(f"a connection is a name or an mg.Connection, got {given!r}{hint}")
+    found = CONNECTIONS.get(given) or lookup("mpgraph.connections", given)
     if found is None:
         raise NetworkError(unknown("connection", given, CONNECTIONS))
     return found()

@@ -180,7 +180,10 @@ def loss(given: str | Loss) -> Loss:
     """
     if isinstance(given, Loss):
         return given
-    found: Any = LOSSES.get(str(given)) or lookup("mpgraph.losses", str(given))
+    if isinstance(given, type) or not isinstance(given, str):
+        hint = f"; pass an instance, {given.__name__}()" if isinstance(given, type) else ""
+        raise NetworkError(f"a loss is a name or an mg.Loss, got {given!r}{hint}")
+    found: Any = LOSSES.get(given) or lookup("mpgraph.losses", given)
     if found is None:
         raise NetworkError(unknown("loss", given, LOSSES))
     return found()

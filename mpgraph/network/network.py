@@ -1,4 +1,4 @@
-"""What a person draws: inputs, units, connections and losses. There is no learning rule in it."""
+"""What a person defines: inputs, units, connections and losses. There is no learning rule in it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mpgraph.arguments import Arguments
 from mpgraph.errors import NetworkError, unknown
 
 from .activations import Activation, Identity, activation
 from .connections import Connection, Dense, connection
+from .given import own_tensor, with_own_tensors
 from .losses import Loss, loss
 from .operations import OPERATIONS, Operation
 
@@ -43,7 +46,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Wire:
-    """A connection that was drawn between two units."""
+    """A connection between two units, or from a unit to a loss."""
 
     name: str
     pre: str
@@ -69,6 +72,8 @@ class LossNode:
 class Network:
     """A directed graph of populations; every method that adds to it returns the name that was given.
 
+    Tensors and arrays are copied when they are given, so the network does not follow later changes of them.
+
     Args:
         ticks: how often the network runs for one example. With more than one, inputs are ``(batch, ticks, *size)``,
             connections may have delays, and the prediction is that of the last tick.
@@ -81,16 +86,14 @@ class Network:
     """
 
     def __init__(self, ticks: int = 1) -> None:
-        if not isinstance(ticks, int) or ticks < 1:
-            raise NetworkError(f"Network(ticks={ticks!r}): ticks must be a positive integer")
-        self.ticks = ticks
+        self.ticks = Arguments("Network", NetworkError).integer("ticks", ticks, 1)
         self.units: dict[str, Unit] = {}
         self.wires: dict[str, Wire] = {}
         self.losses: dict[str, LossNode] = {}
         self.edges: Callable[[Any, Any, Any], tuple[str, tuple[int, ...]]] | None = None
         self.module: Any = None  # what from_torch read, for to_torch
 
-    # -- drawing ------------------------------------------------------------------------------------------
+    # -- adding -------------------------------------------------------------------------------------------
 
     def input(self, name: str, size: Size) -> str:
         """Add an input; a batch for it has shape ``(batch, *size)``.
@@ -99,7 +102,8 @@ class Network:
             NetworkError: for a name in use or a size that is not positive.
         """
         self._free(name)
-        self.units[name] = Unit(name, _shape(name, size), is_input=True)
+        shape = Arguments(f"input {name!r}", NetworkError).shape("size", size)
+        self.units[name] = Unit(name, shape, is_input=True)
         return name
 
     def unit(
@@ -130,19 +134,24 @@ class Network:
             NetworkError: for a name in use, a size that is not positive, an unknown activation.
         """
         self._free(name)
-        shape = _shape(name, size)
-        shared = bias_shared if bias_shared is not None else (1, 2) if len(shape) == 3 else ()
-        if any(not 0 <= dim < len(shape) for dim in shared):
-            raise NetworkError(f"unit {name!r}: bias_shared={shared} names dimensions that units of shape {shape} lack")
+        check = Arguments(f"unit {name!r}", NetworkError)
+        shape = check.shape("size", size)
+        shared: tuple[int, ...] = (1, 2) if len(shape) == 3 else ()
+        if bias_shared is not None:
+            shared = check.dimensions("bias_shared", bias_shared, len(shape))
         value = None
-        if not isinstance(bias, bool):
+        if not isinstance(bias, (bool, np.bool_)):
             value = _weight(f"{name}.bias", bias, tuple(n for i, n in enumerate(shape) if i not in shared))
-        kind = copy(_activation(activation))
+        kind = _activation(activation)
         if isinstance(kind, Operation):
             raise NetworkError(f"unit {name!r}: {kind!r} is an operation; use network.operation({name!r}, ...)")
+        kind = with_own_tensors(kind)
         kind.size = shape
+        if not isinstance(values, Mapping | None):
+            check.refuse("values", values, "a dictionary of initial values by channel")
         given = {channel: _weight(f"{name}.{channel}", number, None) for channel, number in (values or {}).items()}
-        self.units[name] = Unit(name, shape, kind, False, bias is not False, value, bias_shared=shared, values=given)
+        has_bias = value is not None or bool(bias)
+        self.units[name] = Unit(name, shape, kind, False, has_bias, value, bias_shared=shared, values=given)
         return name
 
     def operation(self, name: str, operation: str | Operation, *operands: str) -> str:
@@ -159,15 +168,15 @@ class Network:
         """
         self._free(name)
         found: Any = operation if isinstance(operation, Operation) else OPERATIONS.get(str(operation))
-        if found is None:
-            raise NetworkError(unknown("operation", operation, OPERATIONS))
+        if found is None or isinstance(operation, type):
+            hint = f"; pass an instance, {operation.__name__}(...)" if isinstance(operation, type) else ""
+            raise NetworkError(f"operation {name!r}: {unknown('operation', operation, OPERATIONS)}{hint}")
         for operand in operands:
-            if operand not in self.units:
-                raise NetworkError(f"operation {name!r}: " + unknown("unit", operand, self.units))
+            self._unit(operand, f"operation {name!r}", self.units)
         if not operands or len(set(operands)) < len(operands):
             raise NetworkError(f"operation {name!r} needs operands, each once, got {list(operands)}")
         try:
-            kind = (found if isinstance(found, Operation) else found()).on(*map(self.shape, operands))
+            kind = (with_own_tensors(found) if isinstance(found, Operation) else found()).on(*map(self.shape, operands))
         except NetworkError as error:
             raise NetworkError(f"operation {name!r}: {error}") from None
         self.units[name] = Unit(name, kind.size, kind, operands=operands)
@@ -203,22 +212,24 @@ class Network:
         Raises:
             NetworkError: for an unknown unit or connection, shapes that do not fit, an input as ``post``.
         """
-        for end, name in (("pre", pre), ("post", post)):
-            if name not in self.units and not (end == "post" and name in self.losses):
-                raise NetworkError(f"connect({pre!r}, {post!r}): " + unknown("unit", name, self.units))
-        if post in self.units and self.units[post].is_input:
-            raise NetworkError(f"connect({pre!r}, {post!r}): {post!r} is an input and receives no connections")
-        if post in self.units and self.units[post].operands:
-            raise NetworkError(f"connect({pre!r}, {post!r}): {post!r} is an operation; its operands are given with it")
-        if not isinstance(delay, int) or delay < 0:
-            raise NetworkError(f"connect({pre!r}, {post!r}): delay must be a number of ticks, got {delay!r}")
+        where = f"connect({pre!r}, {post!r})"
+        check = Arguments(where, NetworkError)
+        self._unit(pre, where, self.units)
+        if post not in self.losses:
+            self._unit(post, where, [n for n, u in self.units.items() if not u.is_input and not u.operands])
+        trained, transposed = check.flag("trained", trained), check.flag("transposed", transposed)
+        delay = check.integer("delay", delay, 0)
+        if not isinstance(pathway, str) or not pathway:
+            check.refuse("pathway", pathway, "a name, such as 'feedback'")
         meeting = _connection(connection)
         shapes = self.shape(pre), self.shape(post)
         problem = meeting.check(*shapes)
         if problem:
-            raise NetworkError(f"connect({pre!r}, {post!r}): {problem}")
-        name, count = f"{pre}->{post}", sum((w.pre, w.post) == (pre, post) for w in self.wires.values())
-        name += f"#{count}" if count else ""
+            raise NetworkError(f"{where}: {problem}")
+        count = sum((w.pre, w.post) == (pre, post) for w in self.wires.values())
+        name = f"{pre}->{post}" + (f"#{count}" if count else "")
+        while name in self.wires:  # of a unit whose own name ends in #1
+            name += "#1"
         own = meeting.weight_shape(*shapes)
         if transposed and not (tied and isinstance(meeting, Dense)):
             raise NetworkError(f"{name!r}: transposed needs tied= and a dense connection")
@@ -232,7 +243,7 @@ class Network:
         return name
 
     def _tie(self, name: str, tied: str, shape: tuple[int, ...]) -> None:
-        if tied not in self.wires:
+        if not isinstance(tied, str) or tied not in self.wires:
             raise NetworkError(f"{name!r}: tied to an " + unknown("connection", tied, self.wires))
         other = self.wires[tied]
         theirs = other.connection.weight_shape(self.shape(other.pre), self.shape(other.post))
@@ -252,12 +263,10 @@ class Network:
         Raises:
             NetworkError: for an unknown unit or loss, or a name in use.
         """
-        if pre not in self.units or self.units[pre].is_input:
-            units = [n for n, u in self.units.items() if not u.is_input]
-            raise NetworkError(f"loss on {pre!r}: " + unknown("unit", pre, units))
-        name = name or ("loss" if "loss" not in self.losses else f"{pre}.loss")
+        self._unit(pre, f"loss on {pre!r}", [n for n, u in self.units.items() if not u.is_input])
+        name = name if name is not None else ("loss" if "loss" not in self.losses else f"{pre}.loss")
         self._free(name)
-        self.losses[name] = LossNode(name, pre, _loss(loss))
+        self.losses[name] = LossNode(name, pre, with_own_tensors(_loss(loss)))
         return name
 
     # -- reading ------------------------------------------------------------------------------------------
@@ -365,9 +374,17 @@ class Network:
         other = self.copy()
         weights = [n for n, w in self.wires.items() if w.connection.weighted and not w.tied]
         names = [*weights, *(f"{n}.bias" for n, u in self.units.items() if u.bias)]
+        if not patterns:
+            raise NetworkError('frozen needs at least one pattern of weights or biases, such as frozen("x->*")')
         for pattern in patterns:
+            if not isinstance(pattern, str):
+                raise NetworkError(f"frozen: a pattern is a string such as 'x->*', got {pattern!r}")
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise NetworkError(f"frozen: no weight or bias matches {pattern!r}; there are {', '.join(names)}")
+                tied = self.wires[pattern].tied if pattern in self.wires else None
+                hint = f"; {pattern!r} uses the weights of {tied!r}, so freeze that" if tied else ""
+                raise NetworkError(
+                    f"frozen: no weight or bias matches {pattern!r}; there are {', '.join(names) or 'none'}{hint}"
+                )
         for name in names:
             if any(fnmatchcase(name, pattern) for pattern in patterns):
                 if name in other.wires:
@@ -393,14 +410,41 @@ class Network:
         other.units, other.wires, other.losses = dict(self.units), dict(self.wires), dict(self.losses)
         return other
 
-    def _free(self, name: str) -> None:
-        if not isinstance(name, str) or not name or "->" in name or "@" in name or name in RESERVED:
+    def _unit(self, name: Any, where: str, allowed: Iterable[str]) -> None:
+        """Refuse what is not the name of an allowed unit, and say why."""
+        if isinstance(name, str) and name in allowed:
+            return
+        unit = self.units.get(name) if isinstance(name, str) else None
+        if unit is not None and unit.is_input:
+            why = f"{name!r} is an input and receives no messages; choose a unit"
+        elif unit is not None:
+            why = f"{name!r} is an operation; its operands are given with it, in network.operation"
+        elif isinstance(name, str) and name in self.losses:
+            why = (
+                f"{name!r} is a loss, which sends no forward messages; use the unit that it is put on, "
+                f"{self.losses[name].pre!r}. What a loss sends back is the rule's affair"
+            )
+        elif isinstance(name, str) and name in self.wires:
+            why = f"{name!r} is a connection; give the name of a unit"
+        else:
+            why = unknown("unit", name, allowed)
+        raise NetworkError(f"{where}: {why}")
+
+    def _free(self, name: Any) -> None:
+        """Refuse a name that is taken, or that the engine needs for its own nodes."""
+        if not isinstance(name, str) or not name or not name.isprintable() or name != name.strip():
             raise NetworkError(
-                f"{name!r} cannot name a node: use a non-empty string without '->' or '@', not {', '.join(RESERVED)}"
+                f"{name!r} cannot name a node: use a non-empty string of printable characters, with no space at its "
+                "ends"
+            )
+        if "->" in name or "@" in name or name.partition("#")[0] in RESERVED:
+            raise NetworkError(
+                f"{name!r} cannot name a node: use a string without '->' or '@', not {', '.join(RESERVED)}"
             )
         if name.endswith((".bias", ".target", ".link")):
             raise NetworkError(
-                f"{name!r}: names that end in .bias, .target and .link are those of biases, targets and links"
+                f"{name!r}: names that end in .bias, .target and .link are those of biases, targets and "
+                "links; choose another"
             )
         if name in self.units or name in self.losses:
             raise NetworkError(f"there is already a node called {name!r}; names are unique")
@@ -434,15 +478,9 @@ def _text(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _shape(name: str, size: Size) -> tuple[int, ...]:
-    shape = size if isinstance(size, tuple) else (size,)
-    if not shape or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape):
-        raise NetworkError(f"{name!r}: size must be a positive integer or a tuple of them, got {size!r}")
-    return shape
-
-
-def _weight(name: str, value: Tensor | float, shape: tuple[int, ...] | None) -> Tensor:
-    tensor = torch.as_tensor(value).detach().cpu()
+def _weight(name: str, value: Any, shape: tuple[int, ...] | None) -> Tensor:
+    """A copy of given weights, held against the shape that they must have; one number serves for all."""
+    tensor = own_tensor(f"{name!r}: weight", value)
     if shape is not None and tensor.ndim and tuple(tensor.shape) != shape:
         raise NetworkError(f"{name!r}: weight has shape {tuple(tensor.shape)}, the connection needs {shape}")
     return tensor

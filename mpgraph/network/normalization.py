@@ -1,4 +1,4 @@
-"""Kinds that need their whole population or batch: normalization."""
+"""Activations that need their whole population or batch: normalization."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mpgraph.arguments import Arguments
 from mpgraph.errors import NetworkError
 
 from .activations import Activation
@@ -26,7 +27,7 @@ class LayerNorm(Activation):
     inline = True
 
     def __init__(self, eps: float = 1e-5) -> None:
-        self.eps = eps
+        self.eps = Arguments("layernorm", NetworkError).number("eps", eps, 0)
 
     def apply(self, z: Tensor) -> Tensor:  # noqa: D102
         return self._whole(z)[0]
@@ -56,7 +57,8 @@ class BatchNorm(Activation):
     own_agent = True
 
     def __init__(self, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        self.eps, self.momentum = eps, momentum
+        check = Arguments("batchnorm", NetworkError)
+        self.eps, self.momentum = check.number("eps", eps, 0), check.number("momentum", momentum, 0, 1)
 
     def frozen(self, mean: Any, var: Any) -> FrozenBatchNorm:
         """This normalization by given statistics, the same in every step and in ``predict``.

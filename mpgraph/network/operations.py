@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mpgraph.arguments import Arguments
 from mpgraph.errors import NetworkError
 
 from .activations import Activation
@@ -66,17 +67,18 @@ def _one(name: str, operands: Sequence[Shape]) -> Shape:
 class _Pool(Operation):
     inline = True
 
-    def __init__(self, size: int | tuple[int, int] = 2, stride: int | tuple[int, int] | None = None, padding: int = 0):
-        self.window = (size, size) if isinstance(size, int) else tuple(size)
-        steps = self.window if stride is None else stride
-        self.stride = (steps, steps) if isinstance(steps, int) else tuple(steps)
-        self.padding = (padding, padding) if isinstance(padding, int) else tuple(padding)
-        if min(*self.window, *self.stride) < 1 or any(
-            2 * p > k for p, k in zip(self.padding, self.window, strict=True)
-        ):
-            raise NetworkError(
-                f"{self.name}: size and stride must be positive and the padding at most half the size, got {self!r}"
-            )
+    def __init__(
+        self,
+        size: int | tuple[int, int] = 2,
+        stride: int | tuple[int, int] | None = None,
+        padding: int | tuple[int, int] = 0,
+    ) -> None:
+        check = Arguments(self.name, NetworkError)
+        self.window = check.pair("size", size, 1)
+        self.stride = self.window if stride is None else check.pair("stride", stride, 1)
+        self.padding = check.pair("padding", padding, 0)
+        if any(2 * p > k for p, k in zip(self.padding, self.window, strict=True)):
+            check.refuse("padding", padding, f"at most half the size {self.window}")
 
     def shape(self, *operands: Shape) -> Shape:
         """``(channels, height, width)``, smaller."""
@@ -161,8 +163,10 @@ class Reshape(Operation):
 
     inline = True
 
-    def __init__(self, *wanted: int) -> None:
-        self.wanted = wanted
+    def __init__(self, *wanted: int | tuple[int, ...]) -> None:
+        if len(wanted) == 1 and isinstance(wanted[0], tuple):
+            wanted = wanted[0]
+        self.wanted = Arguments("reshape", NetworkError).shape("shape", wanted)
 
     def shape(self, *operands: Shape) -> Shape:  # noqa: D102
         given = _one(self.name, operands)

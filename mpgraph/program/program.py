@@ -80,8 +80,8 @@ class Program(nn.Module):
         agents = dict.fromkeys(graph.agents.values())
         self.agents = nn.ModuleList([a for a in agents if not owned.issuperset([*a.parameters(), *a.buffers()])])
         self.to(device=device, dtype=dtype)
-        if self.protocol.waiting:  # after that, so that no number of the file is rounded to torch's default dtype
-            self.protocol.waiting.fill(self.protocol)
+        if self.protocol.pending:  # after that, so that no number of the file is rounded to torch's default dtype
+            self.protocol.pending.fill(self.protocol)
         network = graph.network
         self._inputs, self._outputs = network.inputs, network.outputs
         self._targets = tuple(dict.fromkeys(node.pre for node in network.losses.values()))

@@ -1,59 +1,51 @@
-"""Rules on disk: a folder with ``protocol.safetensors``, its named tensors, and ``protocol.json``, how to make it.
+"""Rules on disk: a folder whose ``protocol.safetensors`` holds the rule's tensors and, as metadata, how to make it.
 
-Loading never runs code: a file can only name classes that are registered by entry point, and give them plain values.
+Tensors and description are one file, so they are replaced at once and share one checksum. ``protocol.json`` is a copy
+of the description for people; it is never read. Loading never runs code: a file can only name classes that are
+registered by entry point, and give them plain values.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
 from mpgraph.agents.module import RuleModule
 from mpgraph.agents.protocol import Protocol
-from mpgraph.errors import FileError, MPGraphError, unknown
+from mpgraph.errors import FileError, unknown
 from mpgraph.registry import lookup, registered
 
 from .atomic import write
+from .tensors import digest, packed, path_of, read
 
-VERSION = 1
 FORMAT = "mpgraph.protocol"
-TENSORS, ABOUT = "protocol.safetensors", "protocol.json"
+TENSORS, COPY = "protocol.safetensors", "protocol.json"
 GROUPS = ("protocols", "combinations", "optimizers", "schedules")  # entry points whose classes a file may name
 
 
 def save_protocol(protocol: Protocol, folder: Any, record: Mapping[str, Any] | None = None) -> None:
     """Write a rule into a folder, which is made if need be. See :meth:`mpgraph.Protocol.save`."""
-    folder = _folder(folder)
-    owned = {**(protocol.waiting.tensors if protocol.waiting else {}), **protocol.state_dict()}
-    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in owned.items()}
+    folder = path_of(folder, "a rule is kept in a folder")
+    tensors = {**(protocol.pending.tensors if protocol.pending else {}), **protocol.state_dict()}
     record = protocol.record if record is None else record
     if not isinstance(record, Mapping):
         raise FileError(f"record must be a dictionary, got {record!r}")
-    about = {
-        "format": FORMAT,
-        "version": VERSION,
-        **_described(protocol, ""),
-        "tensors_sha256": _digest(tensors),
-        "record": dict(record),
-    }
     try:
-        inside = json.dumps(about, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        json.dumps(dict(record), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
         raise FileError(f"record must be what JSON can hold: numbers, strings, lists, dictionaries; {error}") from None
+    about = {**_described(protocol, ""), "record": dict(record)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write(folder / TENSORS, tensor_bytes(tensors, metadata={"format": FORMAT, "about": inside}))
-        write(folder / ABOUT, (json.dumps(about, indent=1) + "\n").encode())
+        write(folder / TENSORS, packed(FORMAT, tensors, {"about": json.dumps(about)}))
+        write(folder / COPY, (json.dumps(about, indent=1) + "\n").encode())
     except OSError as error:
         raise FileError(f"cannot write to {folder}: {error.strerror}") from error
 
@@ -64,53 +56,51 @@ def load_protocol(folder: Any) -> Protocol:
     Parts that a rule makes for each node of a network are filled in when it is compiled for one.
 
     Args:
-        folder: that holds ``protocol.json`` and ``protocol.safetensors``.
+        folder: that holds ``protocol.safetensors``.
 
     Raises:
-        FileError: for missing, damaged or newer files, a class that is not registered, arguments that it does not
+        FileError: for a missing, damaged or newer file, a class that is not registered, arguments that it does not
             take, tensors that it lacks or that have another shape.
     """
-    folder = _folder(folder)
-    about = _about(_read(folder / ABOUT), folder / ABOUT)
-    tensors, inside = _tensors(folder / TENSORS)
-    digest = _digest(tensors)
-    if about.get("tensors_sha256") != digest:  # the write was killed between the two files, or one was changed
-        about = _about(inside, folder / TENSORS) if inside else {}
-        if about.get("tensors_sha256") != digest:
-            raise FileError(f"{folder / TENSORS} is damaged, or not of the same save as {ABOUT}: its checksum differs")
-    protocol = _made(about, folder / ABOUT)
+    path = path_of(folder, "a rule is kept in a folder") / TENSORS
+    tensors, metadata = read(path, FORMAT, ("about",))
+    about = _about(metadata.get("about", ""), path)
+    if "version" not in metadata and about.get("tensors_sha256") != digest(tensors):  # version 1: of the tensors only
+        raise FileError(f"{path} is damaged: its content differs from its checksum")
+    protocol = _made(about, path)
     if not isinstance(protocol, Protocol):
-        raise FileError(f"{folder / ABOUT} describes {protocol!r}, which is no rule")
+        raise FileError(f"{path} contains {protocol!r}; expected a learning rule (mg.Protocol)")
     if not isinstance(about.get("record"), dict):
-        raise FileError(f"{folder / ABOUT}: 'record' must be a dictionary, got {about.get('record')!r}")
+        raise FileError(f"{path}: 'record' must be a dictionary, got {about.get('record')!r}")
     protocol.record = about["record"]
-    kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    if len(kinds) == 1:
-        protocol.to(kinds.pop())
-    protocol.waiting = Waiting(tensors, folder / TENSORS)
-    protocol.waiting.fill(protocol)
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(dtypes) == 1:
+        protocol.to(dtypes.pop())
+    PendingTensors(tensors, path).fill(protocol)
     return protocol
 
 
-class Waiting:
+@dataclasses.dataclass(frozen=True)
+class PendingTensors:
     """Tensors of a file, until the rule makes what they belong to: some parts are made for each node of a network.
 
-    Args:
+    Attributes:
         tensors: by name.
         path: of the file, for errors.
+        filled: names of those that the rule has taken.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], path: Path) -> None:
-        self.tensors, self.path, self.filled = tensors, path, set[str]()
+    tensors: Mapping[str, Tensor]
+    path: Path
+    filled: frozenset[str] = frozenset()
 
     def fill(self, protocol: Protocol) -> None:
-        """Copy the tensors into parameters and buffers that are there for the first time.
+        """Copy the tensors into parameters and buffers that are there for the first time, and note that they are.
 
         Raises:
-            FileError: for one that the file lacks or has in another shape.
+            FileError: for one that the file lacks or has in another shape; then nothing is copied.
         """
-        own = protocol.state_dict()
-        new = {name: tensor for name, tensor in own.items() if name not in self.filled}
+        new = {name: tensor for name, tensor in protocol.state_dict().items() if name not in self.filled}
         missing = sorted(set(new) - set(self.tensors))
         if missing:
             raise FileError(
@@ -118,73 +108,32 @@ class Waiting:
                 "another network or another version of the rule"
             )
         for name, tensor in new.items():
-            found = self.tensors[name]
-            if found.shape != tensor.shape:
+            if self.tensors[name].shape != tensor.shape:
                 raise FileError(
-                    f"{self.path}: {name} has shape {tuple(found.shape)}, {protocol.name} needs {tuple(tensor.shape)}"
+                    f"{self.path}: {name} has shape {tuple(self.tensors[name].shape)}, {protocol.name} needs "
+                    f"{tuple(tensor.shape)}"
                 )
-            tensor.copy_(found)  # of state_dict: without gradient, and the rule's own storage
-        self.filled |= set(new)
+        for name, tensor in new.items():
+            tensor.copy_(self.tensors[name])  # of state_dict: without gradient, and the rule's own storage
+        protocol.pending = dataclasses.replace(self, filled=self.filled | set(new))
 
 
-def _tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """The tensors, and the description that travels with them: the two files cannot be replaced in one go."""
-    if not path.is_file():
-        raise FileError(_unreadable(path, "no such file"))
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-            return tensors, (file.metadata() or {}).get("about")
-    except (SafetensorError, OSError) as error:
-        raise FileError(f"{path} is no safetensors file, or is damaged: {error}") from None
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """A checksum of names, types, shapes and numbers."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return total.hexdigest()
-
-
-def _about(text: bytes | str, path: Path) -> dict[str, Any]:
+def _about(text: str, path: Path) -> dict[str, Any]:
+    """The description of a rule."""
     try:
         about = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{path} is no JSON, or is damaged: {error}") from None
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise FileError(f"{path} describes no rule of mpgraph: its format is not {FORMAT!r}")
-    version = about.get("version")
-    if type(version) is not int or version < 1:
-        raise FileError(f"{path}: 'version' must be a positive integer, got {version!r}")
-    if version > VERSION:
-        raise FileError(f"{path} has format version {version}, this mpgraph reads up to {VERSION}: upgrade it")
+        raise FileError(f"{path} is damaged: its description is not JSON: {error}") from None
+    if not isinstance(about, dict):
+        raise FileError(f"{path} does not describe a rule: {str(about)[:80]}")
     return about
-
-
-def _folder(given: Any) -> Path:
-    if not isinstance(given, (str, os.PathLike)) or not str(given):
-        raise FileError(f"a rule is kept in a folder; give its path, not {given!r}")
-    return Path(given)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise FileError(_unreadable(path, error.strerror)) from None
-
-
-def _unreadable(path: Path, why: str | None) -> str:
-    return f"cannot read {path}: {why}; a rule is a folder with {ABOUT} and {TENSORS}"
 
 
 # -- values of arguments --------------------------------------------------------------------------------------
 
 
 def _described(thing: Any, where: str) -> dict[str, Any]:
-    """Class and arguments of a rule, an optimiser or a schedule."""
+    """Class and arguments of a rule, an optimizer or a schedule."""
     cls = type(thing)
     for group in GROUPS:
         for name, point in registered(f"mpgraph.{group}").items():
@@ -201,6 +150,10 @@ def _described(thing: Any, where: str) -> dict[str, Any]:
 
 def _plain(value: Any, where: str) -> Any:
     """A value as JSON; what JSON has no word for becomes a dictionary with one."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    if isinstance(value, (float, Tensor)) and not bool(torch.isfinite(torch.as_tensor(value)).all()):
+        raise FileError(f"argument {where} = {value!r} cannot be written to a file: it must be finite")
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Tensor):
@@ -233,8 +186,8 @@ def _value(found: Any, path: Path) -> Any:
             dtype = getattr(torch, str(found["dtype"]), None)
             try:
                 tensor = torch.tensor(found[kind], dtype=dtype)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise FileError(f"{path}: {str(found)[:80]} is no tensor: {error}") from None
+            except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+                raise FileError(f"{path}: {str(found)[:80]} is not a tensor: {error}") from None
             return make(tensor) if kind == "learnable" else tensor
     return _made(found, path)
 
@@ -243,7 +196,7 @@ def _made(found: Mapping[str, Any], path: Path) -> Any:
     """The rule, optimiser or schedule of a registered class, made with the arguments."""
     group, name, given = found.get("group", GROUPS[0]), found.get("class"), found.get("arguments")
     if not isinstance(name, str) or not isinstance(given, dict) or group not in GROUPS:
-        raise FileError(f"{path}: {str(found)[:80]} describes no rule, optimiser or schedule")
+        raise FileError(f"{path}: {str(found)[:80]} does not describe a rule, optimizer or schedule")
     cls = lookup(f"mpgraph.{group}", name)
     if cls is None:
         raise FileError(
@@ -253,5 +206,5 @@ def _made(found: Mapping[str, Any], path: Path) -> Any:
     arguments = {key: _value(value, path) for key, value in given.items()}
     try:
         return cls(**arguments)
-    except (TypeError, ValueError, MPGraphError) as error:
+    except Exception as error:  # whatever a constructor makes of it
         raise FileError(f"{path}: {cls.__name__} refuses its arguments: {error}") from None

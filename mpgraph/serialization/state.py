@@ -1,37 +1,42 @@
-"""States on disk: safetensors with named tensors. Loading never runs code; writing is atomic."""
+"""States on disk: a safetensors file whose tensors are named ``node.channel``. Writing replaces the file whole."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as tensor_bytes
 from torch import Tensor
 
 from mpgraph.errors import FileError
 
 from .atomic import write
+from .tensors import packed, path_of, read
 
-VERSION = 1
+FORMAT = "mpgraph.state"
 
 
 def save(state: Mapping[str, Mapping[str, Tensor]], path: Any) -> None:
     """Write ``state[node][channel]`` atomically: a killed write leaves the old file.
 
     Raises:
-        FileError: if the file cannot be written.
+        FileError: if this is not a state, or the file cannot be written.
     """
-    path = Path(path)
-    # Channel names are identifiers, so the last dot of "x->h1.w" parts node and channel.
+    path = path_of(path, "a state is kept in a file")
     if not isinstance(state, Mapping):
         raise FileError(f"cannot save a {type(state).__name__}: expected a state, as from program.init or program.step")
-    tensors = {f"{n}.{c}": t.detach().cpu().clone().contiguous() for n, cs in state.items() for c, t in cs.items()}
+    tensors: dict[str, Tensor] = {}
+    for node, channels in state.items():
+        if not isinstance(channels, Mapping):
+            raise FileError(f"cannot save the state: node {node!r} holds {type(channels).__name__}, not its channels")
+        for channel, tensor in channels.items():
+            if not isinstance(tensor, Tensor):
+                kind = type(tensor).__name__
+                raise FileError(f"cannot save the state: {node}.{channel} is not a tensor but {kind}")
+            tensors[f"{node}.{channel}"] = tensor  # channels are identifiers: the last dot separates them
     try:
-        write(path, tensor_bytes(tensors, metadata={"format": "mpgraph.state", "version": str(VERSION)}))
-    except (OSError, SafetensorError) as error:
+        write(path, packed(FORMAT, tensors))
+    except OSError as error:
         raise FileError(f"cannot write {path}: {error}") from error
 
 
@@ -43,21 +48,8 @@ def load(
     Raises:
         FileError: for a missing, damaged or newer file, or the state of another network.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileError(f"no file {path}")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-    except (SafetensorError, OSError) as error:
-        raise FileError(f"{path} is no safetensors file, or is damaged: {error}") from None
-    if metadata.get("format") != "mpgraph.state":
-        raise FileError(f"{path} holds no mpgraph state (its format is {metadata.get('format')!r})")
-    if not metadata.get("version", "").isdecimal() or int(metadata["version"]) > VERSION:
-        raise FileError(
-            f"{path} has format version {metadata.get('version')}, this mpgraph reads up to {VERSION}: upgrade it"
-        )
+    path = path_of(path, "a state is kept in a file")
+    tensors, _ = read(path, FORMAT)
     found = {(name.rpartition(".")[0], name.rpartition(".")[2]): tensor for name, tensor in tensors.items()}
     needed = {**wanted, ("program", "seed"): (), ("program", "step"): ()}
     missing, extra = sorted(set(needed) - set(found)), sorted(set(found) - set(needed))

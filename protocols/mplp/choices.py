@@ -66,7 +66,7 @@ def _ends(given: Arguments, i: int, step: Any) -> list[tuple[str, Any]]:
 
 def warn_of_unrecorded(rule: Any, graph: Any) -> None:
     """Warn of nodes whose inputs are standardised by nothing while those of others are."""
-    parts = () if rule.waiting else tuple(rule.standardisers.values())  # one from a file is not complete yet
+    parts = () if rule.pending else tuple(rule.standardisers.values())  # one from a file is not complete yet
     neutral = [p for p in parts if not bool(p.shift.any()) and bool((p.factor == 1.0).all())]
     bare = [n for n, agent in graph.agents.items() if getattr(agent, "standardiser", None) in neutral]
     if bare and len(neutral) < len(parts):
