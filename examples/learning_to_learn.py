@@ -28,8 +28,8 @@ def episode(program, genomes, tasks, generator):
     many, start, measured = GENOMES * len(tasks), program.init(), []
     state = {n: {c: uniform(generator, many, *t.shape) for c, t in k.items()} for n, k in start.items()}
     state["program"] = {c: t.expand(many) for c, t in start["program"].items()}
-    each = {f"protocol.{name}": p.repeat_interleave(len(tasks), 0) for name, p in genomes.items()}
-    step = torch.func.vmap(lambda g, s, x, y: torch.func.functional_call(program, g, (s, x, y)))
+    each = {name: p.repeat_interleave(len(tasks), 0) for name, p in genomes.items()}
+    step = torch.func.vmap(lambda g, s, x, y: program.step(s, x, y, parameters=g))
     for _ in range(UPDATES + 1):
         x = uniform(generator, GENOMES, len(tasks), BATCH, 2)
         y = 2.0 * torch.stack([task(x[:, i]) for i, task in enumerate(tasks)], 1)[..., None] - 1.0

@@ -3,6 +3,8 @@
 python examples/meta_learning_rate.py
 """
 
+from functools import partial
+
 import torch
 
 import mpgraph as mg
@@ -16,18 +18,15 @@ def main(meta_steps=30, inner_steps=10, seeds=8):
     digits = data.load("digits").flat()
     rule = Backprop(lr=mg.learnable(0.01))
     program = mg.compile(mlp([64, 16, 10]), rule)
-    states = [program.init(seed) for seed in range(seeds)]
-    stacked = {n: {c: torch.stack([s[n][c] for s in states]) for c in states[0][n]} for n in states[0]}
+    start = program.init(range(seeds))
     generator = torch.Generator().manual_seed(0)
 
     def episode(rate, batches):
         """Loss on the last batch after learning on the others, averaged over networks."""
-        state = stacked
+        state = start
+        step = torch.func.vmap(partial(program.step, parameters={"optimizer.lr": rate}), (0, None, None))
         for x, y in batches:
-            step = torch.func.vmap(
-                lambda s, x=x, y=y: torch.func.functional_call(program, {"protocol.optimizer.lr": rate}, (s, x, y))
-            )
-            state, out = step(state)
+            state, out = step(state, x, y)
         return out.loss.mean()
 
     log_rate = torch.tensor(0.01).log().requires_grad_()

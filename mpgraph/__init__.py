@@ -49,6 +49,7 @@ from .network.operations import Reshape as Reshape
 from .program.program import Output as Output
 from .program.program import Program as Program
 from .program.program import compile as compile
+from .program.state import stack as stack
 from .serialization.protocol import load_protocol as load_protocol
 
 Kind = Activation  # its name before 0.2

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -106,6 +106,33 @@ def noise(given: Mapping[str, Tensor], wanted: Mapping[str, tuple[int | None, ..
             )
 
 
+def no_parameter(name: str, names: Collection[str], rule: str) -> NoReturn:
+    """Refuse a name that no parameter of the rule has."""
+    if not names:
+        raise InputError(
+            f"parameters: {name!r} cannot be replaced: {rule} has no parameters, its numbers are constants of the "
+            "code. Make a number one from the start with mg.learnable(...): Backprop(lr=mg.learnable(0.1))"
+        )
+    short = str(name).removeprefix("protocol.")
+    if short in names:
+        raise InputError(f"parameters: unknown parameter {name!r}; names start at the rule: {short!r}")
+    raise InputError("parameters: " + unknown("parameter", name, names))
+
+
+def parameter(name: str, tensor: Any, own: Tensor) -> None:
+    """Refuse a tensor that cannot stand for the rule's own parameter."""
+    what = f"parameters[{name!r}]"
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"{what}: expected a tensor, got {type(tensor).__name__}; use torch.as_tensor(...)")
+    if tensor.shape != own.shape:
+        many = tensor.ndim > 0 and tensor.shape[1:] == own.shape
+        hint = "; map over its first axis with torch.func.vmap" if many else ""
+        raise InputError(f"{what}: expected shape {tuple(own.shape)}, got {tuple(tensor.shape)}{hint}")
+    if tensor.dtype != own.dtype:
+        raise InputError(f"{what}: expected {own.dtype}, got {tensor.dtype}; use .to({own.dtype})")
+    _on_device(what, tensor, own.device)
+
+
 def channel(
     name: str,
     channel: str,
@@ -130,9 +157,12 @@ def channel(
             f"channel {channel!r} of node {name!r} keeps one value for each of {slots[0]} examples, but the batch has "
             f"{size}; make the state with program.init(seed, batch_size={size})"
         )
+    stacked = len(shape) == len(wanted) + 1 and all(w in (None, n) for w, n in zip(wanted, shape[1:], strict=True))
+    own = "was it made by this program's init?"
+    hint = "a stack of states goes through torch.func.vmap(program.step)" if stacked else own
     raise StateError(
         f"state[{name!r}][{channel!r}] has shape {tuple(shape)}, this program needs "
-        f"{tuple('batch' if n is None else n for n in wanted)}; was it made by this program's init?"
+        f"{tuple('batch' if n is None else n for n in wanted)}; {hint}"
     )
 
 

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -25,7 +26,7 @@ from mpgraph.network.validation import check_functions
 from mpgraph.serialization import state as files
 
 from . import checks
-from .state import Keeping, State
+from .state import Keeping, State, stack
 
 Batch = Tensor | Mapping[str, Tensor]
 Checks = Literal["none", "labels", "all"]
@@ -92,6 +93,7 @@ class Program(nn.Module):
         declare_optimizers(graph, self, dtype)
         self._keeping = Keeping(graph, device, dtype)
         self._slots = parameter_slots(self)
+        self._named = self._places_of_parameters()
         self._one_hot = {
             name: torch.eye(shape[-1], device=device, dtype=dtype)
             for name, shape in self._shapes.items()
@@ -174,20 +176,26 @@ class Program(nn.Module):
 
     # -- states -------------------------------------------------------------------------------------------
 
-    def init(self, seed: int = 0, batch_size: int | None = None) -> State:
-        """A fresh state ``state[node][channel]``.
+    def init(self, seed: int | Sequence[int] = 0, batch_size: int | None = None) -> State:
+        """A fresh state ``state[node][channel]``; of several seeds, their states stacked (:func:`mpgraph.stack`).
 
         Numbers are drawn on the CPU, each tensor from a generator of its own made from the seed and its name: one
         seed is one network on every device, and rules share the weights of a seed whatever else they draw.
 
         Args:
-            seed: any integer.
+            seed: any integer of 64 bits; a sequence of them, ``range(8)``, gives every tensor a leading axis of that
+                length, for ``torch.func.vmap(program.step)``.
             batch_size: needed where the rule keeps a memory for each slot of the batch (carry channels).
 
         Raises:
             StateError: if ``batch_size`` is needed and missing.
         """
-        return self._keeping.fresh(seed, batch_size)
+        seeds = seed.tolist() if isinstance(seed, (Tensor, np.ndarray)) and seed.ndim == 1 else seed
+        if isinstance(seeds, Sequence) and not isinstance(seeds, str):
+            if not seeds:
+                raise InputError("program.init: an empty sequence of seeds; give at least one")
+            return stack([self._keeping.fresh(one, batch_size) for one in seeds])
+        return self._keeping.fresh(seed, batch_size)  # type: ignore[arg-type]
 
     def slots(self, state: State) -> int | None:
         """For how many examples a state keeps memories (carry channels), which is the size that batches must have.
@@ -197,7 +205,10 @@ class Program(nn.Module):
         return self._keeping.slots(state)
 
     def noise(self, state: State, batch_size: int, *, phase: str | None = None) -> dict[str, Tensor]:
-        """The standard normal numbers of the next step, from the state's seed and step; empty for most rules."""
+        """The standard normal numbers of the next step, from the state's seed and step; empty for most rules.
+
+        Of stacked states (:func:`mpgraph.stack`), those of each, with the same leading axis.
+        """
         needed = self._function(phase=self.protocol.phase_at(state, phase)).noise
         return self._keeping.noise(state, needed, batch_size) if needed else {}
 
@@ -259,6 +270,7 @@ class Program(nn.Module):
         record: Mapping[str, Sequence[str]] | None = None,
         noise: Mapping[str, Tensor] | None = None,
         phase: str | None = None,
+        parameters: Mapping[str, Tensor] | None = None,
     ) -> tuple[State, Output]:
         """One learning step. Pure: nothing that is passed in changes.
 
@@ -271,9 +283,12 @@ class Program(nn.Module):
             noise: standard normal numbers, see :meth:`noise`; drawn from the state if not given.
             phase: of a rule whose steps are not all alike; by default the one whose turn it is by the step counter,
                 which under transforms cannot be read.
+            parameters: tensors that replace parameters or buffers of the rule for this call, by their names in
+                ``program.protocol.named_parameters()`` (``"optimizer.lr"``). Gradients flow to them, and
+                ``torch.func.vmap`` maps over them.
 
         Raises:
-            InputError: for a batch that does not fit.
+            InputError: for a batch that does not fit, or parameters that the rule does not have.
             StateError: for a state of another program.
         """
         tensors, size = self._feed(x, y)
@@ -289,16 +304,21 @@ class Program(nn.Module):
         if compiled.noise:
             checks.noise(noise or {}, compiled.noise, size)
         self._keeping.check(state, size)
-        parameters = self._parameters_now()
-        state, predictions, losses, recorded = compiled.module.forward(state, parameters, noise or {}, *tensors)
+        own = self._parameters_now() if parameters is None else self._parameters_with(parameters)
+        state, predictions, losses, recorded = compiled.module.forward(state, own, noise or {}, *tensors)
         prediction = predictions if len(predictions) > 1 else predictions[self._outputs[0]]
         return state, Output(prediction, losses, recorded)
 
-    def predict(self, state: State, x: Batch) -> Any:
+    def predict(self, state: State, x: Batch, *, parameters: Mapping[str, Tensor] | None = None) -> Any:
         """Predictions ``(batch, *output)`` by the forward pass alone; the state stays as it is.
 
         Any batch size works, but for rules whose forward pass reads a memory kept for each example. Several
         outputs are returned as a dictionary.
+
+        Args:
+            state: from :meth:`init` or a step.
+            x: ``(batch, *input)``; a dictionary by input name if there are several.
+            parameters: tensors that replace parameters of the rule for this call, as in :meth:`step`.
 
         Raises:
             InputError: for a batch that does not fit.
@@ -311,8 +331,8 @@ class Program(nn.Module):
             name: torch.zeros([size if n is None else n for n in shape], device=self.device, dtype=self.dtype)
             for name, shape in compiled.noise.items()
         }
-        parameters = self._parameters_now()
-        predictions = compiled.module.forward(state, parameters, noise, *tensors)
+        own = self._parameters_now() if parameters is None else self._parameters_with(parameters)
+        predictions = compiled.module.forward(state, own, noise, *tensors)
         return predictions if len(predictions) > 1 else predictions[self._outputs[0]]
 
     def run(self, state: State, batches: Iterable[Any], *, progress: bool = False) -> tuple[State, list[float]]:
@@ -332,6 +352,26 @@ class Program(nn.Module):
     def _parameters_now(self) -> list[Tensor]:
         """Parameters and buffers as the modules hold them at this moment (``functional_call`` replaces them)."""
         return [store[name] for store, name, _ in self._slots]
+
+    def _places_of_parameters(self) -> dict[str, tuple[int, ...]]:
+        """Where in :meth:`_parameters_now` each parameter and buffer of the rule is; a tied one is there twice."""
+        held = [store[name] for store, name, _ in self._slots]
+        named = [*self.protocol.named_parameters(), *self.protocol.named_buffers()]
+        return {name: tuple(i for i, other in enumerate(held) if other is tensor) for name, tensor in named}
+
+    def _parameters_with(self, given: Mapping[str, Tensor]) -> list[Tensor]:
+        """Parameters and buffers, some replaced by those given for one call."""
+        tensors = self._parameters_now()
+        if not isinstance(given, Mapping):
+            raise InputError(f"parameters: expected a dictionary of tensors by name, got {type(given).__name__}")
+        for name, tensor in given.items():
+            if name not in self._named:
+                checks.no_parameter(name, self._named, self.protocol.name)
+            places = self._named[name]
+            checks.parameter(name, tensor, tensors[places[0]])
+            for place in places:
+                tensors[place] = tensor
+        return tensors
 
     # -- checks: one look at good batches; what is wrong with others is found out in checks.py -------------
 

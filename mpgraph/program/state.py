@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,54 @@ from mpgraph.graph.wiring import AgentGraph
 from . import checks
 
 State = dict[str, dict[str, Tensor]]
+
+
+def stack(states: Sequence[State]) -> State:
+    """Many states of one program as one: every tensor, the program's counters too, gets a leading axis.
+
+    What ``torch.func.vmap`` maps over to run many networks at once::
+
+        states = mg.stack([program.init(seed) for seed in range(8)])  # the same as program.init(range(8))
+        states, out = torch.func.vmap(lambda s: program.step(s, x, y))(states)
+
+    Args:
+        states: at least one, alike in nodes, channels, shapes, dtypes and devices.
+
+    Raises:
+        StateError: for no states, or states that differ in any of these.
+    """
+    states = list(states) if isinstance(states, Iterable) and not isinstance(states, Mapping) else states
+    if not isinstance(states, list) or not all(isinstance(state, Mapping) for state in states):
+        raise StateError("mg.stack takes a list of states, as from program.init or program.step")
+    if not states:
+        raise StateError("mg.stack: no states; give at least one")
+    first = states[0]
+    for i, state in enumerate(states):
+        _alike(i, first, state)
+    return {n: {c: torch.stack([state[n][c] for state in states]) for c in channels} for n, channels in first.items()}
+
+
+def _alike(i: int, first: State, other: State) -> None:
+    """Refuse a state that cannot be stacked on the first."""
+    where = f"mg.stack: state {i} differs from state 0"
+    if first.keys() != other.keys():
+        names = ", ".join(sorted(repr(n) for n in first.keys() ^ other.keys()))
+        raise StateError(f"{where}: only one of them has node {names}; stack states of one program")
+    for name, channels in first.items():
+        if not isinstance(channels, Mapping) or not isinstance(other[name], Mapping):
+            raise StateError(f"{where}: state[{name!r}] must be a dictionary of tensors")
+        if channels.keys() != other[name].keys():
+            names = ", ".join(sorted(repr(c) for c in channels.keys() ^ other[name].keys()))
+            raise StateError(f"{where}: at node {name!r} only one has channel {names}; stack states of one program")
+        for channel, one in channels.items():
+            two = other[name][channel]
+            if not isinstance(one, Tensor) or not isinstance(two, Tensor):
+                raise StateError(f"{where}: state[{name!r}][{channel!r}] must be a tensor")
+            if (one.shape, one.dtype, one.device) != (two.shape, two.dtype, two.device):
+                raise StateError(
+                    f"{where} at state[{name!r}][{channel!r}]: {tuple(two.shape)} of {two.dtype} on {two.device}, not "
+                    f"{tuple(one.shape)} of {one.dtype} on {one.device}"
+                )
 
 
 class Keeping:
@@ -97,8 +145,13 @@ class Keeping:
             ) from None
 
     def noise(self, state: State, needed: Mapping[str, tuple[int | None, ...]], batch_size: int) -> dict[str, Tensor]:
-        """Standard normal numbers, a function of the state's seed and step."""
-        seed, step = int(state["program"]["seed"]), int(state["program"]["step"])
+        """Standard normal numbers, a function of the state's seed and step; of stacked states, those of each."""
+        counters = state["program"]
+        if counters["seed"].ndim == 1:
+            one = [{"program": {c: t[i] for c, t in counters.items()}} for i in range(len(counters["seed"]))]
+            parts = [self.noise(state, needed, batch_size) for state in one]
+            return {name: torch.stack([part[name] for part in parts]) for name in needed}
+        seed, step = int(counters["seed"]), int(counters["step"])
         drawn = {}
         for name, shape in needed.items():
             generator = torch.Generator().manual_seed(_seed(seed, name, str(step)))

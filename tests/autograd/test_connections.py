@@ -199,7 +199,7 @@ def test_transforms(name):
     states = [program.init(seed) for seed in range(3)]
     x, y = batch(network, 4)
     alone = [program.step(s, x, y)[0] for s in states]
-    stack = {n: {c: torch.stack([s[n][c] for s in states]) for c in states[0][n]} for n in states[0]}
+    stack = mg.stack(states)
     mapped, _ = torch.func.vmap(lambda s: program.step(s, x, y))(stack)
     for i, state in enumerate(alone):
         assert distance(state, {n: {c: t[i] for c, t in k.items()} for n, k in mapped.items()}) < 1e-10
@@ -209,8 +209,8 @@ def test_transforms(name):
     def unrolled(value):
         state = states[0]
         for _ in range(3):
-            parameters = {"protocol.optimizer.lr": value}
-            state, out = torch.func.functional_call(program, parameters, (state, x, y))
+            parameters = {"optimizer.lr": value}
+            state, out = program.step(state, x, y, parameters=parameters)
         return out.loss
 
     value = torch.tensor(0.1, dtype=torch.float64)

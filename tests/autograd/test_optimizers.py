@@ -155,7 +155,7 @@ def test_maps_over_states_of_different_ages(name):
     program = mg.compile(mlp([3, 4, 2]), Backprop(optimizer=OPTIMIZERS[name][0]), dtype=torch.float64)
     x, y = torch.randn(5, 3, dtype=torch.float64), torch.randint(0, 2, (5,))
     states = [program.run(program.init(seed), [(x, y)] * seed)[0] for seed in range(3)]
-    stack = {n: {c: torch.stack([s[n][c] for s in states]) for c in k} for n, k in states[0].items()}
+    stack = mg.stack(states)
     mapped, _ = torch.func.vmap(lambda s: program.step(s, x, y))(stack)
     for i, state in enumerate(states):
         alone, _ = program.step(state, x, y)
@@ -179,10 +179,10 @@ def test_hyper_parameters_are_meta_learned(double):
     def loss(parameters):
         state = start
         for _ in range(3):
-            state, out = torch.func.functional_call(program, parameters, (state, x, y))
+            state, out = program.step(state, x, y, parameters=parameters)
         return out.loss
 
-    given = {f"protocol.optimizer.{n}": torch.tensor(v) for n, v in rates.items()}
+    given = {f"optimizer.{n}": torch.tensor(v) for n, v in rates.items()}
     slopes = torch.func.grad(loss)(given)
     for name, value in given.items():
         up, down = ({**given, name: value + change} for change in (1e-6, -1e-6))

@@ -17,7 +17,7 @@ PUBLIC = {
     "MPGraphError", "MaxPool", "Network", "NetworkError", "OneToOne", "Operation", "OperationAgent", "Optimizer",
     "Output", "Program", "Protocol", "ProtocolError", "Quantizer", "Regions", "Reshape", "SGD", "Softplus",
     "Sparse", "StateError", "UnitAgent", "View", "carry", "cite", "common", "compile", "fast", "learnable",
-    "list_protocols", "load_protocol", "make_protocol", "slow", "xavier_uniform",
+    "list_protocols", "load_protocol", "make_protocol", "slow", "stack", "xavier_uniform",
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from reference import distance
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 
 import mpgraph as mg
 from mpgraph.architectures import mlp
-from mpgraph.protocols import VSML, Alignment, Backprop, FeedbackAlignment, Plasticity
+from mpgraph.protocols import VSML, Alignment, Backprop, FeedbackAlignment, Plasticity, WeightMirror
 
 
 def make(rule=None, dtype=torch.float64, activation="tanh"):
@@ -24,10 +25,6 @@ def data(size=7, dtype=torch.float64):
     return x, torch.randint(0, 3, (size,), generator=generator)
 
 
-def stacked(states):
-    return {n: {c: torch.stack([s[n][c] for s in states]) for c in states[0][n]} for n in states[0]}
-
-
 # -- torch transforms ---------------------------------------------------------------------------------------
 
 
@@ -37,7 +34,7 @@ def test_vmap_over_states(rule, activation):
     program = make(rule(lr=0.2, surrogate="tanh"), activation=activation)
     states = [program.init(seed) for seed in range(8)]
     x, y = data()
-    together, out = torch.func.vmap(lambda state: program.step(state, x, y))(stacked(states))
+    together, out = torch.func.vmap(lambda state: program.step(state, x, y))(mg.stack(states))
     for i, state in enumerate(states):
         alone, single = program.step(state, x, y)
         picked = {n: {c: t[i] for c, t in channels.items()} for n, channels in together.items()}
@@ -59,7 +56,7 @@ def test_vmap_over_batches_with_labels():
 def unrolled(program, lr, state, x, y, steps=5):
     """Loss after some steps, as a function of the learning rate."""
     for _ in range(steps):
-        state, _ = torch.func.functional_call(program, {"protocol.optimizer.lr": lr}, (state, x, y))
+        state, _ = program.step(state, x, y, parameters={"optimizer.lr": lr})
     return program.step(state, x, y)[1].loss
 
 
@@ -144,6 +141,160 @@ def test_call_is_step_and_run_is_steps():
     two, losses = program.run(state, [(x, y)])
     assert distance(one, two) == 0.0
     assert losses == [float(out.loss)]
+
+
+# -- parameters for one call --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", mg.list_protocols())
+def test_parameters_given_are_those_of_a_rule_that_holds_them(name):
+    torch.manual_seed(0)
+    program = mg.compile(mlp([5, 4, 3]), mg.make_protocol(name), dtype=torch.float64)
+    state, (x, y) = program.init(batch_size=7), data()
+    twin = copy.deepcopy(program)
+    own = dict([*twin.protocol.named_parameters(), *twin.protocol.named_buffers()])
+    other = {n: t.detach() + 0.1 if t.is_floating_point() else t for n, t in own.items()}
+    before = program.step(state, x, y)[0]
+    found, out = program.step(state, x, y, parameters=other)
+    with torch.no_grad():
+        for n, tensor in own.items():
+            tensor.copy_(other[n])
+    wanted, expected = twin.step(state, x, y)
+    assert distance(found, wanted) == 0.0
+    assert torch.equal(out.prediction, expected.prediction)
+    assert torch.equal(program.predict(state, x, parameters=other), twin.predict(state, x))
+    assert distance(program.step(state, x, y)[0], before) == 0.0
+
+
+def test_parameters_given_are_differentiable_mappable_and_compile():
+    torch.compiler.reset()
+    program = make(Backprop(lr=mg.learnable(0.2)))
+    state, (x, y) = program.init(), data()
+    rates = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+
+    def learned(lr):
+        state_after, _ = program.step(state, x, y, parameters={"optimizer.lr": lr})
+        return state_after["x->h1"]["w"]
+
+    many = torch.func.vmap(learned)(rates)
+    by_rate = {float(lr): make(Backprop(lr=float(lr))).step(state, x, y)[0]["x->h1"]["w"] for lr in rates}
+    torch.testing.assert_close(many, torch.stack(list(by_rate.values())), rtol=1e-13, atol=1e-15)
+    slope = torch.func.jacrev(learned)(rates[0])
+    torch.testing.assert_close(slope, (many[0] - state["x->h1"]["w"]) / 0.1)  # a step is linear in its rate
+    fast = torch.compile(learned, fullgraph=True, backend="aot_eager")(rates[1])
+    torch.testing.assert_close(fast, many[1], rtol=1e-13, atol=1e-15)
+    torch.testing.assert_close(
+        program.forward(state, x, y, parameters={"optimizer.lr": rates[2]})[0]["x->h1"]["w"], many[2]
+    )
+
+
+def test_a_tied_parameter_is_replaced_everywhere():
+    rate = mg.learnable(0.2)
+    program = make(Backprop(optimizer=mg.SGD(rate), optimizers={"w": mg.SGD(rate)}))
+    state, (x, y) = program.init(), data()
+    found, _ = program.step(state, x, y, parameters={"optimizer.lr": torch.tensor(0.5, dtype=torch.float64)})
+    assert distance(found, make(Backprop(lr=0.5)).step(state, x, y)[0]) < 1e-15
+
+
+class Gain(mg.UnitAgent):
+    def __init__(self):
+        super().__init__()
+        self.gain = mg.learnable(2.0)
+
+    def forward_update(self, s, pre):
+        return super().forward_update(s, self.gain * pre)
+
+
+def test_predictions_take_parameters():
+    network = mlp([5, 3])
+    program = mg.compile(network, Backprop(unit=Gain()), dtype=torch.float64)
+    plain = mg.compile(network, Backprop(), dtype=torch.float64)
+    state, (x, _) = program.init(), data()
+    given = {"agents.unit.gain": torch.tensor(3.0, dtype=torch.float64)}
+    torch.testing.assert_close(program.predict(state, x, parameters=given), 3.0 * plain.predict(state, x))
+    torch.testing.assert_close(program.predict(state, x), 2.0 * plain.predict(state, x))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"optimizer.rl": torch.tensor(0.1)}, "unknown parameter 'optimizer.rl'.*did you mean 'optimizer.lr'"),
+        ({"protocol.optimizer.lr": torch.tensor(0.1)}, "names start at the rule: 'optimizer.lr'"),
+        ({"optimizer.lr": 0.1}, "expected a tensor, got float; use torch.as_tensor"),
+        ({"optimizer.lr": torch.tensor([0.1, 0.2]).double()}, r"expected shape \(\), got \(2,\).*vmap"),
+        ({"optimizer.lr": torch.tensor(0.1)}, r"expected torch.float64.*use .to\(torch.float64\)"),
+        ({"optimizer.lr": torch.tensor(0.1).double().to("meta")}, "is on meta, the program on cpu"),
+        ([torch.tensor(0.1)], "expected a dictionary of tensors by name, got list"),
+    ],
+)
+def test_parameters_that_do_not_fit(given, words):
+    program, (x, y) = make(Backprop(lr=mg.learnable(0.1))), data()
+    with pytest.raises(mg.InputError, match=words):
+        program.step(program.init(), x, y, parameters=given)
+    with pytest.raises(mg.InputError, match=words):
+        program.predict(program.init(), x, parameters=given)
+
+
+def test_a_rule_without_parameters_says_how_to_make_one():
+    program, (x, y) = make(), data()
+    with pytest.raises(mg.InputError, match=r"Backprop\(lr=0.2\) has no parameters.*mg.learnable"):
+        program.step(program.init(), x, y, parameters={"optimizer.lr": torch.tensor(0.1)})
+
+
+# -- stacks of states ---------------------------------------------------------------------------------------
+
+
+def picked(states, i):
+    return {n: {c: t[i] for c, t in channels.items()} for n, channels in states.items()}
+
+
+@pytest.mark.parametrize("seeds", [range(3), [4, 0, -7], (5,), torch.tensor([1, 2]), np.arange(2)], ids=str)
+def test_many_seeds_are_the_stack_of_single_states(seeds):
+    program = mg.compile(mlp([5, 4, 3], loss="l2"), Memories())
+    together = program.init(seeds, batch_size=2)
+    for i, seed in enumerate(seeds):
+        alone = program.init(int(seed), batch_size=2)
+        assert {n: set(c) for n, c in together.items()} == {n: set(c) for n, c in alone.items()}
+        assert all(torch.equal(together[n][c][i], t) for n, k in alone.items() for c, t in k.items())
+    assert distance(together, mg.stack([program.init(int(seed), batch_size=2) for seed in seeds])) == 0.0
+
+
+def test_noise_of_a_stack_is_that_of_each():
+    program, (x, y) = make(WeightMirror()), data()
+    states = program.init(range(3))
+    noise = program.noise(states, 7)
+    assert noise
+    together, _ = torch.func.vmap(lambda s, n: program.step(s, x, y, noise=n))(states, noise)
+    for i in range(3):
+        assert distance(program.step(program.init(i), x, y)[0], picked(together, i)) < 1e-12
+
+
+def test_stacks_that_cannot_be():
+    program = make()
+    one = program.init()
+    other = {**one, "x->h1": {"w": one["x->h1"]["w"].float()}}
+    for states, words in (
+        ([], "no states"),
+        (one, "a list of states"),
+        ([one, 3], "a list of states"),
+        (None, "a list of states"),
+        (
+            [one, make(FeedbackAlignment()).init()],
+            "state 1 differs from state 0: at node .* has channel 'b'",
+        ),
+        ([one, one, mg.compile(mlp([5, 6, 3]), Backprop()).init()], "state 2 .* node .*'h2->y'"),
+        ([one, mg.compile(mlp([5, 6, 5, 3]), Backprop(), dtype=torch.float64).init()], r"\(5, 6\).*not \(4, 6\)"),
+        ([one, other], "state 1 .*'x->h1'.*torch.float32.*torch.float64"),
+        ([one, {**one, "x->h1": {"w": None}}], "'x->h1'.*must be a tensor"),
+    ):
+        with pytest.raises(mg.StateError, match=words):
+            mg.stack(states)
+    with pytest.raises(mg.InputError, match="empty sequence of seeds"):
+        program.init([])
+    with pytest.raises(mg.ProtocolError, match=r"program.init: seed=0.5 must be an integer"):
+        program.init([1, 0.5])
+    with pytest.raises(mg.StateError, match=r"stack of states goes through torch.func.vmap"):
+        program.step(program.init(range(2)), *data())
 
 
 # -- states -------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def test_pure_seeded_and_mappable(rule, network):
     noise = program.noise(states[0], 3)
     alone = [program.step(s, x, y, noise=noise)[0] for s in states]
     assert distance(alone[0], alone[1]) == 0.0
-    stack = {n: {c: torch.stack([s[n][c] for s in states]) for c in states[0][n]} for n in states[0]}
+    stack = mg.stack(states)
     mapped, _ = torch.func.vmap(lambda s: program.step(s, x, y, noise=noise))(stack)
     for i, state in enumerate(alone):
         assert distance(state, {n: {c: t[i] for c, t in k.items()} for n, k in mapped.items()}) < 1e-10

@@ -119,13 +119,13 @@ class Case:
         return found
 
     def genomes(self, rule, dtype):
-        """Parameters for ``functional_call``: matrices, one for each species, and numbers."""
+        """Parameters for a step: matrices, one for each species, and numbers."""
         named, layered = {}, bool(self.spec.get("per_layer_genome"))
         for layer in range(len(self.sizes) - 1) if layered else [None]:
             prefix = "" if layer is None else f"{layer}."
             named |= {f"{prefix}{name}": value.to(dtype) for name, value in self.genome(layer).items()}
         known = [name for name, _ in rule.genome.named_parameters()]
-        found = {f"protocol.genome.{name}": named[name] for name in known}
+        found = {f"genome.{name}": named[name] for name in known}
         matrices = {n: v for n, v in found.items() if n.rpartition(".")[2] in MATRICES}
         return matrices, {n: v for n, v in found.items() if n not in matrices}
 
@@ -160,7 +160,7 @@ class Case:
         before = "init" if t == 0 else f"step{t - 1}"
         state = {name: dict(channels) for name, channels in state.items()}
         for i, (wire, above, w, v, bias) in enumerate(self.synapses(before)):
-            prefix = f"protocol.genome.{i}." if self.spec.get("per_layer_genome") else "protocol.genome."
+            prefix = f"genome.{i}." if self.spec.get("per_layer_genome") else "genome."
             scale = numbers[f"{prefix}eta_tilde"].abs() * numbers[f"{prefix}gamma"].abs()
             up, down = self.lateral(before, i)
             change = {"w": -scale * w * up[:, :, :, None], "v": -scale * v * down[:, :, None]}
@@ -219,9 +219,8 @@ def test_three_steps_are_those_of_the_published_code(case, dtype):
     record = {name: ["a"] for name in case.names}
 
     def steps(matrices, state, x, y):
-        call = torch.func.functional_call
-        _, middle = call(half, {**matrices, **numbers}, (state, x, y), {"record": record})
-        return middle, call(program, {**matrices, **numbers}, (state, x, y), {"record": record})
+        given = {"record": record, "parameters": {**matrices, **numbers}}
+        return half.step(state, x, y, **given)[1], program.step(state, x, y, **given)
 
     for t in range(case.steps):
         x, y = (case.tensor(n)[t].to(dtype) for n in "xy")
@@ -232,7 +231,3 @@ def test_three_steps_are_those_of_the_published_code(case, dtype):
         case.close(out.prediction, f"step{t}/fwd/{len(case.names) - 1}", of=0)
         state = case.with_lateral_blocks(state, t, numbers)
         case.close_synapses(state, f"step{t}")
-
-
-def stack(states):
-    return {n: {c: torch.stack([s[n][c] for s in states]) for c in states[0][n]} for n in states[0]}
