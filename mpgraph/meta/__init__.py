@@ -1,0 +1,32 @@
+"""Learning to learn: tasks, episodes, estimators of the meta-gradient, and an outer loop that resumes exactly."""
+
+from .distributed import Group as Group
+from .distributed import join as join
+from .episode import Episode as Episode
+from .estimators import Cloning as Cloning
+from .estimators import Estimate as Estimate
+from .estimators import Estimator as Estimator
+from .estimators import Evolution as Evolution
+from .estimators import Growing as Growing
+from .estimators import LogUniform as LogUniform
+from .estimators import Recomputed as Recomputed
+from .estimators import Truncated as Truncated
+from .estimators import Unroll as Unroll
+from .families import Boolean as Boolean
+from .families import FewShot as FewShot
+from .families import OnlineStream as OnlineStream
+from .families import PermutedLabels as PermutedLabels
+from .families import Plane as Plane
+from .families import RandomProjection as RandomProjection
+from .families import Sinusoids as Sinusoids
+from .guard import Guard as Guard
+from .search import CMAES as CMAES
+from .task import Task as Task
+from .task import TaskBatch as TaskBatch
+from .task import TaskFamily as TaskFamily
+from .task import Tasks as Tasks
+from .task import list_families as list_families
+from .task import make_family as make_family
+from .trainer import DivergenceError as DivergenceError
+from .trainer import MetaTrainer as MetaTrainer
+from .trainer import evaluate as evaluate

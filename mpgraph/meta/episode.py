@@ -1,0 +1,216 @@
+"""An episode: a fresh network learns a task in inner steps, and the meta-loss says how well.
+
+Episodes of many tasks run side by side by ``vmap``. The meta-loss is a sum over inner steps, so an episode may be cut
+into windows: the losses of the windows add up to the loss of the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mpgraph.arguments import Arguments
+from mpgraph.errors import InputError, unknown
+from mpgraph.program.program import Program, State
+
+from .task import TaskBatch
+
+Parameters = Mapping[str, Tensor]
+TERMS = ("query", "final", "hint", "stream", "l1", "size")
+
+
+class Window(NamedTuple):
+    """What some inner steps gave.
+
+    Attributes:
+        state: after them, stacked over tasks.
+        loss: their share of the meta-loss ``(tasks,)``.
+        metrics: ``(tasks,)`` each: the terms without their weights, and ``accuracy`` on the query where the episode
+            ends here (NaN where it does not).
+    """
+
+    state: State
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+class Episode:
+    """Inner steps of a program, and the meta-loss.
+
+    Terms of the meta-loss, each times its weight (one that is missing counts nothing), averaged over tasks:
+
+    - ``query``: loss on the query after the last step;
+    - ``final``: loss on the last support batch after the last step;
+    - ``hint``: loss on each support batch right after the network learned from it, averaged over steps;
+    - ``stream``: loss on each support batch before the network learns from it, averaged over steps;
+    - ``l1``: sum of absolute values of the meta-parameters that ``penalised`` matches;
+    - ``size``: mean square of the changes of all weights in a step, averaged over steps.
+
+    Args:
+        program: a network with one input, one output and one loss, and a rule with meta-parameters.
+        terms: weights by name; ``{"query": 1.0}`` by default.
+        penalised: pattern of the names of meta-parameters in ``l1``.
+
+    Raises:
+        InputError: for an unknown term, a program whose rule has no meta-parameters, a network that does not fit.
+    """
+
+    def __init__(self, program: Program, terms: Mapping[str, float] | None = None, penalised: str = "*") -> None:
+        check = Arguments("Episode")
+        self.program, self.penalised = program, penalised
+        given = {"query": 1.0} if terms is None else terms
+        self.terms = {}
+        for name, weight in given.items():
+            if name not in TERMS:
+                raise InputError("Episode: " + unknown("term of the meta-loss", name, TERMS))
+            self.terms[name] = check.number(f"terms[{name!r}]", weight)
+        network = program.graph.network
+        if len(network.inputs) != 1 or len(network.outputs) != 1 or len(network.losses) != 1:
+            raise InputError(
+                "Episode needs a network with one input, one output and one loss; this one has "
+                f"{len(network.inputs)}, {len(network.outputs)} and {len(network.losses)}"
+            )
+        (drawn,) = network.losses.values()
+        self._loss = drawn.loss
+        self._classes = program.graph.nodes[network.outputs[0]].shape[-1]
+        if not self.parameters():
+            raise InputError(
+                f"Episode: {program.protocol.name} has no meta-parameters; make a number one: "
+                "lr=mg.learnable(0.1)"
+            )
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The meta-parameters by name, as the program holds them."""
+        return dict(self.program.protocol.named_parameters())
+
+    def prepared(self, batch: TaskBatch) -> TaskBatch:
+        """The batch on the program's device and in its dtype."""
+        return batch.to(self.program.device, self.program.dtype)
+
+    def begin(self, batch: TaskBatch) -> State:
+        """Fresh networks for the tasks of a batch, stacked."""
+        return self.program.init(batch.seeds, batch_size=batch.x.shape[2])
+
+    def run(self, parameters: Parameters, batch: TaskBatch) -> Window:
+        """Whole episodes from fresh networks."""
+        batch = self.prepared(batch)
+        return self.window(parameters, self.begin(batch), batch, 0, batch.steps)
+
+    def window(
+        self,
+        parameters: Parameters,
+        state: State,
+        batch: TaskBatch,
+        start: int | Tensor,
+        length: int,
+        *,
+        each: bool = False,
+    ) -> Window:
+        """Some inner steps.
+
+        Args:
+            parameters: the meta-parameters by name.
+            state: stacked over tasks.
+            batch: from :meth:`prepared`.
+            start: inner steps that are behind, one number or one for each task ``(tasks,)``.
+            length: inner steps to take; the episode of no task may end within, only at the end.
+            each: whether every task has meta-parameters of its own, ``(tasks, *shape)``.
+        """
+        many = len(batch.seeds)
+        starts = torch.as_tensor(start).expand(many)
+        if bool((starts + length > batch.lengths).any()):
+            raise InputError(f"a window of {length} inner steps goes beyond the end of an episode")
+        share = (1.0 / batch.lengths).to(batch.x.device, self.program.dtype)
+        totals = {name: torch.zeros((), device=batch.x.device, dtype=self.program.dtype) for name in self.terms}
+        x = y = batch.x[:, 0]
+        for t in range(length):
+            at = starts + t
+            if isinstance(start, int):
+                x, y = batch.x[:, start + t], batch.y[:, start + t]
+            else:
+                x, y = (tensor[torch.arange(many), at.to(tensor.device)] for tensor in (batch.x, batch.y))
+            before = state
+            state, loss = self._step(parameters, each, state, x, y, batch.seeds, at.tolist())
+            if "stream" in totals:
+                totals["stream"] = totals["stream"] + share * loss
+            if "hint" in totals:
+                totals["hint"] = totals["hint"] + share * self._asked(parameters, each, state, x, y)[0]
+            if "size" in totals:
+                totals["size"] = totals["size"] + share * _change(before, state)
+        ends = starts + length == batch.lengths
+        metrics = {}
+        if bool(ends.any()):
+            ended = ends.to(batch.x.device)
+            loss, right = self._asked(parameters, each, state, batch.query_x, batch.query_y)
+            metrics["accuracy"] = torch.where(ended, right.detach(), torch.nan)
+            if "query" in totals:
+                totals["query"] = torch.where(ended, loss, 0.0)
+            if "final" in totals:
+                totals["final"] = torch.where(ended, self._asked(parameters, each, state, x, y)[0], 0.0)
+        if "l1" in totals:
+            chosen = [p.abs() for name, p in parameters.items() if fnmatchcase(name, self.penalised)]
+            sums = [p.reshape(many, -1).sum(1) if each else p.sum() for p in chosen]
+            totals["l1"] = length * share * sum(sums)
+        total = torch.zeros(many, device=batch.x.device, dtype=self.program.dtype)
+        for name, value in totals.items():
+            total = total + self.terms[name] * value
+            metrics[name] = value.detach()
+        return Window(state, total, metrics)
+
+    # -- one inner step of all tasks ------------------------------------------------------------------------------
+
+    def _step(
+        self, parameters: Parameters, each: bool, state: State, x: Tensor, y: Tensor, seeds: list[int], at: list[int]
+    ) -> tuple[State, Tensor]:
+        """States after a step and the losses ``(tasks,)`` before it."""
+        phases = self.program.protocol.phases
+        names = {self.program.protocol.phase(step) for step in at} if phases else {None}
+        if len(names) > 1:
+            raise InputError(f"tasks are in different phases of the rule ({sorted(map(str, names))}); run them in step")
+        phase = names.pop()
+        counters = {"seed": torch.tensor(seeds), "step": torch.tensor(at)}  # the state's own, where they can be read
+        normal = self.program.noise({"program": counters}, x.shape[1], phase=phase)
+
+        def one(
+            state: State, x: Tensor, y: Tensor, normal: dict[str, Tensor], own: Parameters = parameters
+        ) -> tuple[State, Tensor]:
+            state, out = self.program.step(state, x, y, noise=normal, phase=phase, parameters=own)
+            return state, out.loss
+
+        return mapped(one, state, x, y, normal, *([parameters] if each else []))
+
+    def _asked(
+        self, parameters: Parameters, each: bool, state: State, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Mean loss and share of right answers of each task ``(tasks,)``; NaN for targets that are not labels."""
+
+        def one(state: State, x: Tensor, y: Tensor, own: Parameters = parameters) -> tuple[Tensor, Tensor]:
+            prediction = self.program.predict(state, x, parameters=own)
+            labels = not y.is_floating_point()
+            target = functional.one_hot(y, self._classes).to(prediction.dtype) if labels else y
+            right = (prediction.argmax(-1) == y).to(prediction.dtype).mean() if labels else prediction.sum() * torch.nan
+            return self._loss.apply(prediction, target).mean(), right
+
+        return mapped(one, state, x, y, *([parameters] if each else []))
+
+
+def mapped(function: Any, *arguments: Any) -> Any:
+    """``vmap`` over tasks; a single task goes without, by the faster code for it."""
+    leaves = torch.utils._pytree.tree_leaves(arguments)
+    if len(leaves[0]) > 1:
+        return torch.func.vmap(function)(*arguments)
+    result = function(*torch.utils._pytree.tree_map(lambda t: t[0], arguments))
+    return torch.utils._pytree.tree_map(lambda t: t[None], result)
+
+
+def _change(before: State, after: State) -> Tensor:
+    """Mean square of the change of all weights, of each task."""
+    nodes = [n for n in after if "w" in after[n]]
+    squares = [(after[n]["w"] - before[n]["w"]).square().flatten(1).sum(1) for n in nodes]
+    numbers = sum(after[n]["w"][0].numel() for n in nodes)
+    return sum(squares[1:], squares[0]) / numbers

@@ -1,0 +1,3 @@
+"""Searches that need no gradient."""
+
+from .cma_es import CMAES as CMAES

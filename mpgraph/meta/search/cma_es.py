@@ -1,0 +1,151 @@
+"""Covariance matrix adaptation (Hansen and Ostermeier, 2001), by the package ``cma``: ask, run all candidates, tell.
+
+What ``cma`` keeps is a function of its options and of the losses that it was told. So these losses are all that a
+checkpoint holds: a resumed search tells them again, which costs no episode, and is where it was, to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from mpgraph.arguments import Arguments
+from mpgraph.meta.episode import Episode, Window
+from mpgraph.meta.estimators.base import Estimate, Length, checked_length, length_at, pieces
+from mpgraph.meta.task import Tasks
+
+
+class CMAES:
+    """A population of candidates, all on the same tasks, in one vmapped program.
+
+    Args:
+        sigma: initial standard deviation of every meta-parameter.
+        population: candidates in a generation; ``4 + 3 log(numbers)`` by default.
+        restarts: ``ipop`` doubles the population whenever the search has converged and begins again from the start.
+        bounds: lowest and highest value of all meta-parameters.
+        fitness: what is minimised: ``loss``, or ``error``, the share of wrong answers on the query.
+        chunk: candidates at once; all by default.
+        steps: inner steps, or a schedule of them; the family's number by default.
+        seed: of the candidates.
+    """
+
+    def __init__(
+        self,
+        sigma: float = 0.1,
+        population: int | None = None,
+        *,
+        restarts: Literal["none", "ipop"] = "none",
+        bounds: tuple[float, float] | None = None,
+        fitness: Literal["loss", "error"] = "loss",
+        chunk: int | None = None,
+        steps: Length = None,
+        seed: int = 0,
+    ) -> None:
+        check = Arguments("CMAES")
+        self.sigma = check.number("sigma", sigma, above=0.0)
+        self.population = None if population is None else check.integer("population", population, 2)
+        self.restarts = check.choice("restarts", restarts, ("none", "ipop"))
+        self.bounds = None if bounds is None else check.numbers("bounds", bounds, 2)
+        self.fitness = check.choice("fitness", fitness, ("loss", "error"))
+        self.chunk = None if chunk is None else check.integer("chunk", chunk, 1)
+        self.steps, self.seed = checked_length("CMAES", steps), check.seed("seed", seed)
+        self._told: list[Tensor] = []  # losses of each generation
+        self._begun: list[int] = []  # generations at which a search began
+        self._start: Tensor | None = None
+        self._search: Any = None
+
+    def improve(
+        self, episode: Episode, parameters: Mapping[str, Tensor], tasks: Tasks, generator: Generator
+    ) -> tuple[dict[str, Tensor], Estimate]:
+        """One generation: the new favourite, and the losses of the candidates.
+
+        Args:
+            episode: what is run.
+            parameters: where the search starts, at its first generation.
+            tasks: that every candidate of this generation learns.
+            generator: of what else is random: the length of episodes.
+        """
+        if self._start is None:
+            self._start = torch.cat([p.detach().double().cpu().flatten() for p in parameters.values()])
+        if self._search is None:
+            self._replay()
+        candidates = self._search.ask()
+        rows = torch.from_numpy(np.stack(candidates))
+        batch = episode.prepared(tasks.batch(steps=length_at(self.steps, tasks.step, generator)))
+        state = episode.begin(batch)
+
+        def one(own: dict[str, Tensor]) -> Window:
+            return episode.window(own, state, batch, 0, batch.steps)
+
+        parts = []
+        with torch.no_grad():
+            for piece in pieces(len(rows), self.chunk):
+                window = torch.func.vmap(one)(_split(rows[piece], parameters))
+                parts.append({"loss": window.loss.mean(1), **{n: v.mean(1) for n, v in window.metrics.items()}})
+        metrics = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        wanted = metrics["loss"] if self.fitness == "loss" else 1.0 - metrics["accuracy"]
+        self._tell(candidates, wanted.double().cpu())
+        favourite = torch.from_numpy(np.array(self._search.result.xfavorite))
+        found = {name: p[0] for name, p in _split(favourite[None], parameters).items()}
+        finite = metrics["loss"][torch.isfinite(metrics["loss"])]
+        loss = finite.mean() if len(finite) else metrics["loss"].mean()
+        return found, Estimate(loss, {}, {**metrics, "best": wanted.min()[None]})
+
+    def _begin(self) -> None:
+        """A fresh search, with twice the population of the one before."""
+        import cma
+
+        assert self._start is not None
+        dimension, number = len(self._start), len(self._begun) - 1
+        size = (self.population or 4 + int(3 * np.log(dimension))) * 2**number
+        options: dict[str, Any] = {
+            "popsize": size, "verbose": -9, "seed": np.nan,
+            "randn": np.random.RandomState((self.seed + number) % 2**32).randn,
+        }  # fmt: skip
+        if self.bounds is not None:
+            options["bounds"] = list(self.bounds)
+        self._search = cma.CMAEvolutionStrategy(self._start.numpy(), self.sigma, options)
+
+    def _tell(self, candidates: list[Any], losses: Tensor) -> None:
+        """Hand the losses over; one that is not finite counts as worse than all that are."""
+        self._told.append(losses)
+        finite = losses[torch.isfinite(losses)]
+        worst = float(finite.max()) + 1.0 if len(finite) else 0.0
+        self._search.tell(candidates, torch.where(torch.isfinite(losses), losses, worst).tolist())
+        if self.restarts == "ipop" and self._search.stop():
+            self._begun.append(len(self._told))
+            self._begin()
+
+    def _replay(self) -> None:
+        """Bring ``cma`` to where it was, from the losses."""
+        told, self._told, self._begun = self._told, [], [0]
+        self._begin()
+        for losses in told:
+            self._tell(self._search.ask(), losses)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds."""
+        found = {f"{i:08d}": losses for i, losses in enumerate(self._told)}
+        return found if self._start is None else {**found, "start": self._start}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`state` gave."""
+        self._start = state.get("start")
+        self._told = [state[name] for name in sorted(state) if name != "start"]
+        self._search = None
+
+    def describe(self) -> dict[str, Any]:
+        """What a training record says of it."""
+        shown = {k: repr(v) if callable(v) else v for k, v in vars(self).items() if not k.startswith("_")}
+        return {"class": "CMAES", **shown}
+
+
+def _split(rows: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Vectors ``(candidates, numbers)`` as meta-parameters ``(candidates, *shape)``."""
+    sizes = [p.numel() for p in like.values()]
+    parts = rows.split(sizes, 1)
+    return {name: part.reshape(-1, *p.shape).to(p) for (name, p), part in zip(like.items(), parts, strict=True)}
