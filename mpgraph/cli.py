@@ -45,9 +45,10 @@ TASKS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    options = _parser().parse_args(arguments)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    options = argparse.Namespace()
     try:
+        options = _parser().parse_args(arguments)
         return options.run(options)
     except MPGraphError as error:
         print(f"mpgraph: {error}", file=sys.stderr)
@@ -60,11 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that reports an error in one line."""
+    """A parser whose errors are of the family."""
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where the arguments are listed."""
-        self.exit(2, f"mpgraph: {message}; see {self.prog} --help\n")
+        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def _parser() -> argparse.ArgumentParser:
