@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 import mpgraph as mg
+from mpgraph.arguments import Arguments
 
 
 def autoencoder(
@@ -24,10 +25,9 @@ def autoencoder(
         tied: whether the decoder uses the encoder's weights, transposed.
 
     Raises:
-        NetworkError: for fewer than two sizes.
+        NetworkError: for fewer than two sizes, or sizes that are not positive integers.
     """
-    if len(sizes) < 2:
-        raise mg.NetworkError(f"autoencoder needs at least an input and a code size, got {list(sizes)}")
+    sizes = Arguments("autoencoder", mg.NetworkError).sizes("sizes", sizes, 2)
     network = mg.Network()
     below, wires = network.input("x", sizes[0]), []
     for depth, size in enumerate(sizes[1:], start=1):

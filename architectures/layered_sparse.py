@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import mpgraph as mg
+from mpgraph.arguments import Arguments
 
 
 def layered_sparse(
@@ -20,32 +21,29 @@ def layered_sparse(
     bias: bool = True,
     seed: int = 0,
 ) -> mg.Network:
-    """Layers ``x, h1, ..., y`` in which each neuron hears a few random neurons of the layer below.
+    """Layers ``x, h1, ..., y`` in which each neuron is connected from a few random neurons of the layer below.
 
     Args:
         sizes: numbers of units from input to output, at least two.
-        fan_in: how many different neurons each one hears; all of a layer that has fewer.
+        fan_in: number of different neurons that each one receives from; all of them in a layer that has fewer.
         activation: of the hidden layers; the output is linear.
         loss: on the output ``y``; ``None`` for a network without one.
         bias: whether units have biases.
         seed: of the connections.
 
     Raises:
-        NetworkError: for fewer than two sizes, sizes that are not positive integers, a fan-in below one.
+        NetworkError: for fewer than two sizes, or a size or fan-in that is not a positive integer.
     """
-    if len(sizes) < 2 or fan_in < 1:
-        raise mg.NetworkError(
-            f"layered_sparse needs an input and an output size and a positive fan_in, got {list(sizes)}, {fan_in}"
-        )
+    check = Arguments("layered_sparse", mg.NetworkError)
+    sizes, fan_in, seed = check.sizes("sizes", sizes, 2), check.integer("fan_in", fan_in, 1), check.seed("seed", seed)
     network, generator = mg.Network(), random.Random(seed)
     units = [network.input("x", sizes[0])]
     for depth, size in enumerate(sizes[1:], start=1):
         is_output = depth == len(sizes) - 1
-        name, kind = ("y", "identity") if is_output else (f"h{depth}", activation)
-        units.append(network.unit(name, size, kind, bias=bias))
+        name = "y" if is_output else f"h{depth}"
+        units.append(network.unit(name, size, "identity" if is_output else activation, bias=bias))
     for (before, pre), (after, post) in pairwise(zip(sizes, units, strict=True)):
-        heard = [sorted(generator.sample(range(before), min(fan_in, before))) for _ in range(after)]
-        sources = torch.tensor(heard)
+        sources = torch.tensor([sorted(generator.sample(range(before), min(fan_in, before))) for _ in range(after)])
         targets = torch.arange(after)[:, None].expand_as(sources)
         network.connect(pre, post, mg.Sparse(torch.stack([sources.flatten(), targets.flatten()])))
     if loss is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 import mpgraph as mg
+from mpgraph.arguments import Arguments
 
 
 def mlp(
@@ -26,8 +27,7 @@ def mlp(
     Raises:
         NetworkError: for fewer than two sizes, or sizes that are not positive integers.
     """
-    if len(sizes) < 2:
-        raise mg.NetworkError(f"mlp needs at least an input and an output size, got {list(sizes)}")
+    sizes = Arguments("mlp", mg.NetworkError).sizes("sizes", sizes, 2)
     network = mg.Network()
     below = network.input("x", sizes[0])
     for depth, size in enumerate(sizes[1:-1], start=1):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 import mpgraph as mg
+from mpgraph.arguments import Arguments
 
 
 def recurrent(
@@ -15,9 +16,9 @@ def recurrent(
     activation: str | mg.Activation | Callable[[Tensor], Tensor] = "tanh",
     loss: str | mg.Loss | None = "cross_entropy",
 ) -> mg.Network:
-    """Elman's network (1990): each hidden layer ``h1, ...`` hears itself one tick later; the output ``y`` is linear.
+    """Elman's network (1990): each hidden layer ``h1, ...`` receives its own activity of the tick before.
 
-    Inputs are ``(batch, ticks, sizes[0])``; the prediction is that of the last tick.
+    The output ``y`` is linear. Inputs are ``(batch, ticks, sizes[0])``; the prediction is that of the last tick.
 
     Args:
         sizes: numbers of units from input to output, at least three.
@@ -26,10 +27,10 @@ def recurrent(
         loss: on the output; ``None`` for a network without one.
 
     Raises:
-        NetworkError: for fewer than three sizes, or fewer than two ticks.
+        NetworkError: for fewer than three sizes or two ticks, or sizes that are not positive integers.
     """
-    if len(sizes) < 3 or ticks < 2:
-        raise mg.NetworkError(f"recurrent needs at least three sizes and two ticks, got {list(sizes)} and {ticks}")
+    check = Arguments("recurrent", mg.NetworkError)
+    sizes, ticks = check.sizes("sizes", sizes, 3), check.integer("ticks", ticks, 2)
     network = mg.Network(ticks=ticks)
     below = network.input("x", sizes[0])
     for depth, size in enumerate(sizes[1:-1], start=1):

@@ -116,6 +116,14 @@ class Arguments:
             self.refuse(name, value, f"{count} integers{_bounds(low, None)}, such as {(low,) * count}")
         return tuple(self.integer(f"{name}[{i}]", one, low) for i, one in enumerate(value))
 
+    def sizes(self, name: str, value: Any, least: int) -> list[int]:
+        """At least so many positive integers: the sizes of layers."""
+        listed = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
+        parts = list(value) if listed else []
+        if not listed or len(parts) < least:
+            self.refuse(name, value, f"a sequence of at least {least} positive integers, such as [64, 32, 10]")
+        return [self.integer(f"{name}[{i}]", one, 1) for i, one in enumerate(parts)]
+
     def numbers(self, name: str, value: Any, count: int) -> tuple[float, ...]:
         """A sequence of so many finite numbers."""
         if not _listed(value) or len(value) != count:
