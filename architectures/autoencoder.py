@@ -25,7 +25,7 @@ def autoencoder(
         tied: whether the decoder uses the encoder's weights, transposed.
 
     Raises:
-        NetworkError: for fewer than two sizes.
+        NetworkError: for fewer than two sizes, or sizes that are not positive integers.
     """
     sizes = Arguments("autoencoder", mg.NetworkError).sizes("sizes", sizes, 2)
     network = mg.Network()

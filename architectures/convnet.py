@@ -1,4 +1,4 @@
-"""Convolutional networks of LeNet's kind."""
+"""Convolutional networks like LeNet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def convnet(
 ) -> mg.Network:
     """LeNet-5 by default (LeCun et al., 1998): convolutions ``c1, c2`` with pooling ``p1, p2``, then ``h1, h2, y``.
 
-    Differs from the paper as usual today: every feature map sees all maps below, the output is linear. The first
+    As is usual today, it differs from the paper: every feature map is connected from all maps below, and the output is
+    linear. The first
     convolution is padded so that a 28-pixel image keeps its size.
 
     Args:
@@ -33,16 +34,18 @@ def convnet(
         hidden: units of each dense layer.
         classes: units of the output ``y``.
         kernel: side of the kernels.
-        pool: how 2x2 windows become one.
+        pool: maximum or average of 2x2 windows.
         activation: of all hidden units.
         loss: on the output; ``None`` for a network without one.
 
     Raises:
-        NetworkError: for an image that is too small.
+        NetworkError: for an image that is too small, or numbers that are not positive integers.
     """
     check = Arguments("convnet", mg.NetworkError)
     channels, hidden = check.sizes("channels", channels, 0), check.sizes("hidden", hidden, 0)
-    kernel, pool = check.integer("kernel", kernel, 1), check.choice("pool", pool, ("max", "avg"))
+    classes, kernel = check.integer("classes", classes, 1), check.integer("kernel", kernel, 1)
+    pools = {"max": mg.MaxPool(2), "avg": mg.AvgPool(2)}
+    pooling = pools[check.choice("pool", pool, pools)]
     network = mg.Network()
     below = network.input("x", image)
     if len(network.shape("x")) != 3:
@@ -51,10 +54,10 @@ def convnet(
         convolution = mg.Conv2d(kernel, padding=kernel // 2 if depth == 1 else 0)
         size = convolution.size(network.shape(below), count)
         if min(size[1:]) < 2:
-            raise mg.NetworkError(f"convnet: nothing is left of an image {image} at convolution {depth}")
+            raise mg.NetworkError(f"convnet: image={image} is too small: convolution {depth} leaves {size[1:]}")
         unit = network.unit(f"c{depth}", size, activation)
         network.connect(below, unit, convolution)
-        below = network.operation(f"p{depth}", mg.MaxPool(2) if pool == "max" else mg.AvgPool(2), unit)
+        below = network.operation(f"p{depth}", pooling, unit)
     below = network.operation("flat", "flatten", below)
     for depth, count in enumerate(hidden, start=1):
         unit = network.unit(f"h{depth}", count, activation)

@@ -21,18 +21,18 @@ def layered_sparse(
     bias: bool = True,
     seed: int = 0,
 ) -> mg.Network:
-    """Layers ``x, h1, ..., y`` in which each neuron receives from a few random neurons of the layer below.
+    """Layers ``x, h1, ..., y`` in which each neuron is connected from a few random neurons of the layer below.
 
     Args:
         sizes: numbers of units from input to output, at least two.
-        fan_in: how many different neurons each one receives from; all of a layer that has fewer.
+        fan_in: number of different neurons that each one receives from; all of them in a layer that has fewer.
         activation: of the hidden layers; the output is linear.
         loss: on the output ``y``; ``None`` for a network without one.
         bias: whether units have biases.
         seed: of the connections.
 
     Raises:
-        NetworkError: for fewer than two sizes, sizes that are not positive integers, a fan-in below one.
+        NetworkError: for fewer than two sizes, or a size or fan-in that is not a positive integer.
     """
     check = Arguments("layered_sparse", mg.NetworkError)
     if not isinstance(sizes, Sequence) or len(sizes) < 2:
@@ -43,11 +43,10 @@ def layered_sparse(
     units = [network.input("x", sizes[0])]
     for depth, size in enumerate(sizes[1:], start=1):
         is_output = depth == len(sizes) - 1
-        name, kind = ("y", "identity") if is_output else (f"h{depth}", activation)
-        units.append(network.unit(name, size, kind, bias=bias))
+        name = "y" if is_output else f"h{depth}"
+        units.append(network.unit(name, size, "identity" if is_output else activation, bias=bias))
     for (before, pre), (after, post) in pairwise(zip(sizes, units, strict=True)):
-        heard = [sorted(generator.sample(range(before), min(fan_in, before))) for _ in range(after)]
-        sources = torch.tensor(heard)
+        sources = torch.tensor([sorted(generator.sample(range(before), min(fan_in, before))) for _ in range(after)])
         targets = torch.arange(after)[:, None].expand_as(sources)
         network.connect(pre, post, mg.Sparse(torch.stack([sources.flatten(), targets.flatten()])))
     if loss is not None:

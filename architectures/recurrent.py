@@ -16,11 +16,9 @@ def recurrent(
     activation: str | mg.Activation | Callable[[Tensor], Tensor] = "tanh",
     loss: str | mg.Loss | None = "cross_entropy",
 ) -> mg.Network:
-    """Elman's network (1990): each hidden layer ``h1, ...`` receives its own output one tick later.
+    """Elman's network (1990): each hidden layer ``h1, ...`` receives its own activity of the tick before.
 
-    The output ``y`` is linear.
-
-    Inputs are ``(batch, ticks, sizes[0])``; the prediction is that of the last tick.
+    The output ``y`` is linear. Inputs are ``(batch, ticks, sizes[0])``; the prediction is that of the last tick.
 
     Args:
         sizes: numbers of units from input to output, at least three.
@@ -29,7 +27,7 @@ def recurrent(
         loss: on the output; ``None`` for a network without one.
 
     Raises:
-        NetworkError: for fewer than three sizes, or fewer than two ticks.
+        NetworkError: for fewer than three sizes or two ticks, or sizes that are not positive integers.
     """
     check = Arguments("recurrent", mg.NetworkError)
     sizes, ticks = check.sizes("sizes", sizes, 3), check.integer("ticks", ticks, 2)

@@ -16,8 +16,8 @@ def resnet(
 ) -> mg.Network:
     """The CIFAR networks of He et al. (2016), section 4.2: three stages of ``(depth - 2) / 6`` blocks.
 
-    A block is two 3x3 convolutions with batch normalisation; the first block of the second and third stage halves the
-    image and doubles the channels, and its shortcut is a 1x1 convolution with batch normalisation (their option B;
+    A block is two 3x3 convolutions with batch normalization; the first block of the second and third stage halves the
+    image and doubles the channels, and its shortcut is a 1x1 convolution with batch normalization (their option B;
     every other shortcut is the identity).
 
     Args:
@@ -31,14 +31,17 @@ def resnet(
         NetworkError: for a depth that is not 6 n + 2.
     """
     check = Arguments("resnet", mg.NetworkError)
-    depth, width = check.integer("depth", depth), check.integer("width", width, 1)
-    if depth < 8 or (depth - 2) % 6:
+    depth, classes, width = (
+        check.integer(name, value, low)
+        for name, value, low in (("depth", depth, 8), ("classes", classes, 1), ("width", width, 1))
+    )
+    if (depth - 2) % 6:
         raise mg.NetworkError(f"resnet: depth must be 8, 14, 20, ... (6 n + 2), got {depth}")
     network = mg.Network()
     network.input("x", image)
     if len(network.shape("x")) != 3:
         check.refuse("image", image, "(channels, height, width)")
-    below = _normalised(network, "stem", "x", width, mg.Conv2d(3, padding=1))
+    below = _normalized(network, "stem", "x", width, mg.Conv2d(3, padding=1))
     for stage in range(3):
         for block in range((depth - 2) // 6):
             stride = 2 if stage and not block else 1
@@ -51,8 +54,8 @@ def resnet(
 
 
 def _block(network: mg.Network, name: str, below: str, channels: int, stride: int) -> str:
-    first = _normalised(network, f"{name}.1", below, channels, mg.Conv2d(3, stride, 1))
-    top = _normalised(network, f"{name}.2", first, channels, mg.Conv2d(3, padding=1))
+    first = _normalized(network, f"{name}.1", below, channels, mg.Conv2d(3, stride, 1))
+    top = _normalized(network, f"{name}.2", first, channels, mg.Conv2d(3, padding=1))
     if stride == 1:
         network.connect(below, top, "identity")
     else:
@@ -63,8 +66,8 @@ def _block(network: mg.Network, name: str, below: str, channels: int, stride: in
     return top
 
 
-def _normalised(network: mg.Network, name: str, below: str, channels: int, convolution: mg.Conv2d) -> str:
-    """A convolution, batch normalisation with gain and bias, and a ReLU; the latter's name."""
+def _normalized(network: mg.Network, name: str, below: str, channels: int, convolution: mg.Conv2d) -> str:
+    """A convolution, batch normalization with gain and bias, and a ReLU; the latter's name."""
     size = convolution.size(network.shape(below), channels)
     network.unit(f"{name}.norm", size, mg.BatchNorm(), bias=False)
     network.unit(name, size, "relu")

@@ -50,7 +50,7 @@ def angle(w, b):
 
 def learn(rules, network, load, *, seeds, epochs, batch, dress=lambda state, seed: state):
     """Mean accuracy after the last epoch, and of each feedback weight its angle to w and its norm in that of w."""
-    bar = tqdm(total=len(rules) * seeds * epochs, unit="epoch", leave=False)
+    bar = tqdm(total=len(rules) * seeds * epochs, unit="epoch", leave=False, disable=None)  # on a terminal only
     print("| rule | accuracy by seed, % | mean | angle of W and B', degrees | norm of B in W |\n|---|---|---|---|---|")
     for name, make in rules.items():
         scores, angles, norms = [], [], []
@@ -133,14 +133,14 @@ def mnist(rules, options):
     def dress(state, seed):
         """W and B ~ N(0, 1 / (n_in + n_out))."""
 
-        def drawn(name, channel, tensor):
+        def sampled(name, channel, tensor):
             if channel not in ("w", "b") or tensor.ndim < 2:
                 return tensor
             shift = sum(map(ord, f"{name}.{channel}"))
             generator = torch.Generator().manual_seed(1000 * seed + shift)
             return normal(sum(tensor.shape) ** -0.5)(tensor.shape, None, generator, tensor.dtype)
 
-        return {n: {c: drawn(n, c, t) for c, t in channels.items()} for n, channels in state.items()}
+        return {n: {c: sampled(n, c, t) for c, t in channels.items()} for n, channels in state.items()}
 
     learn(rules, network, lambda _: whole, seeds=options.seeds, epochs=10, batch=128, dress=dress)
 

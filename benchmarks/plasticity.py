@@ -2,10 +2,10 @@
 
 python benchmarks/plasticity.py --data FOLDER [--episodes 60] [--only rules,table,time]
 
-An episode is a fresh network of softplus units (beta 10, no biases), 5 of 47 classes (drawn with replacement, as in the
-published code), 50 examples of each in random order, one at a time, then 10 others of each as the query. Episodes are
+An episode is a fresh network of softplus units (beta 10, no biases), 5 of 47 classes (sampled with replacement, as in
+the published code), 50 examples of each in random order, one at a time, then 10 others of each as the query. Episodes are
 the same for all rules: classes, images, order, W and B. Coefficients are given, not learned here. The images are those
-of a 47-class subset of EMNIST, drawn anew in each episode.
+of a 47-class subset of EMNIST, sampled anew in each episode.
 """
 
 import argparse
@@ -58,8 +58,8 @@ def episode(images, labels, number):
     rows = torch.empty(5, 60, dtype=torch.long)
     for label in classes.unique():
         own, places = (labels == label).nonzero().flatten(), classes == label
-        drawn = torch.randperm(len(own), generator=generator)[: 60 * int(places.sum())]
-        rows[places] = own[drawn].reshape(-1, 60)
+        sampled = torch.randperm(len(own), generator=generator)[: 60 * int(places.sum())]
+        rows[places] = own[sampled].reshape(-1, 60)
     points = rows[:, :50].flatten()[torch.randperm(250, generator=generator)]
     query = rows[:, 50:].flatten()
     return images[points], labels[points], images[query], labels[query]

@@ -26,7 +26,7 @@ def uniform(edges):
     first = count // 10  # inputs
     target = generator.integers(first, count, edges)
     source = (generator.random(edges) * target).astype(np.int64)
-    return drawn(count, source, target)
+    return connected(count, source, target)
 
 
 def layered(edges):
@@ -36,14 +36,14 @@ def layered(edges):
     target = generator.integers(layer, count, edges)
     depth = target // layer
     before = np.where(generator.random(edges) < 0.75, depth - 1, (generator.random(edges) * depth).astype(np.int64))
-    return drawn(count, before * layer + generator.integers(0, layer, edges), target)
+    return connected(count, before * layer + generator.integers(0, layer, edges), target)
 
 
-def drawn(count, source, target):
-    """The graph in which every neuron but the first tenth hears at least one other."""
-    heard = np.zeros(count, bool)
-    heard[target] = True
-    missing = np.flatnonzero(~heard[count // 10 :]) + count // 10
+def connected(count, source, target):
+    """A graph of these edges, and one more to each neuron after the first tenth that has no incoming edge."""
+    reached = np.zeros(count, bool)
+    reached[target] = True
+    missing = np.flatnonzero(~reached[count // 10 :]) + count // 10
     graph = nx.DiGraph()
     graph.add_nodes_from(range(count))
     graph.add_edges_from(zip(source.tolist(), target.tolist(), strict=True))
@@ -54,9 +54,9 @@ def drawn(count, source, target):
 GRAPHS = {"layered": layered, "uniform": uniform}
 
 
-def build(kind, edges):
+def build(model, edges):
     """Import and compile one graph; prints seconds and what that added to the largest resident memory."""
-    graph = GRAPHS[kind](edges)
+    graph = GRAPHS[model](edges)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     network = mg.Network.from_networkx(graph, loss="l2")
@@ -67,7 +67,7 @@ def build(kind, edges):
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     levels = sum(not unit.is_input and not unit.operands for unit in network.units.values())
     print(
-        f"  {kind:8} {graph.number_of_edges():8} edges {len(graph):7} neurons {levels:3} levels: "
+        f"  {model:8} {graph.number_of_edges():8} edges {len(graph):7} neurons {levels:3} levels: "
         f"import {read - start:6.2f} s, compile and init {done - read:6.2f} s, "
         f"memory +{(after - before) / 1024:5.0f} MiB, in all {after / 1024:5.0f} MiB"
     )
@@ -108,16 +108,16 @@ def matrix(row, column, values, size):
     )
 
 
-def steps(kind, edges):
+def steps(model, edges):
     """Times a step at batch 1 and 32."""
-    network, program, state = build(kind, edges)
+    network, program, state = build(model, edges)
     inputs, outputs = network.shape("x")[0], network.shape("y")[0]
     for batch, rounds in ((1, 30), (32, 10)):
         x, y = torch.randn(batch, inputs), torch.randn(batch, outputs)
         medians = compare(
             {RAW: raw(network, batch), "program.step": lambda x=x, y=y: program.step(state, x, y)}, rounds, calls=1
         )
-        report(f"\n{kind}, {edges} edges, batch {batch}: us, ratio to the raw products", medians, RAW)
+        report(f"\n{model}, {edges} edges, batch {batch}: us, ratio to the raw products", medians, RAW)
 
 
 def main():
@@ -131,12 +131,12 @@ def main():
     most = int(sys.argv[1]) if len(sys.argv) == 2 else 10**6
     print(conditions())
     print("import and compile")
-    for kind in GRAPHS:
+    for model in GRAPHS:
         for edges in (most // 100, most // 10, most):
-            subprocess.run([sys.executable, __file__, "build", kind, str(edges)], check=True)
-    for kind in GRAPHS:
+            subprocess.run([sys.executable, __file__, "build", model, str(edges)], check=True)
+    for model in GRAPHS:
         print()
-        steps(kind, most)
+        steps(model, most)
 
 
 if __name__ == "__main__":

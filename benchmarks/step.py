@@ -114,7 +114,7 @@ def main():
 
 
 def floor(batch, inputs, outputs):
-    """The two matrix products of the first layer alone: no step of that network can take less."""
+    """Only the two matrix products of the first layer: no step of that network can take less."""
     x, w, e = torch.randn(batch, inputs), torch.randn(outputs, inputs), torch.randn(batch, outputs)
     medians = compare({"forward": lambda: torch.mm(x, w.t()), "outer": lambda: torch.addmm(w, e.t(), x)}, 100)
     print(f"  the first layer's two products     {1e6 * sum(medians.values()):10.1f} us at batch {batch}")

@@ -1,9 +1,9 @@
-"""A learning rule of one's own in a few lines: backprop in which most units stay silent.
+"""Write a learning rule in a few lines: backprop in which only units with large errors learn.
 
-A hidden unit speaks up only if its error is larger than the average error of its layer; all others send nothing and
-learn nothing from that example. Weights, losses and the forward pass are backprop's.
+A hidden unit sends its error only if it is larger than the average error of its layer; all others send nothing and
+learn nothing from that example. Weights, losses and the forward pass are those of backprop.
 
-    python examples/own_rule.py
+python examples/own_rule.py
 """
 
 import torch
@@ -15,24 +15,24 @@ from mpgraph.protocols import Backprop
 
 
 class QuietUnit(mg.UnitAgent):
-    """Sends its error if that is larger than its peers' are on average."""
+    """Sends its error if it is larger than the average in its layer."""
 
     def backward_update(self, s, post):
-        """The chain rule, then silence where the error is small."""
+        """Apply the chain rule, then set small errors to zero."""
         e = s.vjp(post, s.z, out=s.y)
-        loud = e.abs() > s.population(e.abs(), "mean")
-        return s.set(e=torch.where(loud, e, 0.0))
+        large = e.abs() > s.population(e.abs(), "mean")
+        return s.set(e=torch.where(large, e, 0.0))
 
 
 class Quiet(Backprop):
-    """Backprop with errors from loud units only."""
+    """Backprop with errors from units with large errors only."""
 
     def __init__(self, lr=0.1):
         super().__init__(lr, unit=QuietUnit(), output=mg.UnitAgent())
 
 
 def main(seeds=3, epochs=20):
-    """Against backprop and the readout alone, on digits; prints the torch code that the rule became."""
+    """Compare with backprop and with training the readout only, on digits; print the generated torch code."""
     rules = {"readout_only": Backprop, "backprop": Backprop, "quiet": Quiet}
     network = mlp([64, 32, 32, 10])
     runs = experiments.compare(

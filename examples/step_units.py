@@ -1,4 +1,4 @@
-"""Train through units without a derivative: steps, with feedback alignment and a derivative borrowed from tanh.
+"""Train through step units, which have no derivative: feedback alignment with the derivative of tanh as a surrogate.
 
 python examples/step_units.py
 """
@@ -14,7 +14,7 @@ from mpgraph.protocols import Backprop, FeedbackAlignment
 
 
 def main(epochs=20):
-    """Backprop moves only the readout, and says so; feedback alignment with a surrogate learns all layers."""
+    """Backprop trains only the readout, with a warning; feedback alignment with a surrogate trains all layers."""
     digits = data.load("digits").flat()
     network = mlp([64, 32, 10], activation="step")
     found = {}

@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     task.add_argument("--hidden", type=_sizes, metavar="N,N", help="hidden units of each layer (default: by task)")
     task.add_argument("--activation", default="tanh", help="of hidden units (default: tanh)")
     task.add_argument("--loss", default="cross_entropy", help="on the output (default: cross_entropy)")
-    task.add_argument("--lr", type=_finite, default=0.1, help="learning rate (default: 0.1)")
+    task.add_argument("--lr", type=float, default=0.1, help="learning rate (default: 0.1)")
     task.add_argument("--surrogate", help="activation whose derivative replaces that of units without one")
     task.add_argument("--device", help="where to run, for example cuda (default: torch's)")
 
@@ -119,6 +119,8 @@ def _compare(options: argparse.Namespace) -> int:
 
     if not options.protocols:
         raise InputError(f"--protocols names no rule; allowed are {', '.join(list_protocols())}")
+    if not math.isfinite(options.lr):
+        raise InputError(f"--lr must be a finite number, got {options.lr}")
     network = _network(options)
     rules = {name: _maker(name, options) for name in [experiments.READOUT_ONLY, *options.protocols]}
     epochs = options.epochs or TASKS[options.task].epochs
@@ -249,16 +251,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
-
-
-def _finite(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
-    return number
 
 
 def _names(text: str) -> list[str]:

@@ -13,7 +13,7 @@ from .results import READOUT_ONLY, Run
 
 
 def curves(runs: Sequence[Run], path: Path, title: str) -> None:
-    """Test accuracy after each epoch: a line for each rule (mean over seeds) in a band from worst to best seed."""
+    """Plot test accuracy after each epoch: for each rule the mean over seeds, in a band from worst to best seed."""
     from matplotlib.figure import Figure  # no display, no global state
     from matplotlib.ticker import MaxNLocator
 
@@ -42,13 +42,13 @@ def curves(runs: Sequence[Run], path: Path, title: str) -> None:
 
 
 def followed(follow: Follow, path: Path | str, title: str = "", xlabel: str = "epoch") -> None:
-    """What was measured along a training: a panel for each measure, in it a line for each node.
+    """Plot measures over the course of training: one panel for each measure, one line for each node.
 
     Args:
-        follow: after the training.
-        path: of the picture.
+        follow: the measures, after training.
+        path: where to save the figure.
         title: above all panels.
-        xlabel: how the steps of ``follow`` are counted.
+        xlabel: unit of the steps of ``follow``.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -395,11 +395,11 @@ def test_single_neurons_from_pyg():
 # -- architectures ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["watts_strogatz", "erdos_renyi", "barabasi_albert"])
-def test_random_graph(kind):
-    network = random_graph(200, kind, activation="step", first=50, last=50)
+@pytest.mark.parametrize("model", ["watts_strogatz", "erdos_renyi", "barabasi_albert"])
+def test_random_graph(model):
+    network = random_graph(200, model, activation="step", first=50, last=50)
     assert (network.shape("x"), network.shape("y")) == ((64,), (10,))
-    again = random_graph(200, kind, activation="step", first=50, last=50)
+    again = random_graph(200, model, activation="step", first=50, last=50)
     assert repr(network) == repr(again)
     network.edge(("x", 0), 49)
     with pytest.raises(mg.NetworkError, match="no edge"):
@@ -410,8 +410,8 @@ def test_random_graph(kind):
     program = compiled(network, Backprop(surrogate="tanh"))
     _, out = program.step(program.init(), torch.randn(2, 64).double(), torch.tensor([1, 2]))
     assert out.loss.isfinite()
-    with pytest.raises(mg.NetworkError, match="unknown kind 'ring'"):
-        random_graph(kind="ring")
+    with pytest.raises(mg.NetworkError, match="unknown model 'ring'"):
+        random_graph(model="ring")
     with pytest.raises(mg.NetworkError, match="first=300"):
         random_graph(first=300)
 
@@ -422,5 +422,5 @@ def test_layered_sparse():
         pre, post = wire.connection.edge_index
         assert torch.equal(post.bincount(), torch.full((network.shape(wire.post)[0],), heard))
         assert len(torch.unique(post * 100 + pre)) == len(pre)
-    with pytest.raises(mg.NetworkError, match="positive fan_in"):
+    with pytest.raises(mg.NetworkError, match="fan_in=0 must be"):
         layered_sparse([3, 2], 0)

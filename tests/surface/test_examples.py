@@ -1,7 +1,9 @@
 """The examples do what they say, in a shortened form where that suffices."""
 
 import importlib.util
+import runpy
 import statistics
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,10 +44,10 @@ def test_learning_to_learn_lowers_the_loss_after_learning(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")
-@pytest.mark.parametrize("kind", ["step", "sign", "quantizer", "winner_take_all", "numpy function"])
-def test_rules_train_through_nodes_without_a_derivative(kind):
+@pytest.mark.parametrize("unit", ["step", "sign", "quantizer", "winner_take_all", "numpy function"])
+def test_rules_train_through_nodes_without_a_derivative(unit):
     module = example("non_differentiable")
-    found = module.accuracies(*module.KINDS[kind], epochs=100)
+    found = module.accuracies(*module.UNITS[unit], epochs=100)
     assert found["direct_feedback_alignment"] > found["readout_only"] + 0.03
     assert found["node_perturbation"] > found["readout_only"] + 0.03
 
@@ -57,7 +59,19 @@ def test_a_random_graph_of_step_neurons_learns():
     assert statistics.mean(points) - 3 > 5 * error
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_examples_run_from_any_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["step_graph.py", "--epochs", "1", "--seeds", "2"])
+    runpy.run_path(str(ROOT / "examples" / "step_graph.py"), run_name="__main__")
+    assert len(capsys.readouterr().out.splitlines()) == 3 * (1 + 2 + 1)  # a heading, two graphs, the mean
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
 def test_examples_are_short_and_have_a_test(path):
+    first = path.read_text().splitlines()[0]
+    assert first.startswith('"""')
+    assert first.endswith(".")  # what it does, in one sentence
+    assert f"python examples/{path.name}" in path.read_text()
     assert len(path.read_text().splitlines()) <= 80
     assert f'example("{path.stem}")' in Path(__file__).read_text()
