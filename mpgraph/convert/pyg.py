@@ -28,7 +28,8 @@ from mpgraph.network.losses import LOSSES, Loss
 from mpgraph.network.network import Network, Unit, Wire
 from mpgraph.network.operations import OPERATIONS, Concat, Flatten, Product, Reshape
 
-from .grouping import Select, group
+from .gathering import Gather
+from .grouping import group
 from .neurons import Edges, numbers
 from .neurons import neurons as read_neurons
 
@@ -194,7 +195,7 @@ def _moves(network: Network, unit: Unit) -> list[Tensor]:
     sizes = [math.prod(shape) for shape in shapes]
     if isinstance(unit.activation, Product):
         return [torch.arange(size).expand(2, -1).contiguous() for size in sizes]
-    if not isinstance(unit.activation, (Concat, Flatten, Reshape, Select)):
+    if not isinstance(unit.activation, (Concat, Flatten, Reshape, Gather)):
         return []
     places = torch.arange(sum(sizes)).split(sizes)
     came = unit.activation.apply(*(p.reshape(1, *shape) for p, shape in zip(places, shapes, strict=True))).flatten()

@@ -11,6 +11,7 @@ from reference import ACTIVATIONS, LOSSES, distance, randomised
 
 import mpgraph as mg
 from mpgraph.architectures import layered_sparse, mlp, random_graph
+from mpgraph.convert.gathering import Gather
 from mpgraph.interpreter import interpreter
 from mpgraph.protocols import Backprop, FeedbackAlignment
 
@@ -173,20 +174,63 @@ def test_one_connection_a_level_and_buses_of_linear_size():
     assert sum(u.shape[0] for u in buses) <= 8 * len(levels)
 
 
-def test_buses_that_share_memory_never_change():
+def test_what_connections_read_are_the_sources_side_by_side():
     program = compiled(mg.Network.from_networkx(random_dag(2, 40, activations=("tanh", "tanh", "tanh")), loss="l2"))
     units = program.graph.network.units
     record = {name: ["y"] for name, unit in units.items() if not unit.is_input}
-    buses = [name for name, unit in units.items() if unit.operands]
-    assert len(buses) > 3
+    gathered = [name for name, unit in units.items() if unit.operands]
+    assert len(gathered) > 3
     state, seen = program.init(), []
     for size in (5, 1, 5):
         x = torch.randn(size, 4).double()
         seen.append((x, program.step(state, x, torch.randn(size, 3).double(), record=record)[1].recorded))
     for x, recorded in seen:
         values = {"x": x, **{name: channels["y"] for name, channels in recorded.items()}}
-        for bus in buses:
-            torch.testing.assert_close(values[bus], torch.cat([values[n] for n in units[bus].operands], 1))
+        for name in gathered:
+            chosen = zip(units[name].operands, units[name].activation.index, strict=True)
+            parts = [values[n] if index is None else values[n][:, index] for n, index in chosen]
+            torch.testing.assert_close(values[name], torch.cat(parts, 1))
+
+
+@pytest.mark.parametrize("index", [(None, [2, 0], []), ([1], None, [0, 1, 2]), ([0, 1, 2], [], None)], ids=str)
+def test_gather_carries_back_what_autograd_does(index):
+    operation = Gather(*index).on((2,), (3,), (3,)) if index[0] != [0, 1, 2] else Gather(*index).on((3,), (3,), (3,))
+    z = [torch.randn(4, *shape, dtype=torch.float64, requires_grad=True) for shape in operation.operands]
+    kept = [tensor.detach().clone() for tensor in z]
+    parts = [of if chosen is None else of[:, chosen] for of, chosen in zip(z, index, strict=True)]
+    expected = torch.cat(parts, 1)
+    y = operation.apply(*z)
+    assert torch.equal(y, expected)
+    e = torch.randn_like(y)
+    for one, two in zip(operation.vjp(e, z, y), torch.autograd.grad(expected, z, e), strict=True):
+        assert torch.equal(one, two)
+    own = operation.apply(*(tensor.detach() for tensor in z)).add_(1)  # what comes out is not what went in
+    assert own.shape == y.shape
+    assert all(torch.equal(one, two) for one, two in zip(z, kept, strict=True))
+
+
+def test_gather_refuses_what_does_not_fit():
+    for operands in [((3,),), ((3,), (2, 2))]:
+        with pytest.raises(mg.NetworkError, match="2 flat operands"):
+            Gather(None, [0]).on(*operands)
+    with pytest.raises(mg.NetworkError, match="an operand of 2 numbers has no number 5"):
+        Gather([1, 5]).on((2,))
+
+
+def test_deep_graphs_hold_no_more_than_their_edges_and_blocks():
+    """Every level reads neurons of all levels before: copies of all of them would be 40 * 40 / 2 units."""
+    draw, width, depth = random.Random(0), 6, 40
+    graph = nx.DiGraph()
+    for level in range(1, depth):
+        for neuron in range(width):
+            graph.add_edge((level - 1, neuron), (level, neuron))
+            graph.add_edge((draw.randrange(level), draw.randrange(width)), (level, neuron))
+    network = mg.Network.from_networkx(graph)
+    gathered = {n: u for n, u in network.units.items() if u.operands}
+    blocks = {n: u for n, u in gathered.items() if not n.endswith(".sources")}
+    assert sum(u.shape[0] for n, u in gathered.items() if n not in blocks) <= graph.number_of_edges()
+    assert sum(u.shape[0] for u in blocks.values()) <= len(graph) * math.log2(depth)
+    assert all(len(u.operands) <= 2 * math.log2(depth) for u in gathered.values())
 
 
 def test_activations_of_a_level_are_units_of_their_own():
