@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 import mpgraph as mg
+from mpgraph.agents import schedules
 from mpgraph.architectures import autoencoder, convnet, layered_sparse, mlp, random_graph, recurrent, resnet
 from mpgraph.protocols import Backprop
 
@@ -362,6 +363,14 @@ def test_rates_of_numpy(number):
         assert type(optimizer.lr) is float
         assert optimizer.lr == 0.25
     assert Backprop(lr=number).name == "Backprop(lr=0.25)"
+
+
+@pytest.mark.parametrize("of", [np.float32, np.float64, np.float16])
+def test_schedules_of_numpy(of):
+    linear = schedules.Linear(of(0.5), of(0.25), np.int64(4), np.int32(1))
+    assert linear == schedules.Linear(0.5, 0.25, 4, 1)
+    cycle = schedules.Cycle(of(0.5), of(1.0), np.int64(4))
+    assert all(type(number) in (float, int) for one in (linear, cycle) for number in vars(one).values())
 
 
 def test_a_rate_that_is_a_tensor_is_copied():
