@@ -1,8 +1,10 @@
-"""Parts of rules: they know what they were made with, and cannot change under a program compiled from them."""
+"""Base module of rules: records constructor arguments, becomes read-only once compiled, unchanged if that fails."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -43,3 +45,50 @@ class RuleModule(nn.Module):
                 f"make the number a parameter from the start: {name}=mg.learnable({value!r})"
             )
         super().__setattr__(name, value)
+
+
+@contextmanager
+def unchanged_on_error(rule: nn.Module) -> Iterator[None]:
+    """Compile within this block: where that fails, the rule is as it was before.
+
+    Rules make parts for the nodes of a network when they first serve it, are moved to a device and dtype, filled from a
+    file, and sealed. If anything after the first of these steps fails, all of it is undone: attributes of the rule and
+    of its parts (with what lists, dictionaries and sets among them contain), and the numbers in parameters and buffers.
+    """
+    attributes = [(vars(part), {name: _copied(value) for name, value in vars(part).items()}) for part in rule.modules()]
+    tensors = [*rule.parameters(), *rule.buffers()]
+    tensors += [tensor.grad for tensor in tensors if tensor.grad is not None]
+    numbers = [(tensor, tensor.data, tensor.data.clone()) for tensor in tensors]
+    try:
+        yield
+    except BaseException:
+        for own, before in attributes:
+            for name in set(own) - set(before):
+                del own[name]
+            own.update({name: _restored(value) for name, value in before.items()})
+        for tensor, data, number in numbers:
+            tensor.data = data.copy_(number)
+        raise
+
+
+def _copied(value: Any) -> tuple[Any, Any]:
+    """A container and a copy of what it contains, to any depth; any other value as it is."""
+    if isinstance(value, dict):
+        return value, {key: _copied(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return value, [_copied(part) for part in value]
+    return value, set(value) if isinstance(value, set) else None
+
+
+def _restored(copied: tuple[Any, Any]) -> Any:
+    """The very container, with its former contents."""
+    value, before = copied
+    if isinstance(value, dict):
+        value.clear()
+        value.update({key: _restored(part) for key, part in before.items()})
+    elif isinstance(value, list):
+        value[:] = map(_restored, before)
+    elif isinstance(value, set):
+        value.clear()
+        value.update(before)
+    return value

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, sqrt
 
+from mpgraph.arguments import Arguments
 from mpgraph.errors import ProtocolError
 
 from .agent import View
@@ -85,11 +86,12 @@ class SGD(Optimizer):
 
     def __init__(self, lr: Any = 0.1, momentum: Any = 0.0, nesterov: bool = False, weight_decay: Any = 0.0) -> None:
         super().__init__()
-        _check(self, lr=(lr, None), momentum=(momentum, 1.0), weight_decay=(weight_decay, None))
-        if nesterov and _is_zero(momentum):
+        check = Arguments("SGD")
+        self.lr, self.momentum = check.learnable("lr", lr, 0), check.learnable("momentum", momentum, 0, below=1)
+        self.weight_decay = check.learnable("weight_decay", weight_decay, 0)
+        self.nesterov = self.rereads = check.flag("nesterov", nesterov)
+        if nesterov and _is_zero(self.momentum):
             raise ProtocolError("SGD(nesterov=True) needs a momentum, for example momentum=0.9")
-        self.lr, self.momentum, self.nesterov, self.weight_decay = lr, momentum, nesterov, weight_decay
-        self.rereads = nesterov
 
     def channels(self) -> dict[str, Channel]:  # noqa: D102
         return {} if _is_zero(self.momentum) else {"momentum": slow()}
@@ -139,19 +141,13 @@ class Adam(Optimizer):
         decoupled: bool = False,
     ) -> None:
         super().__init__()
+        check = Arguments("Adam")
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise ProtocolError(f"Adam: betas={betas!r} must be a pair of numbers, such as (0.9, 0.999)")
-        beta1, beta2 = betas
-        _check(
-            self,
-            lr=(lr, None),
-            beta1=(beta1, 1.0),
-            beta2=(beta2, 1.0),
-            eps=(eps, None),
-            weight_decay=(weight_decay, None),
-        )
-        self.lr, self.beta1, self.beta2, self.eps = lr, beta1, beta2, eps
-        self.weight_decay, self.decoupled = weight_decay, decoupled
+            check.refuse("betas", betas, "a pair of numbers, such as (0.9, 0.999)")
+        self.beta1, self.beta2 = (check.learnable(f"beta{i}", b, 0, below=1) for i, b in enumerate(betas, start=1))
+        self.lr, self.eps = check.learnable("lr", lr, 0), check.learnable("eps", eps, 0)
+        self.weight_decay = check.learnable("weight_decay", weight_decay, 0)
+        self.decoupled = check.flag("decoupled", decoupled)
 
     def channels(self) -> dict[str, Channel]:  # noqa: D102
         return {"mean": slow(), "square": slow(), "mean_of_one": common(), "square_of_one": common()}
@@ -193,17 +189,3 @@ def _shown(optimizer: Optimizer, name: str) -> str:
 def _is_zero(number: Any) -> bool:
     """Whether a hyper-parameter is the constant zero: what it scales need not be written down."""
     return isinstance(number, (int, float)) and number == 0
-
-
-def _check(optimizer: Optimizer, **given: tuple[Any, float | None]) -> None:
-    """Refuse what is no number, and constants below zero or not below a bound."""
-    for name, (number, bound) in given.items():
-        if isinstance(number, Tensor):
-            continue
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
-            raise ProtocolError(
-                f"{type(optimizer).__name__}: {name}={number!r} must be a number, or mg.learnable of one"
-            )
-        if not 0.0 <= number < (float("inf") if bound is None else bound):
-            allowed = "not be negative" if bound is None else f"lie in 0..{bound:g}, {bound:g} excluded"
-            raise ProtocolError(f"{type(optimizer).__name__}: {name}={number!r} must {allowed}")

@@ -37,8 +37,9 @@ class Linear:
 
     def __post_init__(self) -> None:
         check = Arguments(type(self).__name__)
-        check.number("start", self.start), check.number("stop", self.stop)
-        check.integer("steps", self.steps, 1), check.integer("delay", self.delay, 0)
+        number = {name: check.number(name, getattr(self, name)) for name in ("start", "stop")}
+        whole = {"steps": check.integer("steps", self.steps, 1), "delay": check.integer("delay", self.delay, 0)}
+        vars(self).update(number | whole)  # as Python has them; the dataclass is frozen
 
     def passed(self, step: Any) -> Any:
         """The share of the way, 0..1."""
@@ -73,7 +74,8 @@ class Cycle:
 
     def __post_init__(self) -> None:
         check = Arguments("Cycle")
-        check.number("low", self.low), check.number("high", self.high), check.integer("period", self.period, 1)
+        number = {name: check.number(name, getattr(self, name)) for name in ("low", "high")}
+        vars(self).update(number, period=check.integer("period", self.period, 1))
 
     def __call__(self, step: Any) -> Any:
         """The number at a step."""

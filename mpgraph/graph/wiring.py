@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from mpgraph.agents.agent import Agent
 from mpgraph.agents.channel import AGGREGATIONS, Channel
 from mpgraph.agents.node import AgentNode
-from mpgraph.errors import NetworkError, ProtocolError, unknown
+from mpgraph.errors import ProtocolError, unknown
 from mpgraph.network.activations import Activation
 from mpgraph.network.axes import Axis
 from mpgraph.network.incidence import Incidence
@@ -67,7 +68,7 @@ class AgentGraph:
         protocol.check(self)
 
     def _check_rule(self) -> None:
-        """Refuse what a rule names and nothing answers to: the misspelt."""
+        """Reject names in a rule that match nothing (usually typos)."""
         rule = type(self.protocol).__name__
         held = [module for module in self.protocol.modules() if isinstance(module, Agent)]
         agents = list(dict.fromkeys([*self.agents.values(), *held]))
@@ -138,13 +139,22 @@ class AgentGraph:
         try:
             order = list(TopologicalSorter(before).static_order())
         except CycleError as error:
-            cycle = " -> ".join(reversed(error.args[1]))
-            raise NetworkError(
-                f"pass {name!r} has a cycle without a delay: {cycle}. Remove one of these connections: every pass "
-                "needs an order in which each node hears its sources first"
-            ) from None
+            raise ProtocolError(self._circle(name, list(reversed(error.args[1])), into)) from None
         self.arrows[name] = into
         self.order[name] = [self.nodes[n] for n in order]
+
+    def _circle(self, name: str, cycle: list[str], into: Mapping[str, Mapping[str, list[Arrow]]]) -> str:
+        """Who waits for whom in a pass without an order, and what to do."""
+        waits = []
+        for source, target in pairwise(cycle):
+            role = next(r for r, arrows in into[target].items() if any(a.source.name == source for a in arrows))
+            agent = type(self.agents[target]).__name__
+            waits.append(f"{target!r} waits for {role!r} messages of {source!r} ({agent}.{name}_update)")
+        return (
+            f"{type(self.protocol).__name__}, pass {name!r}: a cycle without an order, {' -> '.join(cycle)}: "
+            f"{', '.join(dict.fromkeys(waits))}. The agents of this rule wait for each other in one pass: receive one of "
+            "these messages in a later pass (Protocol.passes), and keep it in a channel until it is needed"
+        )
 
     def _neighbours(
         self, target: AgentNode, role: str

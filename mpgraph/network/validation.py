@@ -1,16 +1,27 @@
-"""Whether the functions that a network was drawn with can be run: shapes and dtypes, tried on random numbers."""
+"""Whether a network can be run: its structure, and its functions, each tried on random numbers.
+
+:func:`check` looks at units and connections; :func:`check_functions` runs each activation, operation and loss to check
+shape, dtype and purity.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import pickle
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mpgraph.errors import NetworkError
 
+from .activations import Activation
+from .losses import Loss
 from .network import Network
 from .operations import Operation
 
@@ -18,33 +29,41 @@ EXAMPLES = 3
 
 
 def check_functions(network: Network, dtype: torch.dtype, device: torch.device) -> None:
-    """Run every unit's function and every loss once.
+    """Run every unit's function and every loss twice, and their derivatives where a class defines its own.
+
+    The global random generators are afterwards as they were before.
 
     Raises:
-        NetworkError: naming the unit or loss whose function fails, or whose result has another shape or dtype than
-            the program needs.
+        NetworkError: naming the unit or loss whose function fails, whose result has another shape or dtype than the
+            program needs, that changes its input, or that is not pure: random, or with a state of its own.
     """
     generator = torch.Generator().manual_seed(0)
 
-    def draw(shape: tuple[int, ...]) -> Tensor:
-        return torch.randn((EXAMPLES, *shape), generator=generator, dtype=torch.float64).to(device=device, dtype=dtype)
+    def sample(shape: tuple[int, ...]) -> Tensor:
+        numbers = torch.randn((EXAMPLES, *shape), generator=generator, dtype=torch.float64, device="cpu")
+        return numbers.to(device=device, dtype=dtype)
 
-    for name, unit in network.units.items():
-        if not unit.is_input:
-            given = unit.activation.operands if isinstance(unit.activation, Operation) else (unit.shape,)
-            _try(
-                f"unit {name!r}, {unit.activation}",
-                unit.activation.apply,
-                [draw(s) for s in given],
-                (EXAMPLES, *unit.shape),
-            )
-    for name, node in network.losses.items():
-        shape = network.shape(node.pre)
-        target = draw(shape).softmax(-1) if shape else draw(shape)
-        _try(f"loss {name!r}, {node.loss}", node.loss.apply, [draw(shape), target], (EXAMPLES,))
+    with _generators_restored(device):
+        for name, unit in network.units.items():
+            kind = unit.activation
+            if unit.is_input:
+                continue
+            z = [sample(s) for s in (kind.operands if isinstance(kind, Operation) else (unit.shape,))]
+            what = f"unit {name!r}, {kind}"
+            y = _try(what, kind.apply, z, (EXAMPLES, *unit.shape))
+            if type(kind).vjp not in (Activation.vjp, Operation.vjp):
+                operands = tuple(z) if isinstance(kind, Operation) else z[0]
+                _same(f"{what}, vjp", partial(kind.vjp, torch.ones_like(y), operands, y))
+        for name, node in network.losses.items():
+            shape = network.shape(node.pre)
+            target = sample(shape).softmax(-1) if shape else sample(shape)
+            z, what = [sample(shape), target], f"loss {name!r}, {node.loss}"
+            _try(what, node.loss.apply, z, (EXAMPLES,))
+            if type(node.loss).gradient is not Loss.gradient:
+                _same(f"{what}, gradient", partial(node.loss.gradient, *z))
 
 
-def _try(what: str, function: Callable[..., Any], given: list[Tensor], shape: tuple[int, ...]) -> None:
+def _try(what: str, function: Callable[..., Any], given: list[Tensor], shape: tuple[int, ...]) -> Tensor:
     before = [z.clone() for z in given]
     try:
         with torch.no_grad():
@@ -60,6 +79,53 @@ def _try(what: str, function: Callable[..., Any], given: list[Tensor], shape: tu
         )
     if any(not torch.equal(a, b) for a, b in zip(before, given, strict=True)):
         raise NetworkError(f"{what}: changes its input in place; write it without in-place operations")
+    _same(what, partial(function, *given))
+    return result
+
+
+def _same(what: str, function: Callable[[], Any]) -> None:
+    """Refuse a function that draws random numbers, or returns others when it is called again.
+
+    A generator that moved shows what two equal results may hide: a dropout that drops nothing this time.
+    """
+    before = _positions()
+    try:
+        with torch.no_grad():
+            results = [function(), function()]
+    except Exception:  # without a derivative, which not every rule needs
+        return
+    one, two = ([result] if isinstance(result, Tensor) else list(result) for result in results)
+    if _positions() == before and all(torch.equal(_bits(a), _bits(b)) for a, b in zip(one, two, strict=True)):
+        return
+    raise NetworkError(
+        f"{what}: is not a pure function: it draws random numbers, or returns other numbers when it is called again. "
+        "Steps and predictions must depend on state and batch only. Noise belongs to the rule, as s.normal(); call "
+        "module.eval() on a module with dropout"
+    )
+
+
+def _bits(result: Tensor) -> Tensor:
+    """The bytes of a result, in which NaN equals NaN."""
+    return result.detach().contiguous().flatten().view(torch.uint8)
+
+
+def _positions() -> bytes:
+    """Where the global random generators of torch, numpy and Python are."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    own = [state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda)]
+    return pickle.dumps((own, np.random.get_state(), random.getstate()))  # noqa: NPY002 - which functions may use
+
+
+@contextmanager
+def _generators_restored(device: torch.device) -> Iterator[None]:
+    devices = [device] if device.type == "cuda" else []
+    numpy, python = np.random.get_state(), random.getstate()  # noqa: NPY002
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy)  # noqa: NPY002
+            random.setstate(python)
 
 
 def check(network: Network) -> None:

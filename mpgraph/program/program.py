@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mpgraph.agents.module import RuleModule
+from mpgraph.agents.module import RuleModule, unchanged_on_error
 from mpgraph.agents.protocol import Protocol
 from mpgraph.agents.regions import Regions
 from mpgraph.environment import inside_transform, usable
@@ -482,8 +482,9 @@ def compile(
         # glibc hands freed memory back to the system above a threshold that follows the largest block ever freed.
         # With small tensors only, every step would fault its pages in again (measured: a quarter of LeNet's step).
         torch.empty(31 << 20, dtype=torch.uint8)
-    drawn = protocol.rewrite(network.copy())
-    if not isinstance(drawn, Network):
-        raise ProtocolError(f"{type(protocol).__name__}.rewrite must return a network, got {drawn!r}")
-    check_functions(drawn, dtype, place)
-    return Program(AgentGraph(drawn, protocol), place, dtype, checks)
+    with unchanged_on_error(protocol):
+        drawn = protocol.rewrite(network.copy())
+        if not isinstance(drawn, Network):
+            raise ProtocolError(f"{type(protocol).__name__}.rewrite must return a network, got {drawn!r}")
+        check_functions(drawn, dtype, place)
+        return Program(AgentGraph(drawn, protocol), place, dtype, checks)

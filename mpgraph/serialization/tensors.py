@@ -62,7 +62,7 @@ def read(path: Path, file_format: str, extra: tuple[str, ...] = ()) -> tuple[dic
         FileError: for a missing or damaged file, another format or a newer version.
     """
     if not path.is_file():
-        raise FileError(f"cannot read {path}: no such file")
+        raise FileError(f"there is no file {path}")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata: dict[str, str] = file.metadata() or {}
@@ -71,7 +71,7 @@ def read(path: Path, file_format: str, extra: tuple[str, ...] = ()) -> tuple[dic
         raise FileError(f"{path} is not a safetensors file, or is damaged: {error}") from None
     found, version = metadata.get("format"), metadata.get("version", "1")
     if found != file_format:
-        raise FileError(f"{path} does not hold what was asked for: its format is {found!r}, not {file_format!r}")
+        raise FileError(f"{path} contains no {file_format.replace('.', ' ')}: its format is {found!r}")
     if not version.isascii() or not version.isdecimal() or int(version) < 1:
         raise FileError(f"{path} is damaged: its version must be a positive integer, got {version!r}")
     if int(version) > VERSION:

@@ -281,8 +281,8 @@ def test_decay_goes_on_where_no_signal_comes(double):
     ("make", "words"),
     [
         (lambda: mg.SGD(nesterov=True), "needs a momentum"),
-        (lambda: mg.SGD(momentum=1.0), "momentum=1.0 must lie in 0..1"),
-        (lambda: mg.SGD(weight_decay=-0.1), "weight_decay=-0.1 must not be negative"),
+        (lambda: mg.SGD(momentum=1.0), "momentum=1.0 must be a finite number of at least 0 and below 1"),
+        (lambda: mg.SGD(weight_decay=-0.1), "weight_decay=-0.1 must be a finite number of at least 0"),
         (lambda: mg.Adam(betas=(0.9, 1.5)), "beta2=1.5"),
         (lambda: mg.Adam(eps=-1e-8), "eps=-1e-08"),
     ],

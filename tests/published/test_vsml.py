@@ -224,11 +224,10 @@ def test_convolution(name, dtype):
     t = {k: torch.tensor(v) for k, v in d.items()}
     stride, kernel = int(d["stride"]), len(d["h0"])
     messages, held = t["in_fwd_msg"].permute(2, 0, 1, 3), t["in_bwd_msg"].permute(2, 0, 1, 3)
-    extra = [
-        max(0, (out - 1) * stride + kernel - n) for out, n in zip(held.shape[1:3], messages.shape[1:3], strict=True)
-    ]
-    silent = [side for e in reversed(extra) for side in (e // 2, e - e // 2)]
-    messages = functional.pad(messages, (0, 0, *silent))  # "SAME": pixels outside are there and say zero
+    # The published code centres its kernel on pixels 0, stride, 2 * stride, ...: the same border on every side, also
+    # where "SAME" padding of other libraries is not symmetric (an even image, stride 2). Pixels outside send zero.
+    border = kernel // 2
+    messages = functional.pad(messages, (0, 0, *[border] * 4))
     meeting = mg.Conv2d(kernel, stride=stride)
     network = two_ends(tuple(messages.shape[:3]), tuple(held.shape[:3]), meeting)
     h, c = (t[k].permute(3, 2, 0, 1, 4) for k in ("h0", "c0"))
@@ -237,9 +236,9 @@ def test_convolution(name, dtype):
     near(state["c"][0].permute(2, 3, 1, 0, 4), d["c1"], dtype, "c")
     near(up.permute(1, 2, 0, 3), d["out_fwd_msg"], dtype, "forward")
     if stride == 1:
-        inner = down[:, silent[2] : down.shape[1] - silent[3], silent[0] : down.shape[2] - silent[1]]
+        inner = down[:, border:-border, border:-border]
         near(inner.permute(1, 2, 0, 3), d["out_bwd_msg"], dtype, "backward")
-        same = mg.Conv2d(kernel, padding=kernel // 2)  # the same, with pixels outside that are not there
+        same = mg.Conv2d(kernel, padding=border)  # the same, with pixels outside that are not there
         network = two_ends(tuple(t["in_fwd_msg"].permute(2, 0, 1, 3).shape[:3]), tuple(held.shape[:3]), same)
         _, _, down = visited(network, d, dtype, t["in_fwd_msg"].permute(2, 0, 1, 3), held, h, c, ticks=1)
         near(down.permute(1, 2, 0, 3), d["out_bwd_msg"], dtype, "backward")

@@ -284,10 +284,10 @@ def test_resuming_keeps_runs_of_other_rules(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: mg.SGD("a"), "SGD: lr='a' must be a number"),
-        (lambda: Backprop(lr=None), "lr=None must be a number"),
-        (lambda: mg.SGD(-1), "lr=-1 must not be negative"),
-        (lambda: mg.SGD(float("nan")), "lr=nan must not be"),
+        (lambda: mg.SGD("a"), "SGD: lr='a' must be a finite number of at least 0"),
+        (lambda: Backprop(lr=None), "lr=None must be a finite number"),
+        (lambda: mg.SGD(-1), "lr=-1 must be a finite number of at least 0"),
+        (lambda: mg.SGD(float("nan")), "lr=nan must be a finite number"),
         (lambda: mg.Adam(betas=0.9), "betas=0.9 must be a pair"),
         (lambda: mg.Adam(betas=(0.9,)), "must be a pair"),
         (lambda: schedules.Linear(0.0, 1.0, "5"), "Linear: steps='5' must be an integer of at least 1"),

@@ -1,0 +1,467 @@
+"""What a network is given stays the caller's, and what it computes is a pure function."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import mpgraph as mg
+from mpgraph.agents import schedules
+from mpgraph.architectures import autoencoder, convnet, layered_sparse, mlp, random_graph, recurrent, resnet
+from mpgraph.protocols import Backprop
+
+pytestmark = pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")
+
+# -- tensors ----------------------------------------------------------------------------------------------------
+
+
+def network(weight=None, bias=True, activation="tanh", connection="dense", values=None, loss="l2"):
+    net = mg.Network()
+    net.input("x", 3), net.unit("h", 3, activation, bias=bias, values=values), net.unit("y", 2)
+    net.connect("x", "h", connection, weight=weight), net.connect("h", "y"), net.loss("y", loss)
+    return net
+
+
+def numbers(dtype=torch.float32):
+    return torch.linspace(-1.0, 1.0, 9, dtype=dtype).reshape(3, 3)
+
+
+class Scaled(mg.Activation):
+    """An activation that holds a tensor."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def apply(self, z):
+        return torch.as_tensor(self.scale, dtype=z.dtype) * z
+
+
+class Weighted(mg.Loss):
+    """A loss that holds a tensor."""
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    def apply(self, z, t):
+        return (torch.as_tensor(self.weight, dtype=z.dtype) * (z - t) ** 2).sum(1)
+
+
+class Gate(mg.Operation):
+    """An operation that holds a tensor."""
+
+    def __init__(self, gate):
+        self.gate = gate
+
+    def shape(self, *operands):
+        return operands[0]
+
+    def apply(self, *z):
+        return z[0] * torch.as_tensor(self.gate, dtype=z[0].dtype)
+
+
+def gated(gate):
+    net = mg.Network()
+    net.input("x", 3), net.operation("g", Gate(gate), "x"), net.unit("y", 2)
+    net.connect("g", "y"), net.loss("y", "l2")
+    return net
+
+
+class Kept(mg.UnitAgent):
+    gain = mg.slow()
+
+    def forward_update(self, s, pre):
+        return super().forward_update(s, pre * s.gain)
+
+
+GIVEN = {
+    "weight": (numbers, lambda t: network(weight=t)),
+    "double weight": (lambda: numbers(torch.float64), lambda t: network(weight=t)),
+    "parameter": (lambda: torch.nn.Parameter(numbers()), lambda t: network(weight=t)),
+    "array": (lambda: numbers().numpy(), lambda t: network(weight=t)),
+    "double array": (lambda: numbers(torch.float64).numpy(), lambda t: network(weight=t)),
+    "view": (lambda: numbers().t(), lambda t: network(weight=t)),
+    "scalar": (lambda: torch.tensor(0.5), lambda t: network(weight=t)),
+    "bias": (lambda: numbers()[0], lambda t: network(bias=t)),
+    "array of biases": (lambda: numbers()[0].numpy(), lambda t: network(bias=t)),
+    "values": (lambda: numbers()[0], lambda t: network(values={"gain": t})),
+    "edges": (lambda: torch.tensor([[0, 1, 2], [2, 1, 0]]), lambda t: network(connection=mg.Sparse(t))),
+    "int32 edges": (
+        lambda: torch.tensor([[0, 1, 2], [2, 1, 0]], dtype=torch.int32),
+        lambda t: network(connection=mg.Sparse(t)),
+    ),
+    "array of edges": (lambda: np.array([[0, 1, 2], [2, 1, 0]]), lambda t: network(connection=mg.Sparse(t))),
+    "activation": (lambda: numbers()[0], lambda t: network(activation=Scaled(t))),
+    "array of an activation": (lambda: numbers()[0].numpy(), lambda t: network(activation=Scaled(t))),
+    "loss": (lambda: numbers()[0, :2], lambda t: network(loss=Weighted(t))),
+    "operation": (lambda: numbers()[0], gated),
+}
+
+
+def bits(program):
+    x, t = torch.linspace(0, 1, 12).reshape(4, 3), torch.linspace(1, 0, 8).reshape(4, 2)
+    state = program.init(seed=2)
+    after, out = program.step(state, x, t)
+    predicted = program.predict(state, x)
+    kept = {f"{n}.{c}": v.tolist() for n, cs in {**state, "|": {}}.items() for c, v in cs.items()}
+    return (
+        kept,
+        {f"{n}.{c}": v.tolist() for n, cs in after.items() for c, v in cs.items()},
+        predicted.tolist(),
+        out.loss,
+    )
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_changing_what_was_given_changes_nothing(name):
+    make, build = GIVEN[name]
+    given = make()
+    net = build(given)
+    rule = {"unit": Kept()} if name == "values" else {}
+    program = mg.compile(net, Backprop(**rule))
+    before = bits(program)
+    if isinstance(given, torch.Tensor):
+        given.data.zero_()
+    else:
+        given[...] = 0
+    assert bits(program) == before
+    assert bits(mg.compile(net, Backprop(**rule))) == before  # nor the network
+    assert bits(mg.compile(build(given), Backprop(**rule))) != before  # while what is given does count
+
+
+def test_a_connection_an_activation_or_a_loss_may_be_used_again():
+    """Changing one after it was given changes no network."""
+    activation, edges = Scaled(numbers()[0]), mg.Sparse([[0, 1, 2], [2, 1, 0]])
+    net = network(activation=activation, connection=edges)
+    before = bits(mg.compile(net, Backprop()))
+    activation.scale.zero_(), edges.edge_index.zero_()
+    assert bits(mg.compile(net, Backprop())) == before
+
+
+def test_a_tensor_to_be_learned_stays_the_callers():
+    scale = torch.nn.Parameter(torch.tensor(0.5))
+    program = mg.compile(network(activation=Scaled(scale)), Backprop())
+    program.predict(program.init(), torch.ones(1, 3)).sum().backward()
+    assert scale.grad.abs() > 0
+
+
+def test_numbers_of_python_keep_their_precision():
+    state = mg.compile(network(weight=0.1, bias=0.2), Backprop(), dtype=torch.float64).init()
+    assert set(state["x->h"]["w"].flatten().tolist()) == {0.1}
+    assert set(state["h.bias"]["w"].tolist()) == {0.2}
+
+
+@pytest.mark.parametrize(
+    ("weight", "words"),
+    [
+        (True, "bool"),
+        ("a", "must be a tensor, an array or a number"),
+        ([[1.0], [1.0, 2.0]], "must be a tensor"),
+        (torch.zeros(3, 3, dtype=torch.complex64), "real numbers, got torch.complex64"),
+        (torch.zeros(3, 3, device="meta"), "on meta"),
+        (object(), "must be a tensor"),
+        (torch.zeros(2, 3), r"weight has shape \(2, 3\)"),
+    ],
+)
+def test_what_are_no_weights(weight, words):
+    with pytest.raises(mg.NetworkError, match=f"'x->h'.*{words}"):
+        network(weight=weight)
+
+
+# -- functions --------------------------------------------------------------------------------------------------
+
+
+class Counter:
+    """A function with a memory."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, z):
+        self.calls += 1
+        return z * self.calls
+
+
+class RandomDerivative(mg.Activation):
+    def apply(self, z):
+        return torch.tanh(z)
+
+    def vjp(self, e, z, y):
+        return e * torch.rand_like(e)
+
+
+class RandomGradient(mg.Loss):
+    def apply(self, z, t):
+        return ((z - t) ** 2).sum(1)
+
+    def gradient(self, z, t):
+        return (z - t) * torch.rand_like(z)
+
+
+class RandomOperation(Gate):
+    def apply(self, *z):
+        return z[0] + torch.randn_like(z[0])
+
+
+class RandomLoss(mg.Loss):
+    def apply(self, z, t):
+        return ((z - t) ** 2).sum(1) * torch.rand(())
+
+
+own = torch.Generator().manual_seed(0)
+IMPURE = {
+    "noise": ("h", lambda: network(activation=lambda z: z + torch.randn_like(z))),
+    "dropout": ("h", lambda: network(activation=lambda z: F.dropout(z, 0.5))),
+    "rare dropout": ("h", lambda: network(activation=lambda z: F.dropout(z, 1e-6))),
+    "module": ("h", lambda: network(activation=torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Dropout(0.1)))),
+    "rrelu": ("h", lambda: network(activation=torch.nn.RReLU())),
+    "own generator": ("h", lambda: network(activation=lambda z: z + torch.randn(z.shape, generator=own))),
+    "numpy": ("h", lambda: network(activation=lambda z: z * np.random.rand())),  # noqa: NPY002
+    "python": ("h", lambda: network(activation=lambda z: z * random.random())),
+    "hidden": ("h", lambda: network(activation=lambda z: z + 0 * torch.rand(()))),
+    "counter": ("h", lambda: network(activation=Counter())),
+    "derivative": ("h.*vjp", lambda: network(activation=RandomDerivative())),
+    "operation": ("g", lambda: gated_by(RandomOperation(torch.ones(3)))),
+    "loss": ("loss", lambda: network(loss=RandomLoss())),
+    "gradient": ("loss.*gradient", lambda: network(loss=RandomGradient())),
+}
+
+
+def gated_by(operation):
+    net = mg.Network()
+    net.input("x", 3), net.operation("g", operation, "x"), net.unit("y", 2)
+    net.connect("g", "y"), net.loss("y", "l2")
+    return net
+
+
+def generators():
+    return torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("name", IMPURE)
+def test_a_function_that_is_not_pure_is_refused(name):
+    unit, make = IMPURE[name]
+    before = generators()
+    with pytest.raises(mg.NetworkError, match=f"'{unit}.*is not a pure function.*s.normal") as caught:
+        mg.compile(make(), Backprop())
+    assert "eval()" in str(caught.value)
+    assert generators() == before
+
+
+PURE = {
+    "not a number": lambda z: torch.log(z),
+    "module in eval mode": torch.nn.Sequential(torch.nn.Tanh(), torch.nn.Dropout(0.5)).eval(),
+    "seeded": lambda z: z + torch.randn(z.shape, generator=torch.Generator().manual_seed(1)),
+    "no derivative": lambda z: torch.from_numpy(np.tanh(z.numpy())),
+}
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_a_pure_function_is_not_refused(name):
+    before = generators()
+    mg.compile(network(activation=PURE[name]), Backprop())
+    assert generators() == before
+
+
+@pytest.mark.parametrize("name", mg.list_protocols())
+def test_compiling_leaves_the_global_generators_alone(name):
+    before = generators()
+    mg.compile(mlp([3, 4, 2], "sigmoid"), mg.make_protocol(name)).init(batch_size=2)
+    assert generators() == before
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------
+
+THREE, TWO = np.int64(3), np.int32(2)
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (lambda: mlp([THREE, np.int64(4), TWO]), lambda: mlp([3, 4, 2])),
+        (lambda: mlp(np.array([3, 4, 2])), lambda: mlp([3, 4, 2])),
+        (lambda: mlp((torch.Size([3]), 4, 2)), lambda: mlp([(3,), 4, 2])),
+        (lambda: autoencoder(np.array([6, 4, 2])), lambda: autoencoder([6, 4, 2])),
+        (lambda: recurrent(np.array([3, 4, 2]), TWO), lambda: recurrent([3, 4, 2], 2)),
+        (lambda: layered_sparse([THREE, np.int64(4), TWO], TWO), lambda: layered_sparse([3, 4, 2], 2)),
+        (
+            lambda: convnet((np.int64(1), 12, 12), [TWO], [THREE], THREE, kernel=THREE),
+            lambda: convnet((1, 12, 12), [2], [3], 3, kernel=3),
+        ),
+        (lambda: resnet(np.int64(8), (3, 8, 8), THREE, width=TWO), lambda: resnet(8, (3, 8, 8), 3, width=2)),
+        (
+            lambda: random_graph(np.int64(12), inputs=THREE, outputs=TWO, degree=np.int64(4), seed=np.int64(1)),
+            lambda: random_graph(12, inputs=3, outputs=2, degree=4, seed=1),
+        ),
+        (lambda: mg.Network(ticks=TWO), lambda: mg.Network(ticks=2)),
+    ],
+)
+def test_numbers_of_numpy_are_numbers(one, two):
+    assert repr(one()) == repr(two())
+
+
+def test_numbers_of_numpy_in_a_network():
+    def build(n, m, of):
+        net = mg.Network(ticks=of(2))
+        net.input("x", (n, m, m)), net.unit("c", (of(2), m, m), mg.Softplus(of(2)), bias_shared=(of(1), of(2)))
+        net.unit("p", (of(2), of(2), of(2)), mg.Quantizer(of(4)))
+        net.connect("x", "c", mg.Conv2d(of(3), (of(1), of(1)), of(1), of(1), of(1)), delay=of(1))
+        net.connect(net.operation("m", mg.MaxPool(of(2), of(2), of(0)), "c"), "p", mg.OneToOne(shared=(of(1), of(2))))
+        net.operation("r", mg.Reshape(of(4), of(2)), "p")
+        return net
+
+    assert repr(build(THREE, np.int64(4), np.int64)) == repr(build(3, 4, int))
+    assert all(type(n) is int for unit in build(THREE, np.int64(4), np.int64).units.values() for n in unit.shape)
+
+
+REFUSED = {
+    "mlp": (lambda: mlp(4), r"mlp: sizes=4 must be a list of at least 2 sizes, such as \[3, 2\]"),
+    "mlp word": (lambda: mlp("34"), "mlp: sizes='34' must be a list"),
+    "mlp size": (lambda: mlp([3, 0]), r"mlp: sizes\[1\]=0 must be a positive integer"),
+    "mlp float": (lambda: mlp([3, 2.5, 2]), r"sizes\[1\]=2.5"),
+    "autoencoder": (lambda: autoencoder(4), "autoencoder: sizes=4"),
+    "recurrent": (lambda: recurrent(4, 3), "recurrent: sizes=4"),
+    "ticks": (lambda: recurrent([3, 4, 2], 1), "recurrent: ticks=1 must be an integer of at least 2"),
+    "sparse": (lambda: layered_sparse(4), "layered_sparse: sizes=4"),
+    "fan-in": (lambda: layered_sparse([3, 2], "2"), "layered_sparse: fan_in='2'"),
+    "convnet": (lambda: convnet(28), "convnet: image=28 must be .*height"),
+    "channels": (lambda: convnet(channels=6), "convnet: channels=6"),
+    "pool": (lambda: convnet(pool="mean"), "convnet: pool='mean' must be one of"),
+    "resnet": (lambda: resnet("20"), "resnet: depth='20' must be an integer"),
+    "graph": (lambda: random_graph(2.5), "random_graph: neurons=2.5"),
+    "tensor": (lambda: mlp([torch.tensor(3), 2]), r"sizes\[0\]=tensor\(3\) must be a positive integer.*item\(\)"),
+    "flag as size": (lambda: mg.Network().input("x", True), "input 'x': size=True must be a positive integer"),
+    "flag as ticks": (lambda: mg.Network(ticks=True), "ticks=True"),
+    "kernel": (lambda: mg.Conv2d(True), "kernel=True must be one or two integers of at least 1"),
+    "kernel of three": (lambda: mg.Conv2d((3, 3, 3)), "kernel="),
+    "groups": (lambda: mg.Conv2d(3, groups=0), "groups=0 must be an integer of at least 1"),
+    "shared": (lambda: mg.OneToOne(shared=1), r"shared=1 must be a tuple of different dimensions"),
+    "shared twice": (lambda: mg.OneToOne(shared=(1, 1)), "different dimensions"),
+    "pool size": (lambda: mg.MaxPool(0), "size=0"),
+    "pool padding": (lambda: mg.AvgPool(2, padding=2), "padding=2 must be at most half the size"),
+    "reshape": (lambda: mg.Reshape(-1), r"reshape: shape=\(-1,\)"),
+    "beta": (lambda: mg.Softplus("a"), "beta='a' must be a finite number above 0"),
+    "levels": (lambda: mg.Quantizer(1), "levels=1"),
+    "order": (lambda: mg.Quantizer(3, 1.0, 1.0), "high=1.0 must be a finite number above 1"),
+    "eps": (lambda: mg.LayerNorm(-1), "eps=-1"),
+    "momentum": (lambda: mg.BatchNorm(momentum=2), "momentum=2 must be a finite number from 0 to 1"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_numbers_that_do_not_fit_are_refused(name):
+    make, words = REFUSED[name]
+    with pytest.raises(mg.NetworkError, match=words) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.25), np.float64(0.25), 0.25])
+def test_rates_of_numpy(number):
+    for optimizer in (mg.SGD(number, momentum=number), mg.Adam(number, betas=(number, number))):
+        assert type(optimizer.lr) is float
+        assert optimizer.lr == 0.25
+    assert Backprop(lr=number).name == "Backprop(lr=0.25)"
+
+
+@pytest.mark.parametrize("of", [np.float32, np.float64, np.float16])
+def test_schedules_of_numpy(of):
+    linear = schedules.Linear(of(0.5), of(0.25), np.int64(4), np.int32(1))
+    assert linear == schedules.Linear(0.5, 0.25, 4, 1)
+    cycle = schedules.Cycle(of(0.5), of(1.0), np.int64(4))
+    assert all(type(number) in (float, int) for one in (linear, cycle) for number in vars(one).values())
+
+
+def test_a_rate_that_is_a_tensor_is_copied():
+    rate = torch.tensor(0.25)
+    program = mg.compile(network(), Backprop(lr=rate))
+    before = bits(program)
+    rate.zero_()
+    assert bits(program) == before
+    learned = torch.nn.Parameter(torch.tensor(0.25))
+    assert Backprop(lr=learned).optimizer.lr is learned
+
+
+# -- names ------------------------------------------------------------------------------------------------------
+
+
+NAMES = {
+    "loss as source": (lambda n: n.connect("loss", "h"), r"'loss' is a loss, which sends no forward messages.*'y'"),
+    "operation on a loss": (lambda n: n.operation("f", "flatten", "loss"), "operation 'f': 'loss' is a loss"),
+    "loss on a loss": (lambda n: n.loss("loss", "l2"), "loss on 'loss': 'loss' is a loss"),
+    "loss on an input": (lambda n: n.loss("x", "l2"), "loss on 'x': 'x' is an input"),
+    "connection as unit": (lambda n: n.connect("x->h", "y"), "'x->h' is a connection; give the name of a unit"),
+    "list": (lambda n: n.connect(["x"], "h"), r"unknown unit \['x'\]"),
+    "number": (lambda n: n.connect(3, "h"), "unknown unit 3"),
+    "none": (lambda n: n.connect("x", None), "unknown unit None"),
+    "operand list": (lambda n: n.operation("f", "product", ["x", "h"]), "operation 'f': unknown unit"),
+    "operation class": (lambda n: n.operation("f", mg.MaxPool, "x"), r"pass an instance, MaxPool\(\.\.\.\)"),
+    "connection class": (lambda n: n.connect("x", "h", mg.Conv2d), r"pass an instance, Conv2d\(\.\.\.\)"),
+    "connection number": (lambda n: n.connect("x", "h", 3), "a connection is a name or an mg.Connection, got 3"),
+    "loss class": (lambda n: n.loss("h", mg.Loss), "pass an instance"),
+    "loss number": (lambda n: n.loss("h", 3), "a loss is a name or an mg.Loss, got 3"),
+    "trained": (lambda n: n.connect("x", "h", trained="no"), "trained='no' must be True or False"),
+    "delay": (lambda n: n.connect("x", "h", delay=0.5), "delay=0.5 must be an integer of at least 0"),
+    "tied": (lambda n: n.connect("x", "h", tied=3), "unknown connection 3"),
+    "pathway": (lambda n: n.connect("x", "h", pathway=3), "pathway=3 must be a name"),
+    "values": (lambda n: n.unit("z", 3, values=[1.0]), "unit 'z': values=.* must be a dictionary"),
+    "shared": (lambda n: n.unit("z", 3, bias_shared=(1,)), "bias_shared=.*dimensions below 1"),
+    "bias": (lambda n: n.unit("z", 3, bias="yes"), "'z.bias'.*must be a tensor"),
+    "pattern": (lambda n: n.frozen(3), "a pattern is a string such as 'x->\\*', got 3"),
+    "no pattern": (lambda n: n.frozen(), "at least one pattern"),
+    "empty name": (lambda n: n.unit("", 3), "'' cannot name a node"),
+    "space": (lambda n: n.unit(" z", 3), "' z' cannot name a node"),
+    "line": (lambda n: n.unit("z\n", 3), "cannot name a node"),
+    "numbered constant": (lambda n: n.unit("one#1", 3), "'one#1' cannot name a node"),
+    "name of a number": (lambda n: n.unit(3, 3), "3 cannot name a node"),
+    "name of a loss": (lambda n: n.loss("h", "l2", name=""), "'' cannot name a node"),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_and_types_that_do_not_fit(name):
+    act, words = NAMES[name]
+    net = network()
+    before = repr(net)
+    with pytest.raises(mg.NetworkError, match=words):
+        act(net)
+    assert repr(net) == before
+
+
+def test_freezing_a_tied_connection_names_its_owner():
+    net = autoencoder([4, 2], tied=True)
+    tied = next(name for name, wire in net.wires.items() if wire.tied)
+    with pytest.raises(mg.NetworkError, match=f"uses the weights of '{net.wires[tied].tied}', so freeze that"):
+        net.frozen(tied)
+
+
+@pytest.mark.parametrize("name", ["hidden layer", "größe", "層", "a/b", "h.1", "x y->".rstrip("->"), "#", "h'", '"'])
+def test_any_printable_name_works(name, tmp_path):
+    net = mg.Network()
+    net.input("x", 3), net.unit(name, 4, "tanh"), net.unit("y", 2)
+    net.connect("x", name), net.connect(name, "y"), net.loss("y", "l2")
+    plain = mlp([3, 4, 2], loss="l2")
+    one, two = mg.compile(net, Backprop()), mg.compile(plain, Backprop())
+    state, like = one.init(), two.init()
+    renamed = {n.replace("h1", name): c for n, c in like.items()}
+    assert state.keys() == renamed.keys()
+    x, t = torch.ones(2, 3), torch.zeros(2, 2)
+    assert torch.equal(one.step(renamed, x, t)[1].loss, two.step(like, x, t)[1].loss)
+    one.save(state, tmp_path / "state")
+    assert all(torch.equal(t, state[n][c]) for n, cs in one.load(tmp_path / "state").items() for c, t in cs.items())
+
+
+def test_names_of_connections_never_collide():
+    net = mg.Network()
+    net.input("x", 3), net.unit("h", 3), net.unit("h#1", 3)
+    made = [net.connect("x", "h#1"), net.connect("x", "h"), net.connect("x", "h"), net.connect("x", "h#1")]
+    assert len({*made, *net.wires}) == len(net.wires) == 4
+
+
+@pytest.mark.parametrize("back", ["h", "y"])
+def test_a_loss_cannot_be_a_source_of_a_cycle(back):
+    """What somebody means who writes y -> loss -> y."""
+    net = network()
+    with pytest.raises(mg.NetworkError, match="sends no forward messages; use the unit that it is put on, 'y'"):
+        net.connect("loss", back)
