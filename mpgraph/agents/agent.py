@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from mpgraph.errors import ProtocolError
+from torch.overrides import is_tensor_like
+
+from mpgraph.errors import ProtocolError, unknown
 
 from .channel import Channel, End
+from .each import Each
 from .initializers import Initializer
 from .module import RuleModule
 
@@ -78,11 +81,19 @@ class Agent(RuleModule):
 class View(ABC):
     """The state of one agent for one example, as its rule sees it. Reading ``s.name`` reads channel ``name``.
 
-    The two executors implement it: on lazy values (compiler) and on single numbers (interpreter).
+    Whatever a rule reads has its *local* shape: ``()`` for one number, ``(k,)`` for a channel of size k. That it stands
+    for many agents and examples never shows. Where a method below gives no shape, the result has that of its argument.
+
+    The two executors implement it: on lazy values (compiler) and on single numbers (interpreter). What both must refuse
+    is refused here.
     """
 
     node: AgentNode
     learning: bool  # False in predict, where every write is discarded
+    _agent: Agent
+    _channels: Mapping[str, Channel]  # those of the node
+    _pass: str
+    _values: dict[str, Any]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -94,29 +105,112 @@ class View(ABC):
             raise ProtocolError(f"a rule assigned s.{name}: state is a value, write 's = s.set({name}=...)'")
         object.__setattr__(self, name, value)
 
-    @abstractmethod
-    def _read(self, name: str) -> Any: ...
+    def _read(self, name: str) -> Any:
+        self._channel(name)
+        if name not in self._values:
+            raise ProtocolError(
+                f"{self._where()}: channel {name!r} is read before it is written; it is fast, so an earlier pass of "
+                "the same step must set it"
+            )
+        return self._values[name]
+
+    def _where(self) -> str:
+        return f"node {self.node.name!r}, pass {self._pass!r}"
+
+    def _channel(self, name: str) -> Channel:
+        if name not in self._channels:
+            raise ProtocolError(f"{self._where()}: " + unknown("channel", name, self._channels))
+        return self._channels[name]
+
+    def _is_fixed(self, name: str) -> bool:
+        """Whether writes to a channel are dropped: the weights of a connection that is not trained."""
+        return name == "w" and not self.node.trained
+
+    def _check_fits(self, name: str, channel: Channel, value: Any, what: str) -> None:
+        """Refuse what is not a number or tensor of a channel's shape; ``()`` fits every shape."""
+        if isinstance(value, Each):
+            if channel.kept:
+                raise ProtocolError(
+                    f"{self._where()}: channel {name!r} is kept, so it cannot hold a value for each neighbour"
+                )
+            return
+        if not isinstance(value, (int, float)) and not is_tensor_like(value):
+            raise ProtocolError(
+                f"{self._where()}: channel {name!r} {what} {type(value).__name__}; it takes a number or a tensor"
+            )
+        given, size = tuple(getattr(value, "shape", ())), self._agent.size_of(channel)
+        if (channel.kept or channel.size is not None) and given not in (size, ()):
+            raise ProtocolError(
+                f"{self._where()}: channel {name!r} has shape {size} but {what} a value of shape {given}"
+            )
+
+    def set(self, **values: Any) -> Self:
+        """A view with other values, each of the channel's shape or ``()``.
+
+        A slow channel takes the batch average, a common one that of all agents too. Writes to the ``w`` of a connection
+        that is not trained are dropped.
+
+        Raises:
+            ProtocolError: for an unknown or frozen channel, or a value of another shape.
+        """
+        view = self._copy()
+        for name, value in values.items():
+            channel = self._channel(name)
+            if channel.frozen:
+                raise ProtocolError(f"{self._where()}: channel {name!r} is frozen and cannot be set")
+            self._check_fits(name, channel, value, "was set to")
+            if not self._is_fixed(name):
+                view._write(name, channel, value)
+        return view
+
+    def descend(self, **signals: Any) -> View:
+        """Hand a channel's increment (a gradient) to the protocol's inner optimizer, which writes the channel.
+
+        The signal has the channel's shape, or ``()``. The optimizer gets its average over the batch, and over the uses
+        of a synapse in one example where it depends on them: write ``s.examples(...)`` for what is to be summed over
+        uses, a gradient.
+
+        Raises:
+            ProtocolError: for an unknown channel, or a signal of another shape.
+        """
+        view: View = self
+        for name, signal in signals.items():
+            view._check_fits(name, view._channel(name), signal, "was handed as its signal")
+            if not self._is_fixed(name):
+                view = view._descend(name, signal)
+        return view
 
     @abstractmethod
-    def set(self, **values: Any) -> View:
-        """A view with other values. A slow channel takes the batch average, a common one that of all agents too."""
+    def _copy(self) -> Self:
+        """A view of the same agent, to write into."""
+
+    @abstractmethod
+    def _write(self, name: str, channel: Channel, value: Any) -> None:
+        """Put a value, which fits, into this new view."""
+
+    @abstractmethod
+    def _descend(self, name: str, signal: Any) -> View: ...
 
     @abstractmethod
     def population(self, value: Any, how: str = "sum") -> Any:
-        """Aggregate over the agents of the node, for each example: ``sum``, ``mean``, ``max``, ``min``."""
+        """Aggregate over the agents of the node, for each example: ``sum``, ``mean``, ``max``, ``min``.
+
+        A value of shape ``()`` or ``(k,)`` gives one of the same shape, entry by entry; all agents get the same.
+        """
 
     @abstractmethod
     def cumsum(self, value: Any, end: End = "post") -> Any:
         """Sum over this agent of a connection and those before it at one end, for each example.
 
-        Those are the synapses that differ from it in their place at that end alone: of a dense connection all from the
+        Those are the synapses that differ from it only in their place at that end: of a dense connection all from the
         same ``pre``, in the order of the unit; of a convolution those of lower channels. Where places at one end are
-        not free of those at the other (one-to-one, sparse) it is the value itself.
+        not free of those at the other (one-to-one, sparse) it is the value itself. ``()`` gives ``()``, ``(k,)`` gives
+        ``(k,)``.
         """
 
     @abstractmethod
     def examples(self, value: Any, how: str = "mean") -> Any:
-        """Aggregate over the batch, for each agent.
+        """Aggregate over the batch, for each agent: ``()`` gives ``()``, ``(k,)`` gives ``(k,)``, for all examples.
 
         A synapse that is used several times in an example (a convolution's at every position, a recurrent one's at
         every tick) first *sums* its uses; they are parts of one example.
@@ -124,20 +218,21 @@ class View(ABC):
 
     @abstractmethod
     def all(self, value: Any, how: str = "mean") -> Any:
-        """Aggregate over the agents and the batch."""
+        """Aggregate over the agents and the batch; ``()`` gives ``()``, ``(k,)`` gives ``(k,)``, the same for all."""
 
     @abstractmethod
     def segment(self, function: Callable[..., Any], *values: Any) -> Any:
         """``function(*values)``, for one that is wide inside: a network at each synapse.
 
         It runs on some agents and examples at a time and, where there is a backward pass, again in that; so it costs
-        memory for what goes in and comes out alone, and time for one more forward run. The function may use the
-        parameters of its modules; of the agent's values only those that it is given. It returns a value, or a tuple.
+        memory only for what goes in and comes out, and time for one more forward run. The function gets and returns
+        tensors of local shape, ``()`` or ``(k,)``, one or a tuple of them. It may use the parameters of its modules; of
+        the agent's values only those that it is given.
         """
 
     @abstractmethod
     def normal(self, per: Literal["example", "agent"] = "example") -> Any:
-        """A standard normal number for each agent and example; drawn outside, so that a step stays pure.
+        """A standard normal number, shape ``()``, for each agent and example; sampled outside, so that steps stay pure.
 
         With ``per="agent"`` one for each agent's kept state, the same for all examples and uses: the shape of a weight.
         """
@@ -145,7 +240,7 @@ class View(ABC):
     @property
     @abstractmethod
     def step(self) -> Any:
-        """How many steps the state has taken: a number of the program's dtype, for schedules."""
+        """How many steps the state has taken: a number, shape ``()``, of the program's dtype, for schedules."""
 
     @abstractmethod
     def apply(self, z: Any) -> Any:
@@ -184,17 +279,3 @@ class View(ABC):
     def upto(self, value: Any, end: End = "post") -> Any:
         """:meth:`cumsum`."""
         return self.cumsum(value, end)
-
-    @abstractmethod
-    def _descend(self, channel: str, signal: Any) -> View: ...
-
-    def descend(self, **signals: Any) -> View:
-        """Hand a channel's increment (a gradient) to the protocol's inner optimiser, which writes the channel.
-
-        The optimiser gets the average of the signal over the batch, and over the uses of a synapse in one example
-        where it depends on them: write ``s.examples(...)`` for what is to be summed over uses, a gradient.
-        """
-        view: View = self
-        for channel, signal in signals.items():
-            view = view._descend(channel, signal)
-        return view

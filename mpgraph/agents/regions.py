@@ -6,12 +6,9 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from mpgraph.errors import ProtocolError
-from mpgraph.graph.arrows import Arrow
-from mpgraph.lowering.rehearsal import message_shapes
 from mpgraph.network.network import Network
 
 from .agent import Agent
@@ -135,10 +132,10 @@ class Regions(Protocol):
         return self.parts[0].phase(step)
 
     def check(self, graph: AgentGraph) -> None:
-        """Refuse patterns that serve no node, and borders over which messages do not fit.
+        """Refuse patterns that serve no node.
 
         Raises:
-            ProtocolError: naming the patterns, or the arrow and both rules.
+            ProtocolError: naming the patterns.
         """
         names = dict.fromkeys(node.owner for node in graph.nodes.values() if not node.serves)
         used = {self.pattern_of(name) for name in names if name not in self._drawn}
@@ -154,24 +151,6 @@ class Regions(Protocol):
             raise ProtocolError(f"Regions: no node matches {which}; the nodes are {', '.join(names)}")
         for rule in self.parts:
             rule.check(graph)
-        self._check_borders(graph)
-
-    def _check_borders(self, graph: AgentGraph) -> None:
-        """Every message between regions must have the local shape that both rules give it when alone."""
-        crossing = [a for a in graph.all_arrows() if self.rule_of(a.source) is not self.rule_of(a.target)]
-        wide = any(graph.agents[n].size_of(c) for n, channels in graph.channels.items() for c in channels.values())
-        if not crossing or not wide:  # every number is a single one, so they fit
-            return
-        alone = {rule: message_shapes(graph.network, rule) for rule in self.parts}
-        for arrow in crossing:
-            rules = self.rule_of(arrow.source), self.rule_of(arrow.target)
-            said = (arrow.pass_name, arrow.source.owner)  # for an arrow that one of the rules alone would not have
-            sent = alone[rules[0]].get(str(arrow)) or alone[rules[0]].get(said)
-            heard = alone[rules[1]].get(str(arrow)) or alone[rules[1]].get(
-                (arrow.pass_name, arrow.target.owner, arrow.role)
-            )
-            if sent and heard and sent != heard:
-                raise ProtocolError(_misfit(arrow, rules, sent, heard))
 
     def _have(self, attribute: str) -> str:
         given = ((pattern, self.rules[_key(pattern)]) for pattern in self.patterns)
@@ -195,12 +174,3 @@ def _occurs(part: Sequence[str], whole: Sequence[str]) -> bool:
     """Whether all of ``part`` stands in ``whole``, in this order."""
     rest = iter(whole)
     return all(name in rest for name in part)
-
-
-def _misfit(arrow: Arrow, rules: tuple[Protocol, Protocol], sent: set[torch.Size], heard: set[torch.Size]) -> str:
-    told = [", ".join(str(tuple(shape)) for shape in shapes) for shapes in (sent, heard)]
-    return (
-        f"Regions: at the border {arrow} messages do not fit: {rules[0]!r} (of {arrow.source.name!r}) sends numbers of "
-        f"local shape {told[0]}, {rules[1]!r} (of {arrow.target.name!r}) expects {told[1]}. Rules that meet must "
-        "exchange messages of one width; () is a single number"
-    )

@@ -6,6 +6,7 @@ neighbour has a ``<pass>_message``. All wiring is derived here, once; both execu
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
@@ -35,7 +36,8 @@ class AgentGraph:
     Attributes:
         nodes: by name.
         agents: by node name.
-        channels: by node name, those of its agent and those that an inner optimiser keeps for them.
+        channels: by node name, those of its agent; of a compiled graph also those that inner optimizers keep for them,
+            see :meth:`with_channels`.
         uses: for each node that keeps a state, the nodes that use it (ticks, tied weights); mostly itself alone.
         arrows: for each pass the arrows into each node (by name), grouped by role.
         order: for each pass the nodes, sources first.
@@ -66,6 +68,12 @@ class AgentGraph:
         for name in protocol.all_passes:
             self._wire(name)
         protocol.check(self)
+
+    def with_channels(self, more: Mapping[str, Mapping[str, Channel]]) -> AgentGraph:
+        """The same graph, whose nodes have further channels: those that inner optimizers keep, by node name."""
+        graph = copy.copy(self)
+        graph.channels = {name: {**channels, **more.get(name, {})} for name, channels in self.channels.items()}
+        return graph
 
     def _check_rule(self) -> None:
         """Reject names in a rule that match nothing (usually typos)."""

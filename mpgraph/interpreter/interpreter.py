@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mpgraph.agents.agent import View
+from mpgraph.agents.channel import Channel
 from mpgraph.agents.each import Each
 from mpgraph.agents.node import AgentNode
 from mpgraph.errors import ProtocolError
@@ -270,7 +271,7 @@ class _Run:
 
     def prediction(self, name: str) -> Tensor:
         node, agent = self.graph.nodes[name], self.graph.agents[name]
-        rows = []
+        self.pass_name, rows = "forward", []
         for example in range(self.batch):
             row = [torch.as_tensor(agent.readout(self.view(node, (i, example)))) for i in indices(node.shape)]
             rows.append(torch.stack(row).reshape(*node.shape, *row[0].shape))
@@ -292,35 +293,28 @@ class ScalarView(View):
         asked: dict[Key, Any] | None = None,
     ) -> None:
         self._run, self.node, self._key = run, node, key
+        self._agent, self._channels = run.graph.agents[node.name], run.graph.channels[node.name]
+        self._pass = run.pass_name
         self._values, self._answers, self._asked = dict(values), answers, asked
         self._wrote: set[str] = set()
         self._signals: dict[str, Any] = {}
-
-    def _read(self, name: str) -> Any:
-        if name not in self._values:
-            raise ProtocolError(
-                f"node {self.node.name!r}, pass {self._run.pass_name!r}: {name!r} is read before it is written"
-            )
-        return self._values[name]
 
     def _copy(self) -> ScalarView:
         view = ScalarView(self._run, self.node, self._key, self._values, self._answers, self._asked)
         view._wrote, view._signals = set(self._wrote), dict(self._signals)
         return view
 
-    def set(self, **values: Any) -> ScalarView:  # noqa: D102
-        view = self._copy()
-        for name, value in values.items():
-            channel = self._run.graph.channels[self.node.name][name]
-            if name == "w" and not self.node.trained:
-                continue
-            if channel.kept and self._asked is not None:
-                value = self._ask(value, self._sharing(channel))
-                view._wrote.add(name)
-            view._values[name] = value
-        return view
+    def _write(self, name: str, channel: Channel, value: Any) -> None:
+        if not isinstance(value, Each):
+            value = torch.as_tensor(value, dtype=self._run.dtype)
+            if channel.kept or channel.size is not None:  # one number may stand for all k
+                value = value.expand(self._agent.size_of(channel))
+        if channel.kept and self._asked is not None:
+            value = self._ask(value, self._sharing(channel))
+            self._wrote.add(name)
+        self._values[name] = value
 
-    def _sharing(self, channel: Any) -> Group:
+    def _sharing(self, channel: Channel) -> Group:
         """The mean over all agents and examples for which a kept channel is one."""
         return Group(lambda key: _place(self.node, channel, key), "mean")
 
@@ -418,10 +412,7 @@ class ScalarView(View):
         return self._on_node(self.node.function.gradient, pre, target)
 
     def _descend(self, channel: str, signal: Any) -> View:
-        if channel == "w" and not self.node.trained:
-            return self
-        declared = self._run.graph.channels[self.node.name][channel]
-        signal = self._ask(signal, self._sharing(declared))
+        signal = self._ask(signal, self._sharing(self._channels[channel]))
         if len(self._run.graph.uses[self.node.owner]) > 1:
             view = self._copy()
             view._signals[channel] = signal

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,26 +13,23 @@ from mpgraph.errors import ProtocolError
 from mpgraph.graph.arrows import Arrow
 from mpgraph.network.axes import BATCH, Axis
 
-from .algebra import Factor, Value
-
-if TYPE_CHECKING:
-    from .compiler import Trace
+from .context import Context
+from .value import Value
 
 
-def aggregated(trace: Trace, arrows: Sequence[Arrow], values: Sequence[Any]) -> Value:
+def aggregated(context: Context, arrows: Sequence[Arrow], values: Sequence[Any]) -> Value:
     """All messages of one role through a module called as ``aggregate(x, index, dim_size=n, dim=-2)``.
 
     It gets ``(batch, messages, k)`` with ``k`` the message's local size (1 for numbers) and for each message the flat
     index of its receiver, and returns ``(batch, n, k)``.
     """
-    code, target, how = trace.recorder, arrows[0].target, arrows[0].how
+    code, target, how = context.emitter, arrows[0].target, arrows[0].how
     if any(isinstance(v, dict) for v in values):
         raise ProtocolError(f"{arrows[0]}: a module cannot aggregate messages that are dictionaries")
-    local = values[0].local
     parts, indices = [], []
     for arrow, value in zip(arrows, values, strict=True):
         axes, index = _messages(arrow)
-        nodes = code.full(value, (BATCH, *axes, *value.local))
+        nodes = code.full(value.materialize(), (BATCH, *axes, *value.local))
         nodes = code.emit("flatten", nodes, 1, len(axes)) if axes else code.emit("unsqueeze", nodes, 1)
         nodes = code.emit("flatten", nodes, 2) if value.local else code.emit("unsqueeze", nodes, -1)
         keep = index >= 0
@@ -43,12 +40,11 @@ def aggregated(trace: Trace, arrows: Sequence[Arrow], values: Sequence[Any]) -> 
     messages = parts[0] if len(parts) == 1 else code.emit(torch.cat, parts, 1)
     agents = math.prod(target.shape)
     receivers = code.constant(torch.cat(indices), "receivers")
-    call = trace.function(how, f"aggregate_to_{agents}", lambda: _call(how, agents))
+    call = context.function(how, f"aggregate_to_{agents}", lambda: _call(how, agents))
     result = code.emit(call, messages, receivers, work=target.axes)
     code.note(f"messages materialised for {type(how).__name__}")
-    sizes = [axis.size for axis in (*target.axes, *local)]
-    result = code.emit("reshape", result, (-1, *sizes))
-    return Value(code, (), local).like(Factor(result, (BATCH, *target.axes, *local)))
+    result = code.emit("reshape", result, (-1, *target.shape, *values[0].shape))
+    return context.leaf(result, (BATCH, *target.axes), values[0].shape)
 
 
 def _call(how: Any, agents: int) -> Any:

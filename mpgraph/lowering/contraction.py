@@ -1,8 +1,9 @@
 """Sums of products as torch calls: which products are formed first, and what each contraction becomes.
 
-Settling a sum starts with its smallest terms and adds each to the next that has their axes, so that a large tensor is
-passed over as few times as possible; of one size, plain products come first and contractions accumulate onto them. So
-``w - lr * mean(e x)`` becomes one ``addmm`` and ``sum_i w x + b`` one ``linear``.
+To materialize a sum is to write it as one tensor. That starts with its smallest terms and adds each to the next that
+has their axes, so that a large tensor is passed over as few times as possible; of one size, plain products come first
+and contractions accumulate onto them. So ``w - lr * mean(e x)`` becomes one ``addmm`` and ``sum_i w x + b`` one
+``linear``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import itertools
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
@@ -19,16 +20,14 @@ from torch.nn import functional
 
 from mpgraph.network.axes import BATCH, Axis, ordered
 
-from .algebra import Factor, Term
+from .emitter import Emitter, Number
 from .gather import add_up, lower
-
-if TYPE_CHECKING:
-    from .recorder import Number, Recorder
+from .terms import Factor, Term
 
 TYPICAL_BATCH = 32  # only to compare costs of association orders while compiling
 
 
-def settle(code: Recorder, given: Iterable[Term]) -> Factor:
+def materialize(code: Emitter, given: Iterable[Term]) -> Factor:
     """Write a sum of products as torch calls: small ones first, and products before contractions of their size."""
     terms = _merged(given)
     numbers = [code.number(*t[:2]) for t in terms if not t.factors]
@@ -52,7 +51,7 @@ def settle(code: Recorder, given: Iterable[Term]) -> Factor:
     return _added(code, sums) or Factor(code.fill(sum(numbers[1:], numbers[0]) if numbers else 0.0), ())
 
 
-def _added(code: Recorder, sums: Iterable[Factor]) -> Factor | None:
+def _added(code: Emitter, sums: Iterable[Factor]) -> Factor | None:
     total: Factor | None = None
     for other in sums:
         total = _add(code, total, other, 1.0)
@@ -65,7 +64,7 @@ def _turn(term: Term) -> tuple[Any, ...]:
     return len(term.axes), _elements(term.axes), kind, term[:2] != (1.0, 0)
 
 
-def _add_product(code: Recorder, total: Factor | None, factors: Sequence[Factor], scale: Number) -> Factor:
+def _add_product(code: Emitter, total: Factor | None, factors: Sequence[Factor], scale: Number) -> Factor:
     """``total + scale * prod(factors)``, in one call where everything has the same axes."""
     if total is not None and len(factors) == 2 and all(f.axes == total.axes for f in factors):
         one, two = (f.node for f in sorted(factors, key=lambda f: f.node.name))
@@ -74,13 +73,13 @@ def _add_product(code: Recorder, total: Factor | None, factors: Sequence[Factor]
     return _add(code, total, product(code, factors), scale)
 
 
-def _plus(code: Recorder, factor: Factor, numbers: Iterable[Number]) -> Factor:
+def _plus(code: Emitter, factor: Factor, numbers: Iterable[Number]) -> Factor:
     for number in numbers:
         factor = Factor(code.emit(torch.add, factor.node, number, work=factor.axes), factor.axes)
     return factor
 
 
-def _add(code: Recorder, total: Factor | None, factor: Factor, scale: Number) -> Factor:
+def _add(code: Emitter, total: Factor | None, factor: Factor, scale: Number) -> Factor:
     if total is None:
         if scale == 1.0:
             return factor
@@ -100,7 +99,7 @@ def _add(code: Recorder, total: Factor | None, factor: Factor, scale: Number) ->
     return Factor(node, axes)
 
 
-def factored(code: Recorder, terms: list[Term]) -> list[Term]:
+def factored(code: Emitter, terms: list[Term]) -> list[Term]:
     """Contractions that share a factor as one: ``sum_b e x + sum_b y x`` is ``sum_b (e + y) x``.
 
     Only where the sum of the other factors is no larger than one of them, and while any share one.
@@ -121,7 +120,7 @@ def factored(code: Recorder, terms: list[Term]) -> list[Term]:
         rest = term._replace(factors=_others(term, factor), bound=frozenset(), power=0)
         inside.append(rest.renamed(names))
     with code.at(first.origin):
-        whole = first._replace(coefficient=1.0, factors=(settle(code, inside), outside))
+        whole = first._replace(coefficient=1.0, factors=(materialize(code, inside), outside))
     done = [id(term) for term, _ in group]
     return factored(code, [whole, *(term for term in terms if id(term) not in done)])
 
@@ -151,7 +150,7 @@ def _same_size(group: list[tuple[Term, Factor]]) -> bool:
     return len({id(term) for term, _ in group}) == len(group) and set().union(*sets) in sets
 
 
-def product(code: Recorder, factors: Iterable[Factor]) -> Factor:
+def product(code: Emitter, factors: Iterable[Factor]) -> Factor:
     """Multiply tensors out, small ones first."""
     first, *rest = sorted(factors, key=lambda f: (_elements(f.axes), f.node.name))
     for factor in rest:
@@ -163,7 +162,7 @@ def product(code: Recorder, factors: Iterable[Factor]) -> Factor:
     return first
 
 
-def contract(code: Recorder, term: Term, into: Factor | None = None, scale: Number = 1.0) -> Factor:
+def contract(code: Emitter, term: Term, into: Factor | None = None, scale: Number = 1.0) -> Factor:
     """``into + scale * sum_bound prod(factors)``, two factors at a time, cheapest intermediate first."""
     factors, bound = list(term.factors), term.bound
     incidence = term.fold.incidence if term.fold else next((f.gathered for f in factors if f.gathered), None)
@@ -174,13 +173,9 @@ def contract(code: Recorder, term: Term, into: Factor | None = None, scale: Numb
             return whole if fused else _add(code, into, whole, scale)
         factors = [code.plain(f) for f in factors]
         if term.fold:
-            inside = term._replace(factors=tuple(factors), bound=bound - set(term.fold.sites), fold=None)
-            return _add(
-                code,
-                into,
-                add_up(code, settle(code, [inside._replace(coefficient=1.0, power=0)]), term.fold),
-                scale,
-            )
+            rest = bound - set(term.fold.sites)
+            inside = term._replace(coefficient=1.0, power=0, factors=tuple(factors), bound=rest, fold=None)
+            return _add(code, into, add_up(code, materialize(code, [inside]), term.fold), scale)
     factors = _sum_lone(code, factors, bound)
     while len(factors) > 2:
         pairs = [(i, j) for j in range(len(factors)) for i in range(j)]
@@ -194,7 +189,7 @@ def contract(code: Recorder, term: Term, into: Factor | None = None, scale: Numb
     return _add(code, into, factors[0], scale)
 
 
-def _sum_lone(code: Recorder, factors: list[Factor], bound: frozenset[Axis]) -> list[Factor]:
+def _sum_lone(code: Emitter, factors: list[Factor], bound: frozenset[Axis]) -> list[Factor]:
     """Sum, before anything is multiplied, the bound axes that only one factor has."""
     result = []
     for i, factor in enumerate(factors):
@@ -204,11 +199,11 @@ def _sum_lone(code: Recorder, factors: list[Factor], bound: frozenset[Axis]) -> 
     return result
 
 
-def _sum(code: Recorder, factor: Factor, axes: Sequence[Axis]) -> Factor:
+def _sum(code: Emitter, factor: Factor, axes: Sequence[Axis]) -> Factor:
     if not axes:
         return factor
     rest = tuple(a for a in factor.axes if a not in axes)
-    if code.online and len(axes) == 1 and _is_batch(axes[0]):
+    if code.single and len(axes) == 1 and _is_batch(axes[0]):
         return Factor(code.emit("select", factor.node, factor.axes.index(axes[0]), 0), rest)
     dims = tuple(factor.axes.index(a) for a in axes)
     node = code.emit("sum", factor.node, *([dims[0] if len(dims) == 1 else dims] if rest else []), work=factor.axes)
@@ -216,7 +211,7 @@ def _sum(code: Recorder, factor: Factor, axes: Sequence[Axis]) -> Factor:
 
 
 def _pair(
-    code: Recorder, one: Factor, two: Factor, bound: frozenset[Axis], into: Factor | None, scale: Number
+    code: Emitter, one: Factor, two: Factor, bound: frozenset[Axis], into: Factor | None, scale: Number
 ) -> Factor:
     shared = [a for a in one.axes if a in two.axes]
     summed = [a for a in shared if a in bound]
@@ -235,7 +230,7 @@ def _pair(
 
 
 def _matrix_product(
-    code: Recorder,
+    code: Emitter,
     one: Factor,
     two: Factor,
     axis: Axis,
@@ -274,7 +269,7 @@ def _matrix_product(
         return Factor(code.emit("view_as", node, into.node), axes)
     if len(rows) != 1:
         return _add(code, into, Factor(code.emit(torch.matmul, left, right, **work), axes), scale)
-    if code.online and _is_batch(axis) and into is not None and into.axes == axes:
+    if code.single and _is_batch(axis) and into is not None and into.axes == axes:
         beta = {} if scale == 1.0 else {"value": scale}
         return Factor(code.emit(torch.addcmul, into.node, left, right, **beta, **work), axes)
     if into is not None and into.axes in (axes, axes[1:]):

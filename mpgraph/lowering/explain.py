@@ -6,17 +6,16 @@ import math
 import operator
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 from torch import fx
 
 from mpgraph.graph.arrows import Arrow
 from mpgraph.graph.wiring import AgentGraph
 from mpgraph.network.axes import Axis
 
-if TYPE_CHECKING:
-    from .compiler import Compiled
+from .compile import Compiled
+from .shapes import Size, tensors_of
 
 # Views and numbers: they cost nothing.
 FREE = (
@@ -45,21 +44,6 @@ class Row(NamedTuple):
     note: str
 
 
-class _Shapes(fx.Interpreter):
-    """Runs generated code once and keeps the shape and size of every tensor in it."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
-        self.bytes: dict[fx.Node, int] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, torch.Tensor):
-            self.shapes[n], self.bytes[n] = tuple(result.shape), result.numel() * result.element_size()
-        return result
-
-
 def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_size: int) -> list[Row]:
     """All lines in the order of the schedule, then readouts, losses and writes.
 
@@ -69,9 +53,7 @@ def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_
         arguments: what the generated function takes, at ``batch_size``; it is run once to see all shapes.
         batch_size: for FLOPs.
     """
-    seen = _Shapes(compiled.module)
-    with torch.no_grad():
-        seen.run(*arguments)
+    sizes = tensors_of(compiled.module, arguments)
     calls: dict[Any, list[fx.Node]] = {}
     for node in compiled.module.graph.nodes:
         if node.op in ("call_function", "call_method") and node.target not in FREE:
@@ -86,8 +68,8 @@ def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_
         if not nodes and not isinstance(origin, Arrow):
             return
         flops = sum(per * _elements(axes, batch_size) for per, axes in (n.meta["work"] for n in nodes))
-        size = sum(seen.bytes.get(m, 0) for n in nodes for m in (n, *n.all_input_nodes))
-        shapes = ", ".join(_signature(n, seen.shapes) for n in nodes)
+        moved = sum(sizes[m].bytes for n in nodes for m in (n, *n.all_input_nodes) if m in sizes)
+        shapes = ", ".join(_signature(n, sizes) for n in nodes)
         result.append(
             Row(
                 pass_name,
@@ -95,7 +77,7 @@ def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_
                 ", ".join(map(_name, nodes)) or "-",
                 shapes,
                 flops,
-                size,
+                moved,
                 note if nodes else "",
             )
         )
@@ -112,10 +94,10 @@ def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_
     return result
 
 
-def _signature(node: fx.Node, shapes: dict[fx.Node, tuple[int, ...]]) -> str:
+def _signature(node: fx.Node, sizes: dict[fx.Node, Size]) -> str:
     """Shapes of a call: ``32x64 10x64 -> 32x10``."""
-    operands = " ".join(_shape(shapes[n]) for n in node.all_input_nodes if n in shapes)
-    return f"{operands} -> {_shape(shapes.get(node, ()))}"
+    operands = " ".join(_shape(sizes[n].shape) for n in node.all_input_nodes if n in sizes)
+    return f"{operands} -> {_shape(sizes[node].shape if node in sizes else ())}"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -1,13 +1,13 @@
 """Messages between the sites of a connection and the agents of a unit, as code.
 
-Both directions stay lazy. Where a sum of products is recognised, it becomes what an expert calls (``conv2d``, its two
-gradients, a sparse product); everything else is an ``index_select`` or ``index_add`` and right.
+Both directions stay lazy. Where a sum of products is recognized, it becomes what an expert would call (``conv2d``, its
+two gradients, a sparse product); everything else is an ``index_select`` or ``index_add``, which is always right.
 """
 
 from __future__ import annotations
 
 from functools import singledispatch
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -16,35 +16,18 @@ from torch.nn import grad as convolution
 from mpgraph.network.axes import BATCH, Axis
 from mpgraph.network.incidence import Edges, Incidence, Windows, sizes_of
 
-from .algebra import Factor, Fold, Term, Value
+from .emitter import Emitter
 from .sparse import outer, product
-
-if TYPE_CHECKING:
-    from .recorder import Recorder
+from .terms import Factor, Fold, Term
 
 Lowered = tuple[Factor, bool]  # the result, and whether what it is added to is already in it
 
 
-def look_up(code: Recorder, factor: Factor) -> Factor:
-    """Carry out a lazy look-up."""
-    incidence, node = factor.gathered, factor.node
-    assert incidence is not None
-    if len(incidence.unit) > 1:
-        node = code.emit("flatten", node, -len(incidence.unit))
-    if incidence.partial:
-        node = code.emit(functional.pad, node, (0, 1))
-    index = code.constant(incidence.places, "places")
-    node = code.emit(torch.index_select, node, -1, index, work=factor.axes, per=0)
-    if len(incidence.sites) > 1:
-        node = code.emit("unflatten", node, -1, sizes_of(incidence.sites))
-    return Factor(node, factor.axes)
-
-
-def add_up(code: Recorder, factor: Factor, fold: Fold, how: str = "sum") -> Factor:
+def add_up(code: Emitter, factor: Factor, fold: Fold, how: str = "sum") -> Factor:
     """Add up a tensor over the sites of each agent (or take the extremum)."""
     incidence = fold.incidence
     rest = tuple(a for a in factor.axes if a not in fold.sites)
-    node = code.full(Value(code, ()).like(factor), (*rest, *fold.sites))
+    node = code.full(factor, (*rest, *fold.sites))
     if len(fold.sites) > 1:
         node = code.emit("flatten", node, -len(fold.sites))
     sizes = [code.batch_size() if a is BATCH else a.size for a in rest]
@@ -63,7 +46,7 @@ def add_up(code: Recorder, factor: Factor, fold: Fold, how: str = "sum") -> Fact
     return Factor(node, (*rest, *fold.unit))
 
 
-def lower(incidence: Incidence, code: Recorder, term: Term, into: Factor | None) -> Lowered | None:
+def lower(incidence: Incidence, code: Emitter, term: Term, into: Factor | None) -> Lowered | None:
     """A contraction over this incidence as one call, added to ``into`` if that is free; ``None`` if unknown."""
     tensors = [f for f in term.factors if f.axes]
     scalars = [f for f in term.factors if not f.axes]
@@ -80,7 +63,7 @@ def lower(incidence: Incidence, code: Recorder, term: Term, into: Factor | None)
 
 @singledispatch
 def _pair(
-    incidence: Incidence, code: Recorder, factors: list[Factor], term: Term, into: Factor | None
+    incidence: Incidence, code: Emitter, factors: list[Factor], term: Term, into: Factor | None
 ) -> Lowered | None:
     """Two tensors over one incidence as one call; each kind of table knows its own."""
     return None
@@ -88,7 +71,7 @@ def _pair(
 
 @_pair.register(Windows)
 def _windows(
-    incidence: Windows, code: Recorder, factors: list[Factor], term: Term, into: Factor | None
+    incidence: Windows, code: Emitter, factors: list[Factor], term: Term, into: Factor | None
 ) -> Lowered | None:
     options = {k: getattr(incidence, k) for k in ("stride", "padding", "dilation", "groups")}
     if term.fold is not None:
@@ -125,7 +108,7 @@ def _windows(
 
 
 def _input_gradient(
-    code: Recorder, factors: list[Factor], bound: frozenset[Axis], fold: Fold, options: dict[str, Any]
+    code: Emitter, factors: list[Factor], bound: frozenset[Axis], fold: Fold, options: dict[str, Any]
 ) -> Lowered | None:
     *channels, kernel_h, kernel_w, height, width = fold.sites
     weight = next((f for f in factors if kernel_h in f.axes and height not in f.axes), None)
@@ -159,7 +142,7 @@ def _input_gradient(
 
 
 @_pair.register(Edges)
-def _edges(incidence: Edges, code: Recorder, factors: list[Factor], term: Term, into: Factor | None) -> Lowered | None:
+def _edges(incidence: Edges, code: Emitter, factors: list[Factor], term: Term, into: Factor | None) -> Lowered | None:
     ends = [f.gathered for f in factors]
     if term.fold is None:
         if not all(isinstance(i, Edges) and i.pattern is incidence.pattern for i in ends) or ends[0] is ends[1]:
@@ -185,7 +168,7 @@ def _edges(incidence: Edges, code: Recorder, factors: list[Factor], term: Term, 
     return Factor(node, axes), fused
 
 
-def _tables(incidence: Edges, code: Recorder, rows: str) -> list[Any]:
+def _tables(incidence: Edges, code: Emitter, rows: str) -> list[Any]:
     """The pattern as constants of the code: CSR by the rows of the result, then by those of the other end."""
     ends = (rows, "pre" if rows == "post" else "post")
     return [
@@ -195,7 +178,7 @@ def _tables(incidence: Edges, code: Recorder, rows: str) -> list[Any]:
     ]
 
 
-def _flat(code: Recorder, factor: Factor) -> Any:
+def _flat(code: Emitter, factor: Factor) -> Any:
     """The looked-up tensor of a factor, with its unit axes as one dimension."""
     many = len(factor.gathered.unit) if factor.gathered else 1
     return code.emit("flatten", factor.node, -many) if many > 1 else factor.node

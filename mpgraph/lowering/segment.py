@@ -3,7 +3,7 @@
 A learner inside a rule (a recurrent network at each synapse) is wider than what it reads and returns. Its intermediate
 values for all agents and examples at once fill main memory, and autograd keeps them for every step of an unroll. As a
 *segment* it costs what goes in and comes out: its code runs on some rows (agents and examples) at a time, whose
-intermediates fit a budget; autograd keeps the inputs alone, and the backward pass runs each slice again.
+intermediates fit a budget; autograd keeps only the inputs, and the backward pass runs each slice again.
 
     Chen, Xu, Zhang and Guestrin (2016), "Training deep nets with sublinear memory cost", arXiv 1604.06174.
 
@@ -21,11 +21,13 @@ import torch
 from torch import Tensor, fx
 
 from mpgraph.environment import inside_transform
-from mpgraph.network.axes import BATCH, local_axes, ordered
+from mpgraph.network.axes import BATCH, Axis, local_axes, ordered
 
-from .algebra import Factor, Value
+from .context import Context
+from .emitter import Emitter, identifier
 from .parameters import replaced
-from .recorder import Recorder, identifier
+from .shapes import tensors_of
+from .value import Value, coerce, leaf
 
 # Bytes of intermediate values at a time: on a CPU what stays in the cache, elsewhere what keeps the device busy.
 BUDGET = {"cpu": 16 << 20}
@@ -117,93 +119,96 @@ def _pullback(module: fx.GraphModule, given: Sequence[Tensor], wanted: Sequence[
     return back
 
 
-def emit(trace: Any, function: Callable[..., Any], values: Sequence[Any], name: str) -> Any:
-    """Trace a function of the agents of node ``name`` and write a call of it; see :meth:`mpgraph.View.segment`.
-
-    Raises:
-        ProtocolError: if the function uses values of the agent that it was not given.
-    """
-    outer, inner = trace.recorder, Recorder(trace.dtype)
-    values = [outer.coerce(value) for value in values]
-    axes = ordered(axis for value in values for axis in value.axes)
-    if not axes:  # nothing but parameters: one row, so nothing to cut
-        return function(*values)
-    arguments: dict[fx.Node, _Argument] = {}
-
-    def leaf(value: Any, hint: str) -> Value:
-        """A value as an argument of the segment."""
-        local = local_axes(value.shape)
-        if value.is_zero:
-            return Value(inner, (), local)
-        node = inner.input(f"{hint} {len(arguments)}" if hint in inner.inputs else hint)
-        if value.axes:
-            inner.batched(node)
-            source = outer.full(value, (*axes, *value.local))
-            source = outer.emit("flatten", source, 0, len(axes) - 1) if len(axes) > 1 else source
-        else:
-            source = outer.full(value, value.local)
-        arguments[node] = _Argument(source, tuple(value.shape), bool(value.axes))
-        return Value(inner, (), local).like(Factor(node, (BATCH, *local) if value.axes else local))
-
-    given = [leaf(value, f"value_{i}") for i, value in enumerate(values)]
-    with replaced(trace.modules, lambda index, value, label: leaf(value, label.rpartition(".")[2])):
-        results = function(*given)
-    several = isinstance(results, tuple)
-    found = [inner.coerce(value) for value in (results if several else [results])]
-    module = inner.finish(tuple(inner.full(value, (BATCH, *value.local)) for value in found))
-    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-    used = []
-    for node, argument in zip(placeholders, arguments.values(), strict=True):
-        if node.users:
-            used.append(argument)
-        else:
-            module.graph.erase_node(node)
-    module.recompile()
-    segment = Segment(module, [a.varies for a in used], _width(module, used, trace.dtype), name)
-    made = identifier(getattr(function, "__name__", type(function).__name__))
-    if f"{identifier(name)}_{made}" in outer.segments:  # an agent may have several
-        made = f"{made}_{len(outer.segments)}"
-    call = trace.function(segment, made, lambda: segment)
-    outer.segments[call.__name__] = module
-    work = [node.meta["work"] for node in module.graph.nodes if "work" in node.meta]
-    flops = sum(per * math.prod(axis.size or 1 for axis in over) for per, over in work)
-    node = outer.emit(call, *(a.source for a in used), work=axes, per=flops)
-    outer.note(f"a segment of {segment.width} numbers for each agent and example, in slices")
-    sizes = [-1 if axis is BATCH else axis.size for axis in axes]
-    parts = []
-    for index, value in enumerate(found):
-        part = trace.item(node, index)
-        part = outer.emit("unflatten", part, 0, sizes) if len(axes) > 1 else part
-        local = local_axes(value.shape)
-        parts.append(Value(outer, (), local).like(Factor(part, (*axes, *local))))
-    return tuple(parts) if several else parts[0]
-
-
 class _Argument(NamedTuple):
     """What the step hands to a segment."""
 
     source: fx.Node
     local: tuple[int, ...]
-    varies: bool
+    varies: bool  # by agent or example: it has rows
 
 
-def _width(module: fx.GraphModule, arguments: Sequence[_Argument], dtype: torch.dtype) -> int:
+class _Traced(NamedTuple):
+    """A function as code on rows ``(rows, *local)``."""
+
+    module: fx.GraphModule
+    arguments: list[_Argument]  # those that the code reads
+    shapes: list[torch.Size]  # local shapes of the results
+    several: bool  # whether it returns a tuple
+
+
+def lower_segment(context: Context, function: Callable[..., Any], values: Sequence[Any], name: str) -> Any:
+    """Trace a function of the agents of node ``name`` and write a call of it; see :meth:`mpgraph.View.segment`.
+
+    Raises:
+        ProtocolError: if the function uses values of the agent that it was not given.
+    """
+    code = context.emitter
+    values = [coerce(code, value) for value in values]
+    axes = ordered(axis for value in values for axis in value.axes)
+    if not axes:  # nothing but parameters: one row, so nothing to cut
+        return function(*values)
+    traced = _traced(context, function, values, axes)
+    width = _width(traced, context.dtype)
+    segment = Segment(traced.module, [a.varies for a in traced.arguments], width, name)
+    made = identifier(getattr(function, "__name__", type(function).__name__))
+    if f"{identifier(name)}_{made}" in code.segments:  # an agent may have several
+        made = f"{made}_{len(code.segments)}"
+    call = context.function(segment, made, lambda: segment)
+    code.segments[call.__name__] = traced.module
+    work = [node.meta["work"] for node in traced.module.graph.nodes if "work" in node.meta]
+    flops = sum(per * math.prod(axis.size or 1 for axis in over) for per, over in work)
+    node = code.emit(call, *(a.source for a in traced.arguments), work=axes, per=flops)
+    code.note(f"a segment of {width} numbers for each agent and example, in slices")
+    sizes = [-1 if axis is BATCH else axis.size for axis in axes]
+    results = []
+    for index, shape in enumerate(traced.shapes):
+        rows = context.item(node, index)
+        rows = code.emit("unflatten", rows, 0, sizes) if len(axes) > 1 else rows
+        results.append(context.leaf(rows, axes, shape))
+    return tuple(results) if traced.several else results[0]
+
+
+def _traced(context: Context, function: Callable[..., Any], values: Sequence[Value], axes: Sequence[Axis]) -> _Traced:
+    """The code of a function, on values whose one axis is the rows: all agents and examples in a line."""
+    outer, inner = context.emitter, Emitter(context.dtype)
+    arguments: dict[fx.Node, _Argument] = {}
+
+    def argument(value: Any, hint: str) -> Value:
+        """A value of the step as one of the function."""
+        if value.is_zero:
+            return Value(inner, (), local_axes(value.shape))
+        node = inner.input(f"{hint} {len(arguments)}" if hint in inner.inputs else hint)
+        varies = bool(value.axes)
+        if varies:
+            inner.batched(node)
+            source = outer.full(value.materialize(), (*axes, *value.local))
+            source = outer.emit("flatten", source, 0, len(axes) - 1) if len(axes) > 1 else source
+        else:
+            source = outer.full(value.materialize(), value.local)
+        arguments[node] = _Argument(source, tuple(value.shape), varies)
+        return leaf(inner, node, (BATCH,) if varies else (), value.shape)
+
+    given = [argument(value, f"value_{i}") for i, value in enumerate(values)]
+    with replaced(context.modules, lambda index, value, label: argument(value, label.rpartition(".")[2])):
+        results = function(*given)
+    several = isinstance(results, tuple)
+    found = [coerce(inner, value) for value in (results if several else [results])]
+    module = inner.finish(tuple(inner.full(value.materialize(), (BATCH, *value.local)) for value in found))
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    used = []
+    for node, one in zip(placeholders, arguments.values(), strict=True):
+        if node.users:
+            used.append(one)
+        else:
+            module.graph.erase_node(node)
+    module.recompile()
+    return _Traced(module, used, [value.shape for value in found], several)
+
+
+def _width(traced: _Traced, dtype: torch.dtype) -> int:
     """Intermediate numbers of one row: what two rows have more than one."""
     counts = []
     for rows in (1, 2):
-        count = _Count(module)
-        count.run(*(torch.zeros((rows, *a.local) if a.varies else a.local, dtype=dtype) for a in arguments))
-        counts.append(count.numbers)
+        given = [torch.zeros((rows, *a.local) if a.varies else a.local, dtype=dtype) for a in traced.arguments]
+        counts.append(sum(tensor.numel for tensor in tensors_of(traced.module, given).values()))
     return max(1, counts[1] - counts[0])
-
-
-class _Count(fx.Interpreter):
-    """Runs code once and counts the numbers in its tensors."""
-
-    numbers = 0
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            self.numbers += result.numel()
-        return result

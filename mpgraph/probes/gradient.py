@@ -11,8 +11,8 @@ from torch import Tensor, fx
 
 from mpgraph.errors import ProtocolError
 from mpgraph.graph.arrows import Arrow
-from mpgraph.lowering.algebra import Value
-from mpgraph.lowering.compiler import Trace
+from mpgraph.lowering.trace import Trace
+from mpgraph.lowering.value import Value
 from mpgraph.network.axes import BATCH
 from mpgraph.program.program import Batch, Program, State
 
@@ -39,9 +39,8 @@ class Perturbed(Trace):
         late = target.name in self.added or arrows[0].pass_name != "forward"
         if late or arrows[0].role != "pre" or not is_unit(target) or not isinstance(heard, Value):
             return heard
-        axes = (*target.axes, *heard.local)
-        self.added[target.name] = tuple(axis.size for axis in axes if axis.size is not None)
-        return heard + self.leaf(self.recorder.input(f"{target.name}.added"), (BATCH, *axes), heard.local)
+        self.added[target.name] = (*target.shape, *heard.shape)
+        return heard + self.leaf(self.emitter.input(f"{target.name}.added"), (BATCH, *target.axes), heard.shape)
 
 
 class _Gradient(NamedTuple):
@@ -60,7 +59,7 @@ def _gradient_of(program: Program) -> _Gradient:
         with trace.parameters_of(program):
             trace.follow(program.protocol.predict_passes)
             outputs = trace.results(True, {})
-        module = trace.recorder.finish(outputs).to(program.device)
+        module = trace.emitter.finish(outputs).to(program.device)
         _gradients[program] = _Gradient(module, trace.noise, trace.added)
     return _gradients[program]
 

@@ -17,10 +17,10 @@ from mpgraph.agents.regions import Regions
 from mpgraph.environment import inside_transform, usable
 from mpgraph.errors import FlatUnitWarning, InputError, ProtocolError, unknown
 from mpgraph.graph.wiring import AgentGraph
-from mpgraph.lowering.compiler import Compiled, compile_passes
+from mpgraph.lowering.compile import Compiled, compile_passes
+from mpgraph.lowering.dry_run import check_borders, optimizer_channels
 from mpgraph.lowering.explain import readable, rows, table
 from mpgraph.lowering.parameters import parameter_slots
-from mpgraph.lowering.rehearsal import declare_optimizers
 from mpgraph.network.network import Network
 from mpgraph.network.validation import check_functions
 from mpgraph.serialization import state as files
@@ -90,7 +90,6 @@ class Program(nn.Module):
         self._shapes = {
             n: (*(ticks if n in self._inputs else ()), *graph.nodes[n].shape) for n in (*self._inputs, *self._targets)
         }
-        declare_optimizers(graph, self, dtype)
         self._keeping = Keeping(graph, device, dtype)
         self._slots = parameter_slots(self)
         self._named = self._places_of_parameters()
@@ -107,7 +106,7 @@ class Program(nn.Module):
             if isinstance(module, RuleModule):
                 module.seal()
         if warn:
-            self._warn([name for c in compiled for name in c.flat], [name for c in compiled for name in c.still])
+            self._warn([name for c in compiled for name in c.flat], [name for c in compiled for name in c.no_signal])
 
     # -- compilation --------------------------------------------------------------------------------------
 
@@ -128,7 +127,7 @@ class Program(nn.Module):
                 raise InputError("under torch.compile, call step with this record= once eagerly first")
             passes = self.protocol.passes_of(phase) if learning else self.protocol.predict_passes
             self._compiled[key] = compile_passes(
-                self.graph, self, self.dtype, passes=passes, learning=learning, online=online, record=record
+                self.graph, self, self.dtype, passes=passes, learning=learning, single=online, record=record
             )
             self._compiled[key].module.to(self.device)  # constants: patterns of sparse connections and the like
         return self._compiled[key]
@@ -487,4 +486,7 @@ def compile(
         if not isinstance(drawn, Network):
             raise ProtocolError(f"{type(protocol).__name__}.rewrite must return a network, got {drawn!r}")
         check_functions(drawn, dtype, place)
-        return Program(AgentGraph(drawn, protocol), place, dtype, checks)
+        graph = AgentGraph(drawn, protocol)
+        if len(protocol.parts) > 1:
+            check_borders(graph)
+        return Program(graph.with_channels(optimizer_channels(graph, dtype)), place, dtype, checks)

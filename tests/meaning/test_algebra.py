@@ -44,8 +44,8 @@ def build(sheet, expression):
 
 
 @given(expressions(depth=4), st.booleans())
-def test_any_expression_equals_the_multiplied_out_one(expression, online):
-    sheet = Sheet(online=online)
+def test_any_expression_equals_the_multiplied_out_one(expression, single):
+    sheet = Sheet(single=single)
     value, array = build(sheet, expression)
     found, _ = sheet.evaluate(value)
     torch.testing.assert_close(found.expand(array.shape), array, rtol=1e-10, atol=1e-10)
@@ -63,8 +63,8 @@ def test_forward_product_with_bias_is_one_linear():
     sheet = Sheet()
     w, x, b = (sheet.leaf(n)[0] for n in (["j", "i"], ["batch", "i"], ["j"]))
     value = (w * x).total([sheet.axes["i"]]) + b
-    sheet.recorder.settle(value)
-    calls = [node.target for node in sheet.recorder.graph.nodes if node.op == "call_function"]
+    value.materialize()
+    calls = [node.target for node in sheet.emitter.graph.nodes if node.op == "call_function"]
     assert calls == [torch.nn.functional.linear]
 
 
@@ -150,7 +150,7 @@ def test_local_axes_follow_torch():
         (lambda v: v @ torch.ones(4), r"\(3,\) and \(4,\)"),
         (lambda v: v + torch.ones(4), "do not broadcast"),
         (lambda v: v + "text", "str"),
-        (lambda v: v * torch.ones(3, requires_grad=True), "no parameter"),
+        (lambda v: v * torch.ones(3, requires_grad=True), "not a parameter"),
         (lambda v: v.total([BATCH], "median"), "median"),
         (lambda v: list(v[0]), "single number"),
     ],
@@ -161,9 +161,9 @@ def test_what_a_value_refuses(act, message):
         act(value)
 
 
-@pytest.mark.parametrize("online", [False, True])
-def test_contractions_that_share_a_factor_become_one(online):
-    sheet = Sheet(online=online)
+@pytest.mark.parametrize("single", [False, True])
+def test_contractions_that_share_a_factor_become_one(single):
+    sheet = Sheet(single=single)
     (x, x_), (e, e_), (y, y_), (g, g_) = (
         sheet.leaf(n) for n in (["batch", "i"], ["batch", "j"], ["batch", "j"], ["batch"])
     )

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from mpgraph.lowering import sparse
+from mpgraph.network.incidence import Pattern
 
 
 def pattern(edges=14, sizes=(6, 5), seed=0, ordered=False):
     generator = torch.Generator().manual_seed(seed)
     pre, post = (torch.randint(0, size, (edges,), generator=generator) for size in sizes)
-    found = sparse.Pattern(pre, post.sort().values if ordered else post, sizes)
+    found = Pattern(pre, post.sort().values if ordered else post, sizes)
     sides = (*found.side("post"), *found.side("pre"))
     return (
         found,
@@ -105,7 +106,7 @@ def test_sparse_products_compile_as_one_graph(backend):
 
 def test_more_parallel_edges_than_pairs():
     """Torch refuses a matrix with more entries than places."""
-    found = sparse.Pattern(torch.tensor([0, 1, 0, 1, 1]), torch.zeros(5, dtype=torch.long), (2, 1))
+    found = Pattern(torch.tensor([0, 1, 0, 1, 1]), torch.zeros(5, dtype=torch.long), (2, 1))
     sides = (*found.side("post"), *found.side("pre"))
     e, x = torch.tensor([[2.0], [3.0]]), torch.tensor([[1.0, 10.0], [5.0, 7.0]])
     assert sparse.outer(e, x, *sides).tolist() == [17.0, 41.0, 17.0, 41.0, 41.0]

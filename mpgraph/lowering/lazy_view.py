@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -12,133 +12,109 @@ from mpgraph.agents.agent import View
 from mpgraph.agents.channel import Channel
 from mpgraph.agents.each import Each
 from mpgraph.agents.node import AgentNode
-from mpgraph.errors import ProtocolError, unknown
+from mpgraph.errors import ProtocolError
 from mpgraph.network.activations import Activation, activation
 from mpgraph.network.axes import BATCH, local_axes, ordered
 from mpgraph.network.losses import Loss
 from mpgraph.network.operations import Operation
 
-from . import segment
-from .algebra import Factor, Value
-from .recorder import identifier
-
-if TYPE_CHECKING:
-    from .compiler import Trace
+from .calls import opaque
+from .context import Context
+from .emitter import identifier
+from .segment import lower_segment
+from .terms import Factor
+from .value import Value, aligned, coerce
 
 
 class LazyView(View):
-    """The view of all agents of a node at once, on lazy values."""
+    """The view of all agents of a node at once, on lazy values.
+
+    Args:
+        context: the function being written.
+        node: whose agents.
+        pass_name: in which pass.
+        values: what each channel holds.
+        signals: for the inner optimizer, by channel, of a node that shares its state with others: it takes one step for
+            all of them, after the pass.
+    """
 
     def __init__(
         self,
-        trace: Trace,
+        context: Context,
         node: AgentNode,
         pass_name: str,
         values: Mapping[str, Any],
         signals: Mapping[str, Value] | None = None,
     ) -> None:
-        self._trace, self.node, self._pass = trace, node, pass_name
-        self.learning = trace.learning
+        self._context, self.node, self._pass = context, node, pass_name
+        self._emitter, self.learning = context.emitter, context.learning
+        self._agent, self._channels = context.graph.agents[node.name], context.graph.channels[node.name]
         self._values, self._signals = dict(values), dict(signals or {})
 
-    @property
-    def _channels(self) -> dict[str, Channel]:
-        return self._trace.graph.channels[self.node.name]
+    def _copy(self) -> LazyView:
+        return LazyView(self._context, self.node, self._pass, self._values, self._signals)
 
-    def _where(self) -> str:
-        return f"node {self.node.name!r}, pass {self._pass!r}"
-
-    def _read(self, name: str) -> Value:
-        if name not in self._channels:
-            raise ProtocolError(f"{self._where()}: " + unknown("channel", name, self._channels))
-        if name not in self._values:
-            raise ProtocolError(
-                f"{self._where()}: channel {name!r} is read before it is written; it is fast, so an earlier pass of "
-                "the same step must set it"
-            )
-        return self._values[name]
-
-    def set(self, **values: Any) -> LazyView:  # noqa: D102
-        view = LazyView(self._trace, self.node, self._pass, self._values, self._signals)
-        for name, given in values.items():
-            if name not in self._channels:
-                raise ProtocolError(f"{self._where()}: " + unknown("channel", name, self._channels))
-            channel = self._channels[name]
-            if channel.frozen:
-                raise ProtocolError(f"{self._where()}: channel {name!r} is frozen and cannot be set")
-            if name == "w" and not self.node.trained:
-                continue
-            view._values[name] = self._fitted(name, channel, given)
-        return view
-
-    def _fitted(self, name: str, channel: Channel, given: Any) -> Any:
-        recorder = self._trace.recorder
-        if isinstance(given, Each) and channel.extent == "fast":
-            return given
-        value = recorder.coerce(given)
-        shape = self._trace.graph.agents[self.node.name].size_of(channel)
-        if channel.extent != "fast" or channel.size is not None:
-            if value.shape not in (torch.Size(shape), torch.Size(())):
-                raise ProtocolError(
-                    f"{self._where()}: channel {name!r} has shape {shape} but was set to a value of shape "
-                    f"{tuple(value.shape)}"
-                )
-            if value.shape != torch.Size(shape):
-                local = local_axes(shape)
-                value = Value(recorder, value.simple().terms, local)
-        allowed = {BATCH, *self.node.axes} if channel.extent == "fast" else set(self.node.layout(channel))
+    def _write(self, name: str, channel: Channel, given: Any) -> None:
+        if isinstance(given, Each):
+            self._values[name] = given
+            return
+        value = coerce(self._emitter, given)
+        shape = self._agent.size_of(channel)
+        if (channel.kept or channel.size is not None) and value.shape != torch.Size(shape):  # one number for all k
+            value = Value(self._emitter, value.simple().terms, local_axes(shape))
+        allowed = set(self.node.layout(channel)) if channel.kept else {BATCH, *self.node.axes}
         known = {BATCH, *self.node.axes}
-        if channel.extent == "fast":
+        if not channel.kept:
             known.update(*self.node.inner.values())
         foreign = [axis for axis in value.axes if axis not in known]
         if foreign:
             raise ProtocolError(f"{self._where()}: a value for channel {name!r} depends on foreign axes {foreign}")
         averaged = [axis for axis in (BATCH, *self.node.axes) if axis not in allowed]
         value = value.total([axis for axis in averaged if axis in value.axes], "mean").stored()
-        recorder.name(value, f"{'new_' if channel.kept else ''}{name}_{self.node.name}")
-        return value
+        value.suggest_name(f"{'new_' if channel.kept else ''}{name}_{self.node.name}")
+        self._values[name] = value
 
     def population(self, value: Any, how: str = "sum") -> Value:  # noqa: D102
-        return self._trace.recorder.coerce(value).total(self.node.axes, how)
+        return coerce(self._emitter, value).total(self.node.axes, how)
 
     def cumsum(self, value: Any, end: str = "post") -> Value:  # noqa: D102
-        recorder, axes = self._trace.recorder, self.node.free_at(end)
-        value = recorder.coerce(value)
+        axes = self.node.free_at(end)
+        value = coerce(self._emitter, value)
         if not axes:
             return value
         sizes = [axis.size or 0 for axis in axes]
         others = tuple(axis.fresh() for axis in axes)
         total = math.prod(sizes)
-        lower = torch.ones(total, total, dtype=self._trace.dtype).tril().reshape(*sizes, *sizes)
-        mask = self._trace.leaf(recorder.constant(lower, f"upto_{identifier(self.node.name)}"), (*axes, *others))
+        lower = torch.ones(total, total, dtype=self._context.dtype).tril().reshape(*sizes, *sizes)
+        mask = self._context.leaf(self._emitter.constant(lower, f"upto_{identifier(self.node.name)}"), (*axes, *others))
         return (mask * value.renamed(dict(zip(axes, others, strict=True)))).total(others)
 
     def examples(self, value: Any, how: str = "mean") -> Value:  # noqa: D102
-        value = self._trace.recorder.coerce(value)
+        value = coerce(self._emitter, value)
         if how not in ("sum", "mean"):
             return value.total((*self.node.shared, BATCH), how)
         total = value.total((*self.node.shared, BATCH))
-        return (total.shared_by((BATCH,)) if how == "mean" else total) * self._trace.times(self.node)
+        return (total.shared_by((BATCH,)) if how == "mean" else total) * self._context.times(self.node)
 
     def all(self, value: Any, how: str = "mean") -> Value:  # noqa: D102
-        return self._trace.recorder.coerce(value).total((BATCH, *self.node.axes), how)
+        return coerce(self._emitter, value).total((BATCH, *self.node.axes), how)
 
     def normal(self, per: str = "example") -> Value:  # noqa: D102
-        trace = self._trace
+        context = self._context
         axes = (BATCH, *self.node.axes) if per == "example" else self.node.kept
-        name = f"{self.node.name}.{self._pass}.{len(trace.noise)}"
-        trace.noise[name] = tuple(axis.size for axis in axes)
-        node = trace.item(trace.inputs["noise"], name, f"noise_{len(trace.noise)}")
-        return trace.leaf(node, axes)
+        name = f"{self.node.name}.{self._pass}.{len(context.noise)}"
+        context.noise[name] = tuple(axis.size for axis in axes)
+        node = context.item(context.inputs["noise"], name, f"noise_{len(context.noise)}")
+        return context.leaf(node, axes)
 
     @property
     def step(self) -> Value:  # noqa: D102
-        trace = self._trace
-        counter = trace.item(trace.item(trace.inputs["state"], "program", "program"), "step", "step")
-        return trace.leaf(trace.recorder.emit("to", counter, trace.dtype), ())
+        context = self._context
+        counter = context.item(context.item(context.inputs["state"], "program", "program"), "step", "step")
+        return context.leaf(self._emitter.emit("to", counter, context.dtype), ())
 
     def segment(self, function: Callable[..., Any], *values: Any) -> Any:  # noqa: D102
-        return segment.emit(self._trace, function, values, self.node.name)
+        return lower_segment(self._context, function, values, self.node.name)
 
     def _function(self) -> Activation:
         if not isinstance(self.node.function, Activation):
@@ -153,40 +129,35 @@ class LazyView(View):
         values: Sequence[Any],
         inline: bool = True,
     ) -> Value:
-        """A kind's function on tensors of the node, written inline or called."""
-        recorder = self._trace.recorder
-        values = recorder.aligned(*values)
+        """An activation's function on tensors of the node, written inline or called."""
+        values = aligned(self._emitter, *values)
         local = values[0].local
         axes = ordered(a for v in values for a in v.axes) if owner.over == "agent" else (BATCH, *self.node.axes)
         channels = bool(local) and owner.over != "agent"
         inline = inline and owner.inline and not channels
         call = make() if inline else self._callable(owner, name, make, channels)
-        node = recorder.opaque(call, values, [(*axes, *local)] * len(values), inline)
-        return Value(recorder, (), local).like(Factor(node, (*axes, *local)))
+        node = opaque(self._emitter, call, values, [(*axes, *local)] * len(values), inline)
+        return values[0].like(Factor(node, (*axes, *local)))
 
     def _callable(self, owner: Any, name: str, make: Callable[[], Callable[..., Any]], channels: bool) -> Any:
         """What the generated code calls; ``channels`` maps it over the last dimension."""
         if not channels:
-            return self._trace.function(owner, name, make)
-        return self._trace.function(owner, f"{name}_by_channel", lambda: torch.func.vmap(make(), -1, -1))
+            return self._context.function(owner, name, make)
+        return self._context.function(owner, f"{name}_by_channel", lambda: torch.func.vmap(make(), -1, -1))
 
     def _operation(self, operation: Operation, name: str, values: Sequence[Any], layouts: Any, results: Any) -> Any:
         """A method of an operation on its whole operands; ``results`` are the axes of what it returns."""
-        recorder = self._trace.recorder
-        values = recorder.aligned(*values)
+        values = aligned(self._emitter, *values)
         local = values[0].local
         inline = operation.inline and not local
         inline = inline and (name == "apply" or type(operation).vjp is not Operation.vjp)
         packed = self._packed(operation, name)
         call = packed if inline else self._callable(operation, name, lambda: packed, bool(local))
-        node = recorder.opaque(call, values, [(BATCH, *axes, *local) for axes in layouts], inline)
-        nodes = node if isinstance(node, tuple) else [self._trace.item(node, i) for i in range(len(results))]
+        node = opaque(self._emitter, call, values, [(BATCH, *axes, *local) for axes in layouts], inline)
+        nodes = node if isinstance(node, tuple) else [self._context.item(node, i) for i in range(len(results))]
         if name == "apply":
             nodes = [node]
-        return [
-            Value(recorder, (), local).like(Factor(n, (BATCH, *axes, *local)))
-            for n, axes in zip(nodes, results, strict=True)
-        ]
+        return [values[0].like(Factor(n, (BATCH, *axes, *local))) for n, axes in zip(nodes, results, strict=True)]
 
     @staticmethod
     def _packed(operation: Operation, name: str) -> Callable[..., Any]:
@@ -202,14 +173,14 @@ class LazyView(View):
         return self._whole(kind, "apply", lambda: kind.apply, (z,))
 
     def statistics(self, z: Any) -> tuple[Value, ...]:  # noqa: D102
-        kind, recorder = self._function(), self._trace.recorder
-        call = kind.statistics if kind.inline else self._trace.function(kind, "statistics", lambda: kind.statistics)
-        parts = recorder.opaque(call, [recorder.coerce(z)], [(BATCH, *self.node.axes)], kind.inline)
-        return tuple(self._trace.leaf(part, self.node.kept) for part in parts)
+        kind = self._function()
+        call = kind.statistics if kind.inline else self._context.function(kind, "statistics", lambda: kind.statistics)
+        parts = opaque(self._emitter, call, [coerce(self._emitter, z)], [(BATCH, *self.node.axes)], kind.inline)
+        return tuple(self._context.leaf(part, self.node.kept) for part in parts)
 
     def vjp(self, e: Any, z: Any, *, out: Any, instead: str | None = None) -> Any:  # noqa: D102
         kind = self._function()
-        e = self._trace.recorder.coerce(e)
+        e = coerce(self._emitter, e)
         if isinstance(kind, Operation):
             inner = self.node.inner
             if e.is_zero:
@@ -221,7 +192,7 @@ class LazyView(View):
             return e
         if kind.is_flat():
             if instead is None:
-                self._trace.flat.append(self.node.name)
+                self._context.flat.append(self.node.name)
                 return e * 0.0
             other = activation(instead)
             return self._whole(other, "surrogate", lambda: lambda e, z: other.vjp(e, z, other.apply(z)), (e, z))
@@ -239,25 +210,22 @@ class LazyView(View):
         if not isinstance(loss, Loss):
             raise ProtocolError(f"{self._where()}: a {self.node.type} has no loss to differentiate")
         axes = (BATCH, *self.node.axes)
-        values = [self._trace.recorder.coerce(v) for v in (pre, target)]
+        values = [coerce(self._emitter, v) for v in (pre, target)]
         if any(v.local for v in values):
             raise ProtocolError(
-                f"{self._where()}: the loss hears messages of shape {[tuple(v.shape) for v in values]}; it compares "
+                f"{self._where()}: the loss receives messages of shape {[tuple(v.shape) for v in values]}; it compares "
                 "single numbers, so the output's agent must send one"
             )
-        return self._trace.leaf(
-            self._trace.whole(loss, method, values, axes), axes if method == "gradient" else (BATCH,)
+        return self._context.leaf(
+            self._context.whole(loss, method, values, axes), axes if method == "gradient" else (BATCH,)
         )
 
-    def _descend(self, channel: str, signal: Any) -> View:
-        if channel not in self._channels:
-            raise ProtocolError(f"{self._where()}: " + unknown("channel", channel, self._channels))
-        if channel == "w" and not self.node.trained:
-            return self
-        signal = self._trace.recorder.coerce(signal)
+    def _descend(self, name: str, signal: Any) -> View:
+        signal = coerce(self._emitter, signal)
         axes = [axis for axis in (BATCH, *self.node.shared) if axis in signal.axes]
         signal = signal.total(axes, "mean")
-        if self._trace.times(self.node) > 1:  # the optimiser takes one step for all uses, after the last
-            signals = {**self._signals, channel: signal}
-            return LazyView(self._trace, self.node, self._pass, self._values, signals)
-        return self._trace.descend(self, channel, signal)
+        if self._context.times(self.node) > 1:
+            view = self._copy()
+            view._signals[name] = signal
+            return view
+        return self._context.descend(self, name, signal)

@@ -1,0 +1,68 @@
+"""A graph's schedule as one generated function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from mpgraph.graph.wiring import AgentGraph
+
+from .trace import Trace
+
+
+@dataclass
+class Compiled:
+    """A generated function ``(state, parameters, noise, *inputs) -> (state, predictions, losses, recorded)``.
+
+    Attributes:
+        module: the generated code; ``module.forward`` is the function.
+        noise: shape of each tensor of standard normal numbers that it takes; ``None`` stands for the batch.
+        notes: what fell back to a materialized form, as (origin, text).
+        remembers: whether it reads a memory that is kept for each example.
+        passes: the schedule.
+        flat: units whose derivative is zero everywhere and that a backward message met.
+        no_signal: trained weights whose learning signal is zero whatever the data.
+    """
+
+    module: fx.GraphModule
+    noise: dict[str, tuple[int | None, ...]]
+    notes: list[tuple[Any, str]]
+    flat: list[str]
+    no_signal: list[str]
+    remembers: bool
+    passes: tuple[str, ...]
+
+
+def compile_passes(
+    graph: AgentGraph,
+    modules: nn.Module,
+    dtype: torch.dtype,
+    *,
+    passes: Sequence[str],
+    learning: bool,
+    single: bool = False,
+    record: Mapping[str, Sequence[str]] | None = None,
+) -> Compiled:
+    """Trace ``passes`` into one function.
+
+    Args:
+        graph: nodes, agents and arrows.
+        modules: holds every parameter of the rule, in the order in which they are passed in.
+        dtype: of all numbers.
+        passes: the schedule.
+        learning: whether targets are fed and the new state, the losses and ``record`` are returned; otherwise
+            only the predictions are.
+        single: whether every batch will hold one example, so that sums over the batch have one term.
+        record: fast channels to return, by node.
+    """
+    trace = Trace(graph, dtype, single, learning)
+    with trace.parameters_of(modules):
+        trace.follow(passes)
+        outputs = trace.results(learning, record or {})
+    module = trace.emitter.finish(outputs)
+    used = {node.meta.get("carry") for node in module.graph.nodes}
+    return Compiled(module, trace.noise, trace.emitter.notes, trace.flat, trace.no_signal, True in used, tuple(passes))

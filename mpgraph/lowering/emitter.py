@@ -1,0 +1,223 @@
+"""Writing torch code: single calls, layouts of tensors, and the finished function.
+
+The :class:`Emitter` appends calls to an ``fx.Graph``. A call that was written before is not written again (common
+sub-expressions), and calls that nobody reads are dropped when the graph is finished. It knows tensors and their axes
+(:class:`~mpgraph.lowering.terms.Factor`), not the values of rules.
+"""
+
+from __future__ import annotations
+
+import builtins
+import keyword
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional
+
+from mpgraph.network.axes import BATCH, Axis
+from mpgraph.network.incidence import sizes_of
+
+from .terms import Factor
+
+TAKEN = frozenset(["self", "torch", "device", *dir(builtins)])  # what generated code calls something else
+Number = Any  # a float, or an fx node that holds one
+
+
+class Emitter:
+    """Writes torch calls; see the module docstring.
+
+    Args:
+        dtype: of all numbers.
+        single: whether every batch holds one example: a product summed over the batch is then an outer product,
+            which torch computes twice as fast without a matrix product.
+
+    Attributes:
+        origin: the arrow or update that is being traced; each call remembers it for ``explain()``.
+        inputs: placeholder nodes by name, in the order in which the finished function takes them.
+        constants: tensors that a rule mentions and that are nobody's parameters.
+        segments: code of the segments that are called, by name.
+        notes: what could not stay a contraction, as (origin, text), for ``explain()``.
+    """
+
+    def __init__(self, dtype: torch.dtype, single: bool = False) -> None:
+        self.dtype, self.single = dtype, single
+        self.graph = fx.Graph()
+        self.origin: Any = None
+        self.inputs: dict[str, fx.Node] = {}
+        self.constants: dict[str, Tensor] = {}
+        self.segments: dict[str, fx.GraphModule] = {}
+        self.notes: list[tuple[Any, str]] = []
+        self._batched: fx.Node | None = None  # a tensor that tells the batch size, dtype and device
+        self._written: dict[Any, fx.Node] = {}
+
+    # -- single calls -------------------------------------------------------------------------------------
+
+    def input(self, name: str, own: bool = False) -> fx.Node:
+        """Placeholder of the finished function; ``own`` ones are the engine's, whatever nodes may be called."""
+        argument = identifier(name)
+        while argument in {node.target for node in self.inputs.values()} or keyword.iskeyword(argument):
+            argument += "_"
+        key = f"{name} (own)" if own else name
+        self.inputs[key] = self.graph.placeholder(argument)
+        return self.inputs[key]
+
+    def batched(self, node: fx.Node) -> None:
+        """Declare a tensor whose first dimension is the batch, and which has the program's dtype and device."""
+        self._batched = self._batched or node
+
+    def emit(self, target: Any, *args: Any, work: Iterable[Axis] = (), per: float = 1.0, **kwargs: Any) -> fx.Node:
+        """Write one call, or find it written. A string is a tensor method; ``per`` operations for each of ``work``."""
+        key = (target, _hashable(args), _hashable(kwargs))
+        if key not in self._written:
+            kind = "call_method" if isinstance(target, str) else "call_function"
+            node = self.graph.create_node(kind, target, args, kwargs)
+            node.meta.update(origin=self.origin, work=(per, tuple(work)))
+            self._written[key] = node
+        return self._written[key]
+
+    @contextmanager
+    def at(self, origin: object) -> Iterator[None]:
+        """Attribute the calls written inside to an arrow or update."""
+        before, self.origin = self.origin, origin or self.origin
+        try:
+            yield
+        finally:
+            self.origin = before
+
+    def batch_size(self) -> fx.Node:
+        """The number of examples, as the generated code reads it."""
+        assert self._batched is not None
+        return self.emit("size", self._batched, 0)
+
+    def fill(self, value: Number) -> fx.Node:
+        """A single number of the program's dtype and device."""
+        assert self._batched is not None
+        return self.emit("new_full", self._batched, (), value)
+
+    def number(self, coefficient: float, power: int) -> Number:
+        """``coefficient * B**power``."""
+        if power == 0 or self.single:
+            return coefficient
+        size = self.batch_size()
+        for _ in range(abs(power) - 1):
+            size = self.emit(operator.mul, size, self.batch_size())
+        return self.emit(operator.truediv if power < 0 else operator.mul, coefficient, size)
+
+    def constant(self, tensor: Tensor, hint: str = "constant") -> fx.Node:
+        """A tensor that the finished function holds."""
+        name = next((n for n, t in self.constants.items() if t is tensor), f"{identifier(hint)}_{len(self.constants)}")
+        self.constants[name] = tensor
+        key = ("constant", name)
+        if key not in self._written:
+            self._written[key] = self.graph.create_node("get_attr", name, (), {})
+        return self._written[key]
+
+    def inline(self, func: Any, nodes: Sequence[fx.Node], work: Iterable[Axis]) -> Any:
+        """Write the torch calls that a function of whole tensors makes; its result, or a tuple of them."""
+        last = next(reversed(self.graph.nodes))
+        tracer = fx.proxy.GraphAppendingTracer(self.graph)
+        result = func(*(fx.Proxy(node, tracer) for node in nodes))
+        node = last.next
+        while node is not self.graph._root:
+            node.meta.setdefault("origin", self.origin)
+            node.meta.setdefault("work", (1.0, tuple(work)))
+            node = node.next
+        return tuple(part.node for part in result) if isinstance(result, tuple) else result.node
+
+    def note(self, text: str) -> None:
+        """Remember what could not stay a contraction, for ``explain()``."""
+        if (self.origin, text) not in self.notes:
+            self.notes.append((self.origin, text))
+
+    # -- layouts ------------------------------------------------------------------------------------------
+
+    def plain(self, factor: Factor) -> Factor:
+        """The factor as a tensor on its axes: a lazy look-up is carried out, once."""
+        incidence, node = factor.gathered, factor.node
+        if incidence is None:
+            return factor
+        if len(incidence.unit) > 1:
+            node = self.emit("flatten", node, -len(incidence.unit))
+        if incidence.partial:
+            node = self.emit(functional.pad, node, (0, 1))
+        index = self.constant(incidence.places, "places")
+        node = self.emit(torch.index_select, node, -1, index, work=factor.axes, per=0)
+        if len(incidence.sites) > 1:
+            node = self.emit("unflatten", node, -1, sizes_of(incidence.sites))
+        return Factor(node, factor.axes)
+
+    def arrange(self, factor: Factor, axes: Sequence[Axis]) -> fx.Node:
+        """The tensor with its dimensions in the order of ``axes``, ready to broadcast over those it lacks."""
+        factor = self.plain(factor)
+        present = [a for a in axes if a in factor.axes]
+        node, order = factor.node, [factor.axes.index(a) for a in present]
+        if order == [1, 0]:
+            node = self.emit("t", node)
+        elif order != sorted(order):
+            node = self.emit("permute", node, *order)
+        first = next((i for i, a in enumerate(axes) if a in factor.axes), len(axes))
+        for position in range(first + 1, len(axes)):
+            if axes[position] not in factor.axes:
+                node = self.emit("unsqueeze", node, position - first)
+        return node
+
+    def full(self, factor: Factor, axes: Sequence[Axis]) -> fx.Node:
+        """The tensor with *all* of ``axes``, broadcast over those that it lacks."""
+        node = self.arrange(factor, axes)
+        if set(axes) - set(factor.axes):
+            sizes = [self.batch_size() if a is BATCH else a.size for a in axes]
+            node = self.emit("expand", node, *sizes)
+        return node
+
+    # -- the finished function ----------------------------------------------------------------------------
+
+    def finish(self, outputs: Any) -> fx.GraphModule:
+        """Copy what ``outputs`` need into a fresh graph, with readable names, and generate its code."""
+        live: set[fx.Node] = set()
+        stack: list[fx.Node] = []
+        fx.map_arg(outputs, stack.append)
+        while stack:
+            node = stack.pop()
+            if node not in live:
+                live.add(node)
+                stack.extend(node.all_input_nodes)
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        written: dict[Any, fx.Node] = {}  # calls written inline may say the same thing twice
+        for node in self.graph.nodes:
+            if node in live or node.op == "placeholder":
+                args = fx.map_arg(node.args, copies.__getitem__)
+                kwargs = fx.map_arg(node.kwargs, copies.__getitem__)
+                key = (node.op, node.target, _hashable(args), _hashable(kwargs))
+                if key not in written:
+                    written[key] = graph.create_node(node.op, node.target, args, kwargs, name=node.meta.get("hint"))
+                    written[key].meta.update(node.meta)
+                copies[node] = written[key]
+        graph.output(fx.map_arg(outputs, copies.__getitem__))
+        root = torch.nn.Module()
+        for name, tensor in self.constants.items():
+            root.register_buffer(name, tensor, persistent=False)
+        module = fx.GraphModule(root, graph, class_name="Step")
+        module.segments = torch.nn.ModuleDict(self.segments)
+        return module
+
+
+def identifier(text: str) -> str:
+    """A Python name that resembles a node's."""
+    name = "".join(c if c.isalnum() and c.isascii() else "_" for c in text)
+    name = name if name[:1].isalpha() else f"n{name}"
+    return f"{name}_" if name in TAKEN else name
+
+
+def _hashable(item: Any) -> Any:
+    if isinstance(item, dict):
+        return tuple((k, _hashable(v)) for k, v in item.items())
+    if isinstance(item, (list, tuple)):
+        return (type(item), *map(_hashable, item))
+    if isinstance(item, slice):
+        return (slice, item.start, item.stop, item.step)
+    return (type(item), item)
