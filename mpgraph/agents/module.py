@@ -1,4 +1,4 @@
-"""Parts of rules: they know what they were made with, and cannot change under a program compiled from them."""
+"""Base module for rules: records constructor arguments and becomes read-only once compiled."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ class RuleModule(nn.Module):
     def __new__(cls, *args: Any, **kwargs: Any) -> RuleModule:
         """Note the arguments, by name: they and the tensors are what a file of the rule holds."""
         made = super().__new__(cls)
-        signature = inspect.signature(cls.__init__)
+        signature = getattr(cls, "__signature__", None)
+        if signature is None:
+            _, *others = inspect.signature(cls.__init__).parameters.values()  # self
+            signature = inspect.Signature(others)
         try:
-            given = dict(signature.bind_partial(made, *args, **kwargs).arguments)
+            given = dict(signature.bind_partial(*args, **kwargs).arguments)
         except TypeError:  # __init__ is about to say what is wrong
             given = {}
-        given.pop(next(iter(signature.parameters)), None)  # self
         for parameter in signature.parameters.values():
             if parameter.kind is parameter.VAR_KEYWORD:
                 given |= given.pop(parameter.name, {})

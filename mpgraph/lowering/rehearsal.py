@@ -15,7 +15,7 @@ from torch import nn
 
 from mpgraph.agents.optimizers import Optimizer
 from mpgraph.agents.protocol import Protocol
-from mpgraph.errors import MPGraphError
+from mpgraph.errors import MPGraphError, ProtocolError
 from mpgraph.graph.arrows import Arrow
 from mpgraph.graph.wiring import AgentGraph
 from mpgraph.network.network import Network
@@ -73,6 +73,33 @@ def declare_optimizers(graph: AgentGraph, modules: nn.Module, dtype: torch.dtype
         added = optimizer.declare(channel, graph.channels[name])
         for use in graph.uses[name]:
             graph.channels[use] = {**graph.channels[use], **added}
+
+
+def check_borders(graph: AgentGraph) -> None:
+    """Every message between regions must have the local shape that both rules give it when alone.
+
+    Raises:
+        ProtocolError: naming the arrow and both rules.
+    """
+    rule_of = graph.protocol.rule_of
+    crossing = [a for a in graph.all_arrows() if rule_of(a.source) is not rule_of(a.target)]
+    wide = any(graph.agents[n].size_of(c) for n, channels in graph.channels.items() for c in channels.values())
+    if not crossing or not wide:  # every number is a single one, so they fit
+        return
+    alone = {rule: message_shapes(graph.network, rule) for rule in graph.protocol.parts}
+    for arrow in crossing:
+        rules = rule_of(arrow.source), rule_of(arrow.target)
+        name, source, target = arrow.pass_name, arrow.source.owner, arrow.target.owner
+        # by the keys after the first for an arrow that one of the rules alone would not have
+        sent = alone[rules[0]].get(str(arrow)) or alone[rules[0]].get((name, source))
+        received = alone[rules[1]].get(str(arrow)) or alone[rules[1]].get((name, target, arrow.role))
+        if sent and received and sent != received:
+            shapes = [", ".join(str(tuple(shape)) for shape in found) for found in (sent, received)]
+            raise ProtocolError(
+                f"Regions: at the border {arrow} messages do not fit: {rules[0]!r} (of {arrow.source.name!r}) sends "
+                f"numbers of local shape {shapes[0]}, {rules[1]!r} (of {arrow.target.name!r}) expects {shapes[1]}. "
+                "Rules that meet must exchange messages of one width; () is a single number"
+            )
 
 
 def message_shapes(network: Network, rule: Protocol) -> Shapes:

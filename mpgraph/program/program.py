@@ -19,7 +19,7 @@ from mpgraph.graph.wiring import AgentGraph
 from mpgraph.lowering.compiler import Compiled, compile_passes
 from mpgraph.lowering.explain import readable, rows, table
 from mpgraph.lowering.parameters import parameter_slots
-from mpgraph.lowering.rehearsal import declare_optimizers
+from mpgraph.lowering.rehearsal import check_borders, declare_optimizers
 from mpgraph.network.network import Network
 from mpgraph.network.validation import check_functions
 from mpgraph.serialization import state as files
@@ -136,7 +136,8 @@ class Program(nn.Module):
             units = ", ".join(f"{n!r} ({self.graph.nodes[n].function})" for n in dict.fromkeys(flat))
             still = ", ".join(dict.fromkeys(without_signal))
             rule = type(self.protocol).__name__
-            choice = f", or choose a surrogate: {rule}(surrogate='tanh')" if hasattr(self.protocol, "surrogate") else ""
+            takes = "surrogate" in self.protocol.declared
+            choice = f", or choose a surrogate: {rule}(surrogate='tanh')" if takes else ""
             warnings.warn(
                 f"{rule}: {units} has zero derivative everywhere, so these receive no learning signal and stay as they "
                 f"are: {still}. Use a rule that needs no derivative{choice}",
@@ -446,4 +447,7 @@ def compile(
     if not isinstance(drawn, Network):
         raise ProtocolError(f"{type(protocol).__name__}.rewrite must return a network, got {drawn!r}")
     check_functions(drawn, dtype, place)
-    return Program(AgentGraph(drawn, protocol), place, dtype, checks)
+    graph = AgentGraph(drawn, protocol)
+    if len(protocol.parts) > 1:
+        check_borders(graph)
+    return Program(graph, place, dtype, checks)
