@@ -14,6 +14,7 @@ from .agents.channel import fast as fast
 from .agents.channel import slow as slow
 from .agents.each import Each as Each
 from .agents.initializers import xavier_uniform as xavier_uniform
+from .agents.node import AgentNode as AgentNode
 from .agents.optimizers import SGD as SGD
 from .agents.optimizers import Adam as Adam
 from .agents.optimizers import Optimizer as Optimizer

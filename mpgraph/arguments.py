@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from numbers import Integral, Real
-from typing import Any, NoReturn
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import numpy as np
 from torch import Tensor
@@ -25,20 +26,63 @@ class Arguments:
     Args:
         owner: what messages begin with: the class, or its method.
         error: the class of what is raised.
+        also: what else is allowed, said at the end of every refusal.
 
     Raises:
         MPGraphError: by every check, of the class ``error``: ``OWNER: NAME=RECEIVED must be ALLOWED``.
     """
 
-    def __init__(self, owner: str, error: type[MPGraphError] = ProtocolError) -> None:
-        self.owner, self.error = owner, error
+    def __init__(self, owner: str, error: type[MPGraphError] = ProtocolError, *, also: str = "") -> None:
+        self.owner, self.error, self.also = owner, error, also
 
     def refuse(self, name: str, value: Any, allowed: str) -> NoReturn:
         """Say what is wrong."""
         text = " ".join(repr(value).split())
         shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({type(value).__name__})"
         hint = f"; write {name}.item() of it" * (isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0)
-        raise self.error(f"{self.owner}: {name}={shown} must be {allowed}{hint}")
+        raise self.error(f"{self.owner}: {name}={shown} must be {allowed}{self.also}{hint}")
+
+    def annotated(self, name: str, value: Any, annotation: Any, **bounds: float) -> Any:
+        """What an annotation allows.
+
+        It may be ``bool``, ``int``, ``float``, ``Literal`` words, ``tuple[int, int]``, ``tuple[float, float]``,
+        ``Sequence[str]`` (patterns), a class, ``Callable``, or a union of such, also with ``None``; ``Any`` allows
+        everything.
+
+        Args:
+            name: of the argument.
+            value: of it.
+            annotation: the type, as an object.
+            bounds: of numbers: ``low``, ``high``, ``above``.
+        """
+        members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+        if Any in members or (value is None and NoneType in members):
+            return value
+        words = [word for one in members if get_origin(one) is Literal for word in get_args(one)]
+        calls = any(one is Callable or get_origin(one) is Callable for one in members)
+        if words:
+            return self.choice(name, value, [*words, *([None] if NoneType in members else [])], function=calls)
+        plain = [one for one in members if one in (bool, int, float) or get_origin(one) in (tuple, Sequence)]
+        classes = [one for one in members if isinstance(one, type) and one is not NoneType and one not in plain]
+        if (calls and callable(value)) or isinstance(value, tuple(classes)):
+            return value
+        also = [f"a {_path(one)}" for one in classes] + ["a function"] * calls + ["None"] * (NoneType in members)
+        if not plain:
+            self.refuse(name, value, " or ".join(also))
+        given = Arguments(self.owner, self.error, also="".join(f", or {one}" for one in also))
+        (one,) = plain
+        if one is bool:
+            return given.flag(name, value)
+        if one is int:
+            return given.integer(name, value, **bounds)  # type: ignore[arg-type]
+        if one is float:
+            return given.number(name, value, **bounds)
+        parts = get_args(one)
+        if get_origin(one) is Sequence:
+            return given.patterns(name, value)
+        if parts[0] is int:
+            return given.integers(name, value, len(parts), **bounds)  # type: ignore[arg-type]
+        return given.numbers(name, value, len(parts))
 
     def integer(self, name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
         """An integer, within bounds that are allowed themselves."""
@@ -121,7 +165,7 @@ class Arguments:
     def instance(self, name: str, value: Any, kind: type) -> Any:
         """An object of a class, or ``None``."""
         if value is not None and not isinstance(value, kind):
-            self.refuse(name, value, f"a {kind.__module__}.{kind.__qualname__}, or None")
+            self.refuse(name, value, f"a {_path(kind)}, or None")
         return value
 
     def seed(self, name: str, value: Any) -> int:
@@ -205,8 +249,8 @@ class Arguments:
             names: what they are held against.
             what: the names are of, in the plural: ``units``.
         """
-        first = {next((i for i, p in enumerate(patterns) if fnmatchcase(n, p)), None) for n in names}
-        idle = [p for i, p in enumerate(patterns) if i not in first]
+        first = {first_match(n, patterns) for n in names}
+        idle = [p for i, p in enumerate(patterns) if p not in first or p in patterns[:i]]
         late = [p for p in idle if any(fnmatchcase(n, p) for n in names)]
         which = ", ".join(map(repr, late or idle))
         if late:
@@ -219,6 +263,15 @@ class Arguments:
                 f"{self.owner}: {name}={tuple(patterns)}: {which} matches none of the {what}, which are "
                 f"{', '.join(names) or 'none'}"
             )
+
+
+def first_match(name: str, patterns: Iterable[str]) -> str | None:
+    """The first pattern of the shell that matches a name."""
+    return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _listed(value: Any) -> bool:

@@ -7,7 +7,7 @@ Rumelhart, Hinton and Williams (1986), "Learning representations by back-propaga
     learn       w_ji <- w_ji - lr <e_j x_i>       <.> is the average over the batch
 
 Units and losses are the engine's own agents: a unit carries the error through its transposed derivative, in closed
-form where one is known and by ``torch.func.vjp`` else, so a new differentiable node needs no formula here.
+form where one is known and otherwise by ``torch.func.vjp``, so a new differentiable node needs no formula here.
 """
 
 from __future__ import annotations
@@ -46,34 +46,12 @@ class Weight(Agent):
 
 
 class Backprop(Protocol):
-    """Gradient descent by backpropagation.
+    """Gradient descent by backpropagation."""
 
-    Args:
-        lr: learning rate of plain gradient descent, a float or ``mg.learnable(0.1)``; ignored with ``optimizer``.
-        optimizer: another inner optimiser.
-        surrogate: activation whose derivative stands in for units that have none (a step); by default their
-            error is zero and compiling warns.
-    """
-
+    agents = {"weight": Weight}
     source = """
 @article{rumelhart1986learning,
   title={Learning representations by back-propagating errors},
   author={Rumelhart, David E. and Hinton, Geoffrey E. and Williams, Ronald J.},
   journal={Nature}, volume={323}, pages={533--536}, year={1986}
 }"""
-
-    def __init__(
-        self,
-        lr: Any = 0.1,
-        *,
-        optimizer: mg.Optimizer | None = None,
-        surrogate: str | None = None,
-        **agents: Agent,
-    ) -> None:
-        own: dict[str, Any] = {"weight": Weight(), "unit": mg.UnitAgent(surrogate)}
-        super().__init__(optimizer=optimizer or mg.SGD(lr), **{**own, **agents})
-        self.surrogate = surrogate
-
-    def extra_repr(self) -> str:
-        """Arguments, for ``repr``."""
-        return super().extra_repr() + (f", surrogate={self.surrogate!r}" if self.surrogate else "")

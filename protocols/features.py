@@ -1,8 +1,8 @@
 """The agents of features: units that learn from their activity, unless a loss teaches them, and their synapses.
 
-backward    a taught unit hears dL/dz; others hear errors only from supervised synapses
-observe     a unit settles who teaches it: rate for the local rule, delta for the delta rule
-meet        it tells the synapses below; the other passes are those of :mod:`.neighbours`
+backward    a unit with a loss receives dL/dz; others receive errors only from supervised synapses
+observe     a unit sets what it learns by: ``rate`` for the local rule, ``delta`` for the delta rule
+meet        it sends both to the synapses below; the other passes are those of :mod:`.neighbours`
 """
 
 from __future__ import annotations
@@ -10,31 +10,27 @@ from __future__ import annotations
 from typing import Any
 
 import mpgraph as mg
-from mpgraph import Agent, fast
+from mpgraph import fast
 
 from .backprop import Weight
-from .neighbours import Neighbour, Operation, Unit, neighbours
+from .neighbours import AGENTS, Neighbour, Operation, Unit
 
 
 class Synapse(Weight):
-    """Hebb's synapse; others differ in what they subtract from x.
-
-    Args:
-        supervised: whether it carries errors down.
-    """
+    """Hebb's synapse; others differ in what they subtract from x."""
 
     y, rate, delta, r = fast(), fast(), fast(), fast()
 
-    def __init__(self, supervised: bool) -> None:
+    def __init__(self, rule: Any) -> None:
         super().__init__()
-        self.supervised = supervised
+        self.supervised = is_on(rule.supervision)
 
     def message_of(self, name: str) -> Any:
         """No error goes below, unless the rule is supervised."""
         return super().message_of(name) if self.supervised or name != "backward" else None
 
     def meet_update(self, s: mg.View, post: Any) -> mg.View:
-        """Keep what the unit above says: its activity, the rate of the local rule, and its scaled error."""
+        """Keep what the unit above sends: its activity, the rate of the local rule, and its scaled error."""
         return s.set(y=post["y"], rate=post["rate"], delta=post["delta"])
 
     def recall_message(self, s: mg.View) -> Any:
@@ -53,7 +49,7 @@ class Synapse(Weight):
 
 
 class Bias(Synapse):
-    """A synapse from the number one, taught or still."""
+    """A synapse from the number one, which learns only from errors."""
 
     def learn_update(self, s: mg.View, pre: Any) -> mg.View:  # type: ignore[override]
         """w - delta."""
@@ -65,16 +61,16 @@ class Feature(Unit):
 
     rate, delta = fast(), fast()
 
-    def __init__(self, rate: Any, lr: Any, supervision: Any, surrogate: str | None) -> None:
-        super().__init__(surrogate)
-        self.local, self.lr, self.supervision = rate, lr, supervision
+    def __init__(self, rule: Any) -> None:
+        super().__init__()
+        self.local, self.lr, self.supervision = rule.rate, rule.lr, rule.supervision
 
     def backward_update(self, s: mg.View, post: Any = None) -> mg.View:
         """Its error: none where nobody sends one."""
         return super().backward_update(s, 0.0 * s.y if post is None else post)
 
     def observe_update(self, s: mg.View, post: Any = None) -> mg.View:
-        """Only a loss is heard here: it says who is taught."""
+        """Only a loss sends a message here, and so only a unit with one follows the delta rule."""
         s = Neighbour.observe_update(self, s)
         if post is None:
             return s.set(rate=self.local, delta=self.supervision * s.e)
@@ -85,14 +81,8 @@ class Feature(Unit):
         return {"y": s.activity, "rate": s.rate, "delta": s.delta}
 
 
-class FeatureNorm(Feature, mg.BatchNormAgent):
-    """A batch normalisation in the place of a unit."""
-
-    forward_update = mg.BatchNormAgent.forward_update
-
-
 class FeatureOperation(Operation):
-    """An operation, which may hear no error."""
+    """An operation, which may receive no error."""
 
     def backward_update(self, s: mg.View, post: Any = None) -> mg.View:
         """For each operand its error: none where nobody sends one."""
@@ -104,15 +94,4 @@ def is_on(supervision: Any) -> bool:
     return not isinstance(supervision, (int, float)) or supervision != 0
 
 
-def features(
-    synapse: type[Synapse], lr: Any, rate: Any, supervision: Any, surrogate: str | None = None
-) -> dict[str, Agent]:
-    """An agent for each kind of node, with synapses of the given class."""
-    return {
-        **neighbours(),
-        "unit": Feature(rate, lr, supervision, surrogate),
-        "batchnorm": FeatureNorm(rate, lr, supervision, surrogate),
-        "operation": FeatureOperation(),
-        "weight": synapse(is_on(supervision)),
-        "bias": Bias(is_on(supervision)),
-    }
+FEATURES = {**AGENTS, "unit": Feature, "operation": FeatureOperation, "bias": Bias}

@@ -6,8 +6,8 @@ weights ``b`` in place of ``w``:
 
     backward    e_i = f'(z_i) sum_j b_ji e_j
 
-``b`` has the layout of ``w``: ``b == w`` means B = W', and then the rule is backpropagation. The paper draws B
-uniformly; here it is drawn like W (Xavier-uniform), so that errors keep their scale in networks of any width.
+``b`` has the layout of ``w``: ``b == w`` means B = W', and then the rule is backpropagation. The paper samples B
+uniformly; here it is sampled like W (Xavier-uniform), so that errors keep their scale in networks of any width.
 """
 
 from __future__ import annotations
@@ -31,28 +31,12 @@ class FeedbackWeight(Weight):
 
 
 class FeedbackAlignment(Backprop):
-    """Gradient descent with errors sent through fixed random weights.
+    """Gradient descent with errors sent through fixed random weights."""
 
-    Args:
-        lr: learning rate of plain gradient descent, a float or ``mg.learnable(0.1)``; ignored with ``optimizer``.
-        optimizer: another inner optimiser.
-        surrogate: activation whose derivative stands in for units that have none (a step).
-    """
-
+    agents = {"weight": FeedbackWeight, "bias": Weight}
     source = """
 @article{lillicrap2016random,
   title={Random synaptic feedback weights support error backpropagation for deep learning},
   author={Lillicrap, Timothy P. and Cownden, Daniel and Tweed, Douglas B. and Akerman, Colin J.},
   journal={Nature Communications}, volume={7}, pages={13276}, year={2016}
 }"""
-
-    def __init__(
-        self,
-        lr: Any = 0.1,
-        *,
-        optimizer: mg.Optimizer | None = None,
-        surrogate: str | None = None,
-        **agents: mg.Agent,
-    ) -> None:
-        own: dict[str, Any] = {"weight": FeedbackWeight(), "bias": Weight()}
-        super().__init__(lr, optimizer=optimizer, surrogate=surrogate, **{**own, **agents})

@@ -11,8 +11,9 @@ neuron settles on it, Oja's subspace form on an orthonormal basis of the princip
 principal directions one by one. Here y = f(z) is the activity after the unit's function, whatever it is.
 
 - A unit with a loss is taught: its connections follow the delta rule, with e = dL/dz. All others learn by the local
-  rule, and hear no error. ``supervision`` adds -supervision e_j x_i to theirs, with e carried back through the weights.
-- A bias follows errors alone; a feature's stays as it is if unsupervised. The rules want centred inputs, not offsets.
+  rule, and receive no error. ``supervision`` adds -supervision e_j x_i to theirs, e being carried back through the
+  weights.
+- A bias follows only errors; a feature's stays as it is if unsupervised. The rules want centred inputs, not offsets.
 - The papers learn from one example at a time; here increments are averaged over a batch. Where an example uses a
   synapse at several places (a convolution's positions, a recurrent one's ticks) local increments are averaged over them
   as well, so that a rate means the same everywhere; errors are summed, as a gradient is.
@@ -24,12 +25,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
-
 import mpgraph as mg
-from mpgraph import Agent, Protocol
+from mpgraph import Protocol
+from mpgraph.agents.options import Number, option
 
-from .features import Synapse, features, is_on
+from .features import FEATURES, Synapse
 from .neighbours import PASSES
 
 
@@ -42,7 +42,7 @@ class Subspace(Synapse):
 
 
 class Neuron(Synapse):
-    """Oja's synapse of a single neuron, which explains x alone."""
+    """Oja's synapse of a single neuron, which explains x by itself."""
 
     def explained(self, s: mg.View) -> Any:
         """w y."""
@@ -60,65 +60,46 @@ class Ordered(Synapse):
 FORMS = {"subspace": Subspace, "neuron": Neuron}
 
 
-class Hebbian(Protocol):
-    """What the three rules share; see :class:`Hebb` for the arguments."""
+class Hebb(Protocol):
+    """Hebb's rule below, the delta rule on top."""
 
+    lr: Number = option(0.1, "of connections to a unit with a loss: the delta rule, gradient descent of the readout.")
+    rate: Number | None = option(
+        1e-5,
+        "of all others: the local rule. Like ``lr`` and ``supervision`` a number, or ``mg.learnable(0.1)``. By default "
+        "1e-5 for Hebb's, at which it does not yet make all features alike, 0.01 for Oja's, 0.003 for Sanger's.",
+        positional=True,
+    )
+    supervision: Number = option(
+        0.0,
+        "learning rate of backpropagation, added to the local rule; 0 sends no error down. It needs derivatives.",
+        positional=True,
+    )
+    plain_rate = 1.0
     passes = PASSES
-    synapse: type[Synapse] = Synapse
-    usual_rate = 1e-5
-
-    def __init__(
-        self,
-        lr: Any = 0.1,
-        rate: Any = None,
-        supervision: Any = 0.0,
-        *,
-        optimizer: mg.Optimizer | None = None,
-        surrogate: str | None = None,
-        **agents: Agent,
-    ) -> None:
-        rate = self.usual_rate if rate is None else rate
-        own: dict[str, Any] = features(self.synapse, lr, rate, supervision, surrogate)
-        super().__init__(optimizer=optimizer or mg.SGD(1.0), **{**own, **agents})
-        self.rates, self.surrogate = {"lr": lr, "rate": rate, "supervision": supervision}, surrogate
-
-    def extra_repr(self) -> str:
-        """Arguments, for ``repr``."""
-        shown = [f"{name}={float(torch.as_tensor(rate).detach()):g}" for name, rate in self.rates.items()]
-        return ", ".join([*shown, super().extra_repr()])
-
-
-class Hebb(Hebbian):
-    """Hebb's rule below, the delta rule on top.
-
-    Args:
-        lr: of connections to a unit with a loss: the delta rule, that is gradient descent of the readout.
-        rate: of all others: the local rule; by default 1e-5 for Hebb's, at which it does not yet make all features
-            alike, 0.01 for Oja's, 0.003 for Sanger's. All three are numbers or ``mg.learnable(0.1)``.
-        supervision: learning rate of backpropagation, added to the local rule; 0 sends no error down.
-        optimizer: another inner optimiser than adding the increments.
-        surrogate: activation whose derivative stands in for units that have none (a step), if supervised.
-    """
-
+    agents = {**FEATURES, "weight": Synapse}
     source = """
 @book{hebb1949organization,
   title={The organization of behavior: a neuropsychological theory},
   author={Hebb, Donald O.}, publisher={Wiley}, year={1949}
 }"""
 
+    def setup(self) -> None:
+        """Take the usual rate for ``None``."""
+        if self.rate is None:
+            self.rate = self.declared["rate"].default
 
-class Oja(Hebbian):
-    """Oja's rule below, the delta rule on top; its features span the principal subspace of what they hear.
 
-    Args:
-        form: ``subspace``, in which the neurons of a layer explain their input together, or ``neuron``, each alone.
-        lr, rate, supervision, optimizer, surrogate: as for :class:`Hebb`.
+class Oja(Hebb):
+    """Oja's rule below, the delta rule on top; its features span the principal subspace of what they receive."""
 
-    Raises:
-        ProtocolError: for another form.
-    """
-
-    usual_rate = 0.01
+    rate = 0.01
+    form: Literal["subspace", "neuron"] = option(
+        "subspace",
+        "``subspace``, in which the neurons of a layer explain their input together, or ``neuron``, each by itself.",
+        positional=True,
+    )
+    agents = {"weight": lambda rule: FORMS[rule.form](rule)}
     source = """
 @article{oja1982simplified,
   title={Simplified neuron model as a principal component analyzer},
@@ -129,37 +110,12 @@ class Oja(Hebbian):
   author={Oja, Erkki}, journal={International Journal of Neural Systems}, volume={1}, pages={61--68}, year={1989}
 }"""
 
-    def __init__(
-        self,
-        lr: Any = 0.1,
-        rate: Any = None,
-        supervision: Any = 0.0,
-        form: Literal["subspace", "neuron"] = "subspace",
-        *,
-        optimizer: mg.Optimizer | None = None,
-        surrogate: str | None = None,
-        **agents: Agent,
-    ) -> None:
-        if form not in FORMS:
-            raise mg.ProtocolError(f"Oja: form={form!r}; allowed are {', '.join(FORMS)}")
-        weight = FORMS[form](is_on(supervision))
-        super().__init__(
-            lr, rate, supervision, optimizer=optimizer, surrogate=surrogate, **{"weight": weight, **agents}
-        )
-        self.form = form
 
-    def extra_repr(self) -> str:
-        """Arguments, for ``repr``."""
-        return f"{super().extra_repr()}, form={self.form!r}"
+class Sanger(Hebb):
+    """Sanger's rule below, the delta rule on top; its features are the principal components, in order."""
 
-
-class Sanger(Hebbian):
-    """Sanger's rule below, the delta rule on top; its features are the principal components, in order.
-
-    Arguments as for :class:`Hebb`.
-    """
-
-    synapse, usual_rate = Ordered, 0.003
+    rate = 0.003
+    agents = {"weight": Ordered}
     source = """
 @article{sanger1989optimal,
   title={Optimal unsupervised learning in a single-layer linear feedforward neural network},

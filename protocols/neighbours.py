@@ -1,9 +1,9 @@
 """The agents around synapses that learn from activity and error at both of their ends.
 
-    observe     a unit settles what its activity is to synapses; an output hears that from its loss
-    meet        every unit tells the synapses on both sides its activity and error
+    observe     a unit sets the activity that synapses see; an output receives it from its loss
+    meet        every unit sends its activity and error to the synapses on both sides
     recall      a synapse sends w y_j back to i, which sums r_i = sum_j w_ji y_j for each of its connections
-    learn       i hands r_i back to the synapses
+    learn       i sends r_i back to the synapses
 
 Rules of this family run the passes ``PASSES``; what a rule does not use is never computed.
 """
@@ -24,7 +24,7 @@ PASSES = ("forward", "backward", "observe", "meet", "recall", "learn")
 class Neighbour(Agent):
     """Mixin of everything that synapses come from or go to."""
 
-    aggregate = {"recall:post": "each", "observe:post": "mean"}  # noqa: RUF012
+    aggregate = {"recall:post": "each", "observe:post": "mean"}
     activity, total, e, r = fast(), fast(), fast(), fast()
 
     def observe_update(self, s: mg.View, post: Any = None) -> mg.View:
@@ -53,14 +53,9 @@ class Unit(mg.UnitAgent, Neighbour):
     """A unit."""
 
 
-class BatchNorm(mg.BatchNormAgent, Neighbour):
-    """A batch normalisation."""
-
-
-class Operation(mg.OperationAgent, Neighbour):
+class Operation(Unit):
     """An operation; its own error is what reaches its result."""
 
-    aggregate = {**Neighbour.aggregate, **mg.OperationAgent.aggregate}  # noqa: RUF012
     back = fast()
 
     def backward_update(self, s: mg.View, post: Any) -> mg.View:
@@ -111,25 +106,11 @@ class One(Neighbour):
 
 
 class Loss(mg.LossAgent):
-    """Tells an output what it takes it for: softmax probabilities, if it compares logits by cross-entropy."""
+    """Sends an output the prediction that it compares: softmax probabilities, for a cross-entropy of logits."""
 
     def observe_message(self, s: mg.View) -> Any:
         """t + dL/dz, the prediction of which the error is the distance from the target."""
         return s.t + s.e
 
 
-def neighbours(surrogate: str | None = None, slope: Callable[[Any], Any] | float | None = None) -> dict[str, Agent]:
-    """An agent of these for each kind of node.
-
-    Args:
-        surrogate: activation whose derivative stands in for units that have none.
-        slope: of inputs, see :class:`Input`.
-    """
-    return {
-        "unit": Unit(surrogate),
-        "batchnorm": BatchNorm(),
-        "operation": Operation(),
-        "input": Input(slope),
-        "constant": One(),
-        "loss": Loss(),
-    }
+AGENTS = {"unit": Unit, "operation": Operation, "input": Input, "constant": One, "loss": Loss}

@@ -10,7 +10,7 @@ with noise at every unit; what the noise did to the loss tells each unit which w
     learn       w_ij <- w_ij - lr <e_i x_j>
 
 No derivative is used anywhere, so any unit will do. The one number L' - L reaches every unit from the loss itself, by
-connections of the kind ``reward`` that are drawn into the network before it is compiled. Each example has a difference
+connections of the pathway ``reward`` that are added to the network before it is compiled. Each example has a difference
 of its own.
 """
 
@@ -20,34 +20,12 @@ from typing import Any
 
 import mpgraph as mg
 from mpgraph import Agent, Protocol, fast
+from mpgraph.agents.builtin import Constant, Input
+from mpgraph.agents.options import Number, option
 
 from .backprop import Weight as PlainWeight
 
-
-class Input(Agent):
-    """Sends what was fed, both times."""
-
-    value = fast()
-
-    def forward_message(self, s: mg.View) -> Any:
-        """The value."""
-        return s.value
-
-    perturb_message = forward_message
-
-
-class Constant(Agent):
-    """Sends the same number both times: one to biases, zero to a unit that hears nothing yet."""
-
-    def __init__(self, number: float) -> None:
-        super().__init__()
-        self.number = number
-
-    def forward_message(self, s: mg.View) -> Any:
-        """The number."""
-        return self.number
-
-    perturb_message = forward_message
+AGAIN = {"perturb": "forward"}  # inputs, targets and constants send the same in both runs
 
 
 class Weight(PlainWeight):
@@ -66,7 +44,7 @@ class Weight(PlainWeight):
 
 
 class Reward(Agent):
-    """Tells a unit what the noise did to a loss."""
+    """A connection through which a unit receives what the noise did to a loss."""
 
     change = fast()
 
@@ -75,22 +53,18 @@ class Reward(Agent):
         return s.set(change=post)
 
     def backward_message(self, s: mg.View) -> Any:
-        """Hand it on."""
+        """Send it on."""
         return s.change
 
 
 class Unit(mg.UnitAgent):
-    """A unit that is shaken once.
-
-    Args:
-        sigma: standard deviation of the noise.
-    """
+    """A unit to which noise is added in the second run."""
 
     noisy_y, xi = fast(), fast()
 
-    def __init__(self, sigma: float) -> None:
+    def __init__(self, rule: NodePerturbation) -> None:
         super().__init__()
-        self.sigma = sigma
+        self.sigma = rule.sigma
 
     def perturb_update(self, s: mg.View, pre: Any) -> mg.View:
         """y' = f(z' + sigma xi)."""
@@ -106,14 +80,8 @@ class Unit(mg.UnitAgent):
         return s.set(e=reward * s.xi / self.sigma)
 
 
-class BatchNorm(Unit, mg.BatchNormAgent):
-    """A batch normalisation that is shaken once."""
-
-    forward_update = mg.BatchNormAgent.forward_update
-
-
-class Operation(mg.OperationAgent):
-    """An operation, run twice."""
+class Operation(mg.UnitAgent):
+    """An operation, run twice; noise comes to its operands and to the unit above."""
 
     noisy_y = fast()
     backward_update = backward_message = None  # type: ignore[assignment]
@@ -150,39 +118,31 @@ class Loss(Agent):
 
 
 class NodePerturbation(Protocol):
-    """Gradient descent on what random shaking of the units reveals; needs no derivative.
+    """Gradient descent on what random noise at the units reveals; needs no derivative."""
 
-    Args:
-        lr: learning rate of plain gradient descent, a float or ``mg.learnable(0.01)``; ignored with ``optimizer``.
-        sigma: standard deviation of the noise.
-        optimizer: another inner optimiser.
-    """
+    lr = 0.01
+    sigma: Number = option(0.1, "standard deviation of the noise.", positional=True)
+    without = ("surrogate",)
 
     passes = ("forward", "perturb", "backward", "learn")
+    adds_connections = ("reward",)
+    agents = {
+        "input": Input(AGAIN),
+        "target": Input(AGAIN),
+        "constant": Constant(1.0, AGAIN),
+        "zero": Constant(0.0, AGAIN),
+        "weight": Weight,
+        "reward": Reward,
+        "unit": Unit,
+        "operation": Operation,
+        "loss": Loss,
+    }
     source = """
 @article{fiete2006gradient,
   title={Gradient learning in spiking neural networks by dynamic perturbation of conductances},
   author={Fiete, Ila R. and Seung, H. Sebastian},
   journal={Physical Review Letters}, volume={97}, pages={048104}, year={2006}
 }"""
-
-    def __init__(
-        self, lr: Any = 0.01, sigma: float = 0.1, *, optimizer: mg.Optimizer | None = None, **agents: Agent
-    ) -> None:
-        own: dict[str, Any] = {
-            "input": Input(),
-            "target": Input(),
-            "constant": Constant(1.0),
-            "zero": Constant(0.0),
-            "weight": Weight(),
-            "reward": Reward(),
-            "unit": Unit(sigma),
-            "batchnorm": BatchNorm(sigma),
-            "operation": Operation(),
-            "loss": Loss(),
-        }
-        super().__init__(optimizer=optimizer or mg.SGD(lr), **{**own, **agents})
-        self.sigma = sigma
 
     def rewrite(self, network: mg.Network) -> mg.Network:
         """The network with a reward connection between every unit and every loss."""
@@ -191,7 +151,3 @@ class NodePerturbation(Protocol):
                 for loss in network.losses:
                     network.connect(name, loss, pathway="reward")
         return network
-
-    def extra_repr(self) -> str:
-        """Arguments, for ``repr``."""
-        return f"{super().extra_repr()}, sigma={self.sigma:g}"

@@ -8,8 +8,8 @@ pathways", Nature Communications 14, 1805; preprint arXiv:2210.16414, whose equa
     learn       W <- W + sum_r theta_r F_r                                  F_r is one of TERMS      (Appendix B)
 
 A synapse joins unit i of layer l-1 to unit j of layer l, and knows activity and error at both of its ends. Three things
-reach it by messages: y'We and e'Wy, sums over its connection; the reconstruction (W'y_l)_i, which unit i hears from its
-synapses and hands back to them.
+reach it by messages: y'We and e'Wy, sums over its connection; the reconstruction (W'y_l)_i, which unit i receives from
+its synapses and sends back to them.
 
 - y_l of an output is its target plus the derivative of the loss: the softmax, where logits meet a cross-entropy.
 - e_0, the error of an input, belongs to no neuron: the paper calls it synthetic. Here it is B e_1, times the
@@ -31,8 +31,9 @@ from torch import nn
 
 import mpgraph as mg
 from mpgraph import Agent, Protocol, fast, slow
+from mpgraph.agents.options import Number, option
 
-from .neighbours import PASSES, neighbours
+from .neighbours import AGENTS, PASSES, Input
 
 TERMS: dict[str, Callable[[mg.View], Any]] = {
     "pseudo": lambda s: -s.e_j * s.y_i,  # F1: the gradient, as far as B tells it
@@ -49,19 +50,15 @@ TERMS: dict[str, Callable[[mg.View], Any]] = {
 
 
 class Synapse(Agent):
-    """One synapse ``w`` from i to j.
-
-    Args:
-        theta: coefficients by the names of ``TERMS``, numbers or parameters.
-    """
+    """One synapse ``w`` from i to j; its coefficients are those of the rule."""
 
     w = slow(init=mg.xavier_uniform)
     y_i, e_i, y_j, e_j, sum_j, r_i = fast(), fast(), fast(), fast(), fast(), fast()
 
-    def __init__(self, theta: dict[str, Any]) -> None:
+    def __init__(self, rule: Plasticity) -> None:
         super().__init__()
-        self.fixed = {name: c for name, c in theta.items() if not isinstance(c, nn.Parameter)}
-        self.theta = nn.ParameterDict({name: c for name, c in theta.items() if isinstance(c, nn.Parameter)})
+        self.fixed = {name: c for name, c in rule.theta.items() if not isinstance(c, nn.Parameter)}
+        self.theta = nn.ParameterDict({name: c for name, c in rule.theta.items() if isinstance(c, nn.Parameter)})
 
     def forward_update(self, s: mg.View, pre: Any) -> mg.View:
         """Keep the activity below."""
@@ -88,7 +85,7 @@ class Synapse(Agent):
         return s.w * s.y_j
 
     def learn_update(self, s: mg.View, pre: Any) -> mg.View:
-        """w + sum_r theta_r F_r; the optimiser goes against its signal."""
+        """w + sum_r theta_r F_r; the optimizer goes against its signal."""
         s = s.set(r_i=pre)
         theta, places = {**self.fixed, **self.theta}, s.examples(1.0)
         share = {name: 1.0 if name == "pseudo" else 1.0 / places for name in theta}
@@ -124,28 +121,39 @@ class Plasticity(Protocol):
     coefficients that suit averages over batches of 32 in a small network rather than single examples. A coefficient
     is a number, or ``mg.learnable(0.0)``, shared by all connections. ``mg.Regions`` gives connections others.
 
-    Args:
-        pseudo: theta_1, of -e_l y_{l-1}'.
-        crossed: theta_2, of -y_l e_{l-1}'.
-        ehebb: theta_3, of -e_l e_{l-1}'; useful below zero.
-        decay: theta_4, of -W.
-        presynaptic: theta_5, of -1 e_{l-1}'.
-        pseudo_sum: theta_6, of -e_l (1'y_l) y_{l-1}'.
-        crossed_ywe: theta_7, of -y_l (y_l'W e_{l-1}) e_{l-1}'.
-        pseudo_ywe: theta_8, of -e_l (y_l'W e_{l-1}) y_{l-1}'.
-        crossed_ewy: theta_9, of -y_l (e_l'W y_{l-1}) e_{l-1}'.
-        oja: theta_10, of -y_l (y_{l-1} - W'y_l)'; useful below zero.
-        feedback: what carries errors back: ``random``, fixed weights of its own; ``symmetric``, W' (backprop);
-            ``detached``, W' through which no meta-gradient flows.
-        input_slope: what multiplies the error of an input: a function of its value, or beta for 1 - exp(-beta value),
-            the slope of a softplus at that activity (10 in the authors' code); 1 by default.
-        optimizer: another inner optimiser than adding the sum.
-        surrogate: activation whose derivative stands in for units that have none (a step).
-
     Raises:
-        ProtocolError: for an unknown ``feedback``.
+        ProtocolError: for an argument out of range.
     """
 
+    pseudo: Number | None = option(None, "theta_1, of -e_l y_{l-1}'.")
+    crossed: Number | None = option(None, "theta_2, of -y_l e_{l-1}'.")
+    ehebb: Number | None = option(None, "theta_3, of -e_l e_{l-1}'; useful below zero.")
+    decay: Number | None = option(None, "theta_4, of -W.")
+    presynaptic: Number | None = option(None, "theta_5, of -1 e_{l-1}'.")
+    pseudo_sum: Number | None = option(None, "theta_6, of -e_l (1'y_l) y_{l-1}'.")
+    crossed_ywe: Number | None = option(None, "theta_7, of -y_l (y_l'W e_{l-1}) e_{l-1}'.")
+    pseudo_ywe: Number | None = option(None, "theta_8, of -e_l (y_l'W e_{l-1}) y_{l-1}'.")
+    crossed_ewy: Number | None = option(None, "theta_9, of -y_l (e_l'W y_{l-1}) e_{l-1}'.")
+    oja: Number | None = option(None, "theta_10, of -y_l (y_{l-1} - W'y_l)'; useful below zero.")
+    feedback: Literal["random", "symmetric", "detached"] = option(
+        "random",
+        "what carries errors back: ``random``, fixed weights of its own; ``symmetric``, W' (backprop); ``detached``, "
+        "W' through which no meta-gradient flows.",
+    )
+    input_slope: float | Callable[[Any], Any] | None = option(
+        None,
+        "what multiplies the error of an input: a function of its value, or beta for 1 - exp(-beta value), the slope "
+        "of a softplus at that activity (10 in the authors' code); 1 by default.",
+    )
+    without = ("lr",)
+    plain_rate = 1.0
+
+    agents = {
+        **AGENTS,
+        "input": lambda rule: Input(rule.input_slope),
+        "weight": lambda rule: CARRIERS[rule.feedback](rule),
+        "bias": Synapse,
+    }
     passes = PASSES
     source = """
 @article{shervani2023meta,
@@ -154,40 +162,6 @@ class Plasticity(Protocol):
   journal={Nature Communications}, volume={14}, pages={1805}, year={2023}
 }"""
 
-    def __init__(
-        self,
-        *,
-        pseudo: Any = None,
-        crossed: Any = None,
-        ehebb: Any = None,
-        decay: Any = None,
-        presynaptic: Any = None,
-        pseudo_sum: Any = None,
-        crossed_ywe: Any = None,
-        pseudo_ywe: Any = None,
-        crossed_ewy: Any = None,
-        oja: Any = None,
-        feedback: Literal["random", "symmetric", "detached"] = "random",
-        input_slope: Callable[[Any], Any] | float | None = None,
-        optimizer: mg.Optimizer | None = None,
-        surrogate: str | None = None,
-        **agents: Agent,
-    ) -> None:
-        given = (
-            pseudo, crossed, ehebb, decay, presynaptic, pseudo_sum, crossed_ywe, pseudo_ywe, crossed_ewy, oja
-        )  # fmt: skip
-        theta = {name: c for name, c in zip(TERMS, given, strict=True) if c is not None} or F_BIO
-        if feedback not in CARRIERS:
-            raise mg.ProtocolError(f"Plasticity: feedback={feedback!r}; allowed are {', '.join(CARRIERS)}")
-        own: dict[str, Any] = {
-            **neighbours(surrogate, input_slope),
-            "weight": CARRIERS[feedback](theta),
-            "bias": Synapse(theta),
-        }
-        super().__init__(optimizer=optimizer or mg.SGD(1.0), **{**own, **agents})
-        self.theta, self.feedback, self.surrogate = theta, feedback, surrogate
-
-    def extra_repr(self) -> str:
-        """Arguments, for ``repr``."""
-        shown = [f"{name}={float(torch.as_tensor(c).detach()):g}" for name, c in self.theta.items()]
-        return ", ".join([*shown, f"feedback={self.feedback!r}", super().extra_repr()])
+    def setup(self) -> None:
+        """Without coefficients, those of the paper's F_bio."""
+        self.theta = {name: getattr(self, name) for name in TERMS if getattr(self, name) is not None} or F_BIO

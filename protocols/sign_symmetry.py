@@ -6,15 +6,15 @@ moment the signs of the forward weights, and magnitudes of their own:
 
     backward    e_i = f'(z_i) sum_j m_ji sign(w_ji) e_j
 
-Magnitudes are ``"uniform"``, one number for all synapses of a connection, or ``"fixed"``, drawn once for each. The
-papers take 1 and let a normalisation repair the scale of the error; here the number is the deviation that a weight
-begins with, sqrt(2 / (fan_in + fan_out)), and drawn magnitudes are those of another such weight. A weight of zero sends
-nothing.
+Magnitudes are ``"uniform"``, one number for all synapses of a connection, or ``"fixed"``, sampled once for each. The
+papers take 1 and let a normalization repair the scale of the error; here the number is the standard deviation of an
+initial weight, sqrt(2 / (fan_in + fan_out)), and sampled magnitudes are those of another such weight. A weight of zero
+sends nothing.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 import mpgraph as mg
 from mpgraph import common, slow
 from mpgraph.agents.initializers import Sized
+from mpgraph.agents.options import option
 
 from .backprop import Backprop, Weight
 
@@ -52,19 +53,15 @@ class FixedWeight(UniformWeight):
     m = slow(init=_magnitude, frozen=True)
 
 
+MAGNITUDES = {"uniform": UniformWeight, "fixed": FixedWeight}
+
+
 class SignSymmetry(Backprop):
-    """Gradient descent with errors sent through the signs of the weights.
+    """Gradient descent with errors sent through the signs of the weights."""
 
-    Args:
-        lr: learning rate of plain gradient descent, a float or ``mg.learnable(0.1)``; ignored with ``optimizer``.
-        magnitudes: ``"uniform"`` or ``"fixed"``.
-        optimizer: another inner optimiser.
-        surrogate: activation whose derivative stands in for units that have none (a step).
+    magnitudes: Literal["uniform", "fixed"] = option("uniform", "one for a connection, or one for each synapse.")
 
-    Raises:
-        ProtocolError: for other magnitudes.
-    """
-
+    agents = {"weight": lambda rule: MAGNITUDES[rule.magnitudes](), "input_weight": Weight, "bias": Weight}
     source = """
 @inproceedings{liao2016important,
   title={How important is weight symmetry in backpropagation?},
@@ -76,23 +73,3 @@ class SignSymmetry(Backprop):
   author={Xiao, Will and Chen, Honglin and Liao, Qianli and Poggio, Tomaso},
   booktitle={International Conference on Learning Representations}, year={2019}
 }"""
-
-    def __init__(
-        self,
-        lr: Any = 0.1,
-        *,
-        magnitudes: str = "uniform",
-        optimizer: mg.Optimizer | None = None,
-        surrogate: str | None = None,
-        **agents: mg.Agent,
-    ) -> None:
-        kinds = {"uniform": UniformWeight, "fixed": FixedWeight}
-        if magnitudes not in kinds:
-            raise mg.ProtocolError(f"magnitudes={magnitudes!r}: allowed are {', '.join(kinds)}")
-        own: dict[str, Any] = {"weight": kinds[magnitudes](), "input_weight": Weight(), "bias": Weight()}
-        super().__init__(lr, optimizer=optimizer, surrogate=surrogate, **{**own, **agents})
-        self.magnitudes = magnitudes
-
-    def extra_repr(self) -> str:
-        """Arguments, for ``repr``."""
-        return f"{super().extra_repr()}, magnitudes={self.magnitudes!r}"

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import torch
 from torch.overrides import is_tensor_like
 
 from mpgraph.errors import ProtocolError, unknown
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
 
 
 class Agent(RuleModule):
-    """Base of all agents. Learned parts of a rule are its parameters and sub-modules, shared by whoever uses it.
+    """Base of all agents. Learned parts of a rule are its parameters and submodules, shared by all nodes that use it.
 
     Class attributes:
+        same_as: passes in which the agent does what it does in another, unless it has methods for them:
+            ``{"perturb": "forward"}``.
         aggregate: for a role, or for a role in one pass (``"project:pre"``), how the messages of all neighbours become
             one: ``sum`` (default), ``mean`` (total sum over total count), ``window_mean`` (the same, but a window of a
             convolution counts whole, also where it reaches over the edge: all pixels divide by the same number),
@@ -37,6 +40,7 @@ class Agent(RuleModule):
     """
 
     aggregate: dict[str, str] = {}  # noqa: RUF012 - overridden whole, never changed
+    same_as: Mapping[str, str] = {}
 
     def channels(self) -> dict[str, Channel]:
         """Channels by name, those of base classes first. Override to add some that depend on arguments."""
@@ -45,13 +49,23 @@ class Agent(RuleModule):
             found.update({k: v for k, v in vars(base).items() if isinstance(v, Channel)})
         return found
 
+    def channels_at(self, node: AgentNode) -> dict[str, Channel]:
+        """Channels at a node; an agent that calls ``s.activate`` also has those of the node's function there."""
+        return self.channels()
+
     def update_of(self, name: str) -> Callable[..., View] | None:
         """The update of a pass, if this agent has one."""
-        return getattr(self, f"{name}_update", None)
+        return self._method(name, "update")
 
     def message_of(self, name: str) -> Callable[[View], Any] | None:
         """The message of a pass, if this agent has one."""
-        return getattr(self, f"{name}_message", None)
+        return self._method(name, "message")
+
+    def _method(self, name: str, what: str) -> Callable[..., Any] | None:
+        """That of the pass; without one, that of the pass which it is the same as. ``None`` in a class means none."""
+        if not hasattr(self, f"{name}_{what}") and name in self.same_as:
+            return self._method(self.same_as[name], what)
+        return getattr(self, f"{name}_{what}", None)
 
     def roles(self, name: str) -> dict[str, bool]:
         """Roles that the update of a pass reads; the value says whether the role must be filled."""
@@ -67,7 +81,7 @@ class Agent(RuleModule):
         return () if size is None else (int(size),)
 
     def init_of(self, channel: Channel) -> Initializer:
-        """Initialiser of a channel."""
+        """Initializer of a channel."""
         return getattr(self, channel.init) if isinstance(channel.init, str) else channel.init
 
     def readout(self, s: View) -> Any:
@@ -202,10 +216,9 @@ class View(ABC):
     def cumsum(self, value: Any, end: End = "post") -> Any:
         """Sum over this agent of a connection and those before it at one end, for each example.
 
-        Those are the synapses that differ from it only in their place at that end: of a dense connection all from the
-        same ``pre``, in the order of the unit; of a convolution those of lower channels. Where places at one end are
-        not free of those at the other (one-to-one, sparse) it is the value itself. ``()`` gives ``()``, ``(k,)`` gives
-        ``(k,)``.
+        A prefix sum along the ``end`` axis: of a dense connection over the synapses from the same ``pre``, in the order
+        of the unit; of a convolution over lower channels. Where the place at one end fixes the place at the other
+        (one-to-one, sparse) it is the value itself. ``()`` gives ``()``, ``(k,)`` gives ``(k,)``.
         """
 
     @abstractmethod
@@ -244,19 +257,39 @@ class View(ABC):
 
     @abstractmethod
     def apply(self, z: Any) -> Any:
-        """The function of this node's kind (an activation)."""
+        """The node's function (an activation, an operation) at ``z``."""
+
+    def activate(self, z: Any) -> tuple[View, Any]:
+        """The node's function at ``z``, and the view with what the function keeps brought up to date.
+
+        Most functions keep nothing. A batch normalization keeps running averages: it uses the statistics of the batch
+        while learning, and these averages in ``predict``.
+        """
+        function: Any = self.node.function
+        if not getattr(function, "kept", None):
+            return self, self.apply(z)
+        kept = {name: getattr(self, name) for name in function.kept}
+        if not self.learning:
+            return self, function.recall(z, **kept)
+        return self.set(**function.renew(kept, self._measured(z))), self.apply(z)
+
+    def _measured(self, z: Any) -> tuple[Any, ...]:
+        """Statistics of a number, or of each entry of a vector."""
+        if not getattr(z, "ndim", 0):
+            return self.statistics(z)
+        return tuple(torch.stack(parts) for parts in zip(*(self.statistics(one) for one in z), strict=True))
 
     @abstractmethod
-    def vjp(self, e: Any, z: Any, *, out: Any, instead: str | None = None) -> Any:
+    def vjp(self, e: Any, z: Any, *, out: Any) -> Any:
         """Carry ``e`` back through the node's function: its transposed derivative at ``z``, times ``e``.
 
-        ``out`` is the function's value there. Where the function has zero derivative everywhere, ``instead`` names
-        the activation whose derivative stands in (a surrogate); without one the result is zero.
+        ``out`` is the function's value there. Where the function has zero derivative everywhere, the derivative of the
+        rule's ``surrogate`` stands in; without one the result is zero.
         """
 
     @abstractmethod
     def statistics(self, z: Any) -> tuple[Any, ...]:
-        """What the node's kind measures on all agents and examples together (a batch normalisation's mean)."""
+        """What the node's function measures on all agents and examples together (the mean of a batch normalization)."""
 
     @abstractmethod
     def loss(self, pre: Any, target: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The engine's own agents, for kinds of node about which a protocol says nothing.
+"""The engine's own agents, for types of node about which a protocol says nothing.
 
 A unit applies its function forward and carries backward messages through the function's transposed derivative.
 For an error message that is the chain rule; which message is carried, and what weights make of it, is the rule's.
@@ -6,21 +6,28 @@ For an error message that is the chain rule; which message is carried, and what 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from mpgraph.errors import ProtocolError
-from mpgraph.network.activations import activation
+from mpgraph.network.activations import Activation
 
 from .agent import Agent, View
-from .channel import fast, slow
+from .channel import Channel, fast, slow
+from .node import AgentNode
 
 
 class Input(Agent):
-    """Holds what was fed: an input of the network, or a target."""
+    """Holds what was fed: an input of the network, or a target.
+
+    Args:
+        same_as: passes in which it does what it does in another: ``{"perturb": "forward"}``.
+    """
 
     value = fast()
+
+    def __init__(self, same_as: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self.same_as = same_as or self.same_as
 
     def forward_message(self, s: View) -> Any:
         """The value itself."""
@@ -28,39 +35,51 @@ class Input(Agent):
 
 
 class Constant(Agent):
-    """The number one, from which biases are weights."""
+    """Sends the same number: one, from which biases are weights; zero to a unit whose sources are all delayed.
+
+    Args:
+        number: what it sends.
+        same_as: passes in which it does what it does in another.
+    """
+
+    def __init__(self, number: float = 1.0, same_as: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self.number, self.same_as = number, same_as or self.same_as
 
     def forward_message(self, s: View) -> Any:
-        """One."""
-        return 1.0
-
-
-class Zero(Agent):
-    """What a unit hears whose every source is delayed past the start."""
-
-    def forward_message(self, s: View) -> Any:
-        """Zero."""
-        return 0.0
+        """The number."""
+        return self.number
 
 
 class UnitAgent(Agent):
-    """Applies its function; carries backward messages through it.
+    """Applies the node's function and carries backward messages through it.
 
-    Args:
-        surrogate: activation whose derivative stands in for units that have none (``"tanh"``), or ``None``.
+    It serves units, normalizations with running averages, and operations on whole units; for these ``z``, the sums
+    ``pre`` and the error ``e`` have one part for each operand (:class:`mpgraph.Each`).
+
+    Attributes:
+        operations: whether it can serve operations as well. If a class does not say, it can where it takes over
+            forward_update and backward_update; otherwise the operations of its rule are served by the engine's unit.
     """
 
+    operations = True
     z, y, e = fast(), fast(), fast()
 
-    def __init__(self, surrogate: str | None = None) -> None:
-        super().__init__()
-        if surrogate is not None and activation(surrogate).is_flat():
-            raise ProtocolError(f"surrogate={surrogate!r} has zero derivative itself; choose tanh, sigmoid, relu, ...")
-        self.surrogate = surrogate
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "operations" not in vars(cls):
+            base = next(base for base in cls.__mro__[1:] if issubclass(base, UnitAgent))
+            ways = ("forward_update", "backward_update")
+            cls.operations = base.operations and all(getattr(cls, way) is getattr(base, way) for way in ways)
+
+    def channels_at(self, node: AgentNode) -> dict[str, Channel]:
+        """Also what the node's function keeps."""
+        return {**self.channels(), **kept_channels(node)}
 
     def forward_update(self, s: View, pre: Any) -> View:
         """y = f(z), with z the sum of the messages."""
-        return s.set(z=pre, y=s.apply(pre))
+        s, y = s.activate(pre)
+        return s.set(z=pre, y=y)
 
     def forward_message(self, s: View) -> Any:
         """The activity."""
@@ -68,34 +87,23 @@ class UnitAgent(Agent):
 
     def backward_update(self, s: View, post: Any) -> View:
         """e = f'(z) * the sum of the messages."""
-        return s.set(e=s.vjp(post, s.z, out=s.y, instead=self.surrogate))
+        return s.set(e=s.vjp(post, s.z, out=s.y))
 
     def backward_message(self, s: View) -> Any:
         """The error."""
         return s.e
 
 
-class OperationAgent(Agent):
-    """Applies an operation to whole units and carries backward messages through it to each operand."""
+def kept_channels(node: AgentNode, size: int | str | None = None) -> dict[str, Channel]:
+    """What the function of a node keeps between steps, as channels of an agent that calls ``s.activate``.
 
-    aggregate = {"pre": "each"}  # noqa: RUF012
-    z, y, e = fast(), fast(), fast()
-
-    def forward_update(self, s: View, pre: Any) -> View:
-        """y = f(z1, z2, ...)."""
-        return s.set(z=pre, y=s.apply(pre))
-
-    def forward_message(self, s: View) -> Any:
-        """The result."""
-        return s.y
-
-    def backward_update(self, s: View, post: Any) -> View:
-        """For each operand its transposed derivative times the sum of the messages."""
-        return s.set(e=s.vjp(post, s.z, out=s.y))
-
-    def backward_message(self, s: View) -> Any:
-        """To each operand its own."""
-        return s.e
+    Args:
+        node: whose function it is.
+        size: of the values that the agent applies it to, see :class:`mpgraph.Channel`.
+    """
+    if not isinstance(node.function, Activation):
+        return {}
+    return {name: slow(size, init=start) for name, start in node.function.kept.items()}
 
 
 class LossAgent(Agent):
@@ -116,16 +124,4 @@ class LossAgent(Agent):
         return s.e
 
 
-class BatchNormAgent(UnitAgent):
-    """Normalises by the statistics of the batch while learning, by their running averages in ``predict``."""
-
-    mean, var = slow(), slow(init=1.0)
-
-    def forward_update(self, s: View, pre: Any) -> View:
-        """y = (z - mean) / sqrt(var + eps), and the running averages."""
-        kind: Any = s.node.function
-        if not s.learning:
-            return s.set(z=pre, y=(pre - s.mean) * torch.rsqrt(s.var + kind.eps))
-        mean, var = s.statistics(pre)
-        old, new = 1.0 - kind.momentum, kind.momentum
-        return s.set(z=pre, y=s.apply(pre), mean=old * s.mean + new * mean, var=old * s.var + new * var)
+BatchNormAgent = OperationAgent = UnitAgent  # the names before 0.2 of agents that a unit's now replaces

@@ -20,7 +20,7 @@ class Channel:
         extent: over what it is kept, see the functions.
         size: ``None`` for one number, ``k`` (or the name of an agent's attribute that holds k) for a vector; a
             channel of size 0 is not there at all.
-        init: initialiser, for channels that outlive a step, or the name of an agent's method that is one.
+        init: initializer, for channels that outlive a step, or the name of an agent's method that is one.
         frozen: a write to it is an error.
         end: keep only the axes of one end of a connection.
         per: ``"agent"`` keeps one value for all uses of an agent (positions of a convolution, ticks, tied connections),
@@ -45,7 +45,7 @@ def _initializer(init: Initializer | float | str) -> Initializer | str:
 
 
 def slow(size: int | str | None = None, *, init: Initializer | float | str = 0.0, frozen: bool = False) -> Any:
-    """The agent's own and kept, without a batch axis (a weight). Writes are averaged over the batch and over uses."""
+    """Per-agent state kept across steps, with no batch axis (a weight). Writes are averaged over the batch and uses."""
     return Channel("slow", size, _initializer(init), frozen)
 
 
@@ -63,8 +63,8 @@ def carry(
 ) -> Any:
     """One value for each slot of the batch, kept between steps (a memory); see :class:`Channel` for the rest.
 
-    A memory of the agent goes from tick to tick and from one tied connection to the next; over the positions of a
-    convolution its writes are averaged. A memory of each use stays where it is.
+    With ``per="agent"`` one memory is shared by all ticks and tied connections, passed along in order; over the
+    positions of a convolution its writes are averaged. With ``per="use"`` each use has its own.
     """
     return Channel("carry", size, _initializer(init), end=end, per=per)
 

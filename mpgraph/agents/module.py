@@ -21,12 +21,14 @@ class RuleModule(nn.Module):
     def __new__(cls, *args: Any, **kwargs: Any) -> RuleModule:
         """Note the arguments, by name: they and the tensors are what a file of the rule holds."""
         made = super().__new__(cls)
-        signature = inspect.signature(cls.__init__)
+        signature = getattr(cls, "__signature__", None)
+        if signature is None:
+            _, *others = inspect.signature(cls.__init__).parameters.values()  # self
+            signature = inspect.Signature(others)
         try:
-            given = dict(signature.bind_partial(made, *args, **kwargs).arguments)
+            given = dict(signature.bind_partial(*args, **kwargs).arguments)
         except TypeError:  # __init__ is about to say what is wrong
             given = {}
-        given.pop(next(iter(signature.parameters)), None)  # self
         for parameter in signature.parameters.values():
             if parameter.kind is parameter.VAR_KEYWORD:
                 given |= given.pop(parameter.name, {})

@@ -1,105 +1,184 @@
-"""A learning rule: which agent serves each kind of node, and in which order the passes run."""
+"""A learning rule: which agent serves each type of node, and in which order the passes run."""
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from mpgraph.environment import inside_transform
 from mpgraph.errors import InputError, ProtocolError, unknown
+from mpgraph.network.activations import activation
 from mpgraph.network.network import Network
 from mpgraph.registry import lookup, registered
 
 from .agent import Agent
-from .builtin import BatchNormAgent, Constant, Input, LossAgent, OperationAgent, UnitAgent, Zero
+from .builtin import Constant, Input, LossAgent, UnitAgent
 from .module import RuleModule
 from .node import AgentNode
 from .optimizers import SGD, Optimizer
-
-if TYPE_CHECKING:
-    from mpgraph.graph.wiring import AgentGraph
-    from mpgraph.serialization.protocol import PendingTensors
+from .options import Option, declare, differs, documented, option, shown, signature
 
 
 class Protocol(RuleModule):
     """Base of learning rules. Its parameters are the meta-parameters; a fixed rule has none.
 
+    A rule is a class with a table of agents, and with its own arguments as fields::
+
+        class Leaky(Backprop):
+            keep: float = option(0.9, "share of a weight that is kept", low=0, high=1)
+            agents = {"weight": LeakyWeight, "bias": Weight}
+
     Args:
-        optimizer: writes the channels that agents hand to ``s.descend``; plain gradient descent at 0.1 by default.
+        lr: learning rate of plain gradient descent, a float or ``mg.learnable(0.1)``; ignored with ``optimizer``.
+        optimizer: another inner optimizer, which writes the channels that agents hand to ``s.descend``.
         optimizers: others, for channels of a name: ``{"b": mg.SGD(0.01)}``.
+        surrogate: activation whose derivative stands in for units that have none (a step); by default their error is
+            zero and compiling warns.
         agents: an agent for each type of node: ``weight``, ``bias``, ``unit``, ``output``, ``loss``, ``input``,
-            ``target``, ``constant``, ``operation``, ``link``, or the class name of a user's own
+            ``target``, ``constant``, ``zero``, ``operation``, ``link``, or the class name of a user's own
             :class:`mpgraph.Activation` in lower case. Biases and weights from inputs (``input_weight``: no error goes
-            back through them) default to the weight's agent, outputs and own types to the unit's, everything else to
-            the engine's own.
+            back through them) default to the weight's agent, outputs, own types and operations to the unit's,
+            everything else to the engine's own.
+
+    Raises:
+        ProtocolError: for an argument that its annotation does not allow, a surrogate without a derivative, or what is
+            neither an argument nor an agent.
 
     Class attributes:
+        agents: those of this class by type of node, beside those of its bases: a class or function, called for each
+            rule, with the rule if it takes an argument; or an agent, of which each rule gets a copy.
+        without: arguments of base classes that this one does not take.
         passes: the schedule; names may repeat. A rule whose schedule depends on its arguments sets its own.
         predict_passes: the schedule of a prediction, whose writes are discarded; several where units settle first.
         phases: schedules by name, for a rule whose steps are not all alike (they replace ``passes``). Each is compiled
             to a function of its own; :meth:`phase` says whose turn it is.
-        bias: ``"beside"`` makes a bias a weight from the number one; ``"between"`` an agent between the sum and
+        bias: ``"synapse"`` makes a bias a weight from the number one; ``"agent"`` an agent between the sum and
             the unit.
-        link: ``"within"`` leaves a loss of logits one agent; ``"between"`` puts an agent of the kind ``link`` for its
-            softmax or sigmoid (:meth:`Loss.split`) between the output and the loss, which then hears probabilities.
+        loss_link: ``"fused"`` leaves a loss of logits one agent; ``"agent"`` puts an agent of the type ``link`` for
+            its softmax or sigmoid (:meth:`Loss.split`) between the output and the loss, which then receives
+            probabilities.
         source: where the rule was published, as BibTeX; see :func:`cite`.
-        draws: kinds of connection that :meth:`rewrite` may add, each served by an agent of that name.
-        random_defaults: whether the rule without arguments is a random draw, which learns nothing until it is
+        adds_connections: pathways of connections that :meth:`rewrite` may add, each served by an agent of that name.
+        random_defaults: whether the rule without arguments is a random one, which learns nothing until it is
             meta-trained.
+        plain_rate: of the gradient descent that runs without ``optimizer``, where that is not ``lr``.
     """
 
+    lr: Any = option(
+        0.1,
+        "learning rate of plain gradient descent, a float or ``mg.learnable(0.1)``; ignored with ``optimizer``.",
+        positional=True,
+    )
+    optimizer: Any = option(None, "another inner optimizer.")
+    optimizers: Any = option(None, 'others, for channels of a name: ``{"b": mg.SGD(0.01)}``.')
+    surrogate: Any = option(None, "activation whose derivative stands in for units that have none (a step).")
+
+    agents: Mapping[str, Any] = MappingProxyType(
+        {
+            "input": Input,
+            "target": Input,
+            "constant": Constant,
+            "zero": Constant(0.0),
+            "unit": UnitAgent,
+            "loss": LossAgent,
+        }
+    )
+    without: tuple[str, ...] = ()
     passes: tuple[str, ...] = ("forward", "backward", "learn")
     predict_passes: tuple[str, ...] = ("forward",)
     phases: Mapping[str, tuple[str, ...]] = MappingProxyType({})
-    bias: Literal["beside", "between"] = "beside"
-    link: Literal["within", "between"] = "within"
+    bias: str = "synapse"
+    loss_link: str = "fused"
     source: str = ""
     random_defaults: bool = False
-    draws: tuple[str, ...] = ()
-    pending: PendingTensors | None = None  # of a rule read from a file, what it has yet to make
+    adds_connections: tuple[str, ...] = ()
+    plain_rate: float | None = None
+    pending: Any = None  # of a rule read from a file, the tensors of parts that it has yet to make
+    declared: ClassVar[dict[str, Option]]
 
-    def __init__(
-        self,
-        *,
-        optimizer: Optimizer | None = None,
-        optimizers: Mapping[str, Optimizer] | None = None,
-        **agents: Agent,
-    ) -> None:
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls._declare()
+
+    @classmethod
+    def _declare(cls) -> None:
+        """Take the options from the body of the class, for its signature and docstring."""
+        declare(cls)
+        plain = cls.__init__ is Protocol.__init__
+        cls.__signature__ = signature(cls.declared) if plain else None  # type: ignore[attr-defined]
+        if plain and vars(cls).get("__doc__"):
+            cls.__doc__ = documented(cls, cls.declared)
+
+    def __init__(self, /, *given: Any, **named: Any) -> None:
         super().__init__()
-        for given in (optimizer, *(optimizers or {}).values()):
-            if given is not None and not isinstance(given, Optimizer):
-                raise ProtocolError(f"{type(self).__name__}: optimizer must be an mg.Optimizer, got {given!r}")
-        self.record: dict[str, Any] = {}
-        self.optimizer = optimizer or SGD()
-        self.optimizers = nn.ModuleDict(optimizers or {})
-        for kind, agent in agents.items():
+        owner = type(self).__name__
+        try:
+            bound = signature(self.declared).bind(*given, **named)
+        except TypeError as error:
+            raise TypeError(f"{owner}: {error}") from None
+        bound.apply_defaults()
+        others: dict[str, Agent] = bound.arguments.pop("agents")
+        for name, agent in others.items():
             if not isinstance(agent, Agent):
                 raise ProtocolError(
-                    f"{type(self).__name__}: {kind}={agent!r} is neither one of its arguments nor an agent (mg.Agent) "
-                    "for a kind of node"
+                    f"{owner}: {name}={agent!r} is neither one of its arguments nor an agent (mg.Agent) for a type of "
+                    f"node; its arguments are {', '.join(self.declared)}"
                 )
-        own: dict[str, Agent] = {
-            "input": Input(),
-            "target": Input(),
-            "constant": Constant(),
-            "zero": Zero(),
-            "unit": UnitAgent(),
-            "operation": OperationAgent(),
-            "batchnorm": BatchNormAgent(),
-            "loss": LossAgent(),
-        }
-        self.own = tuple(own)
-        self.agents = nn.ModuleDict({**own, **agents})
+        self.record: dict[str, Any] = {}
+        for name, value in bound.arguments.items():
+            value = self.declared[name].checked(owner, name, value)
+            self.__dict__[name] = value  # not registered: a parameter belongs to the agent that uses it
+            if name in self.arguments and isinstance(value, (bool, int, float)):
+                self.arguments[name] = value  # plain Python, which a file can hold
+        self._equip()
+        self.setup()
+        own = {kind: _made(entry, self) for kind, entry in self._table().items() if kind not in others}
+        held = nn.ModuleDict({**own, **others})
+        if "operation" not in held and not getattr(held["unit"], "operations", False):
+            held["operation"] = UnitAgent()
+        self.agents = held
+        self.__dict__["agents"] = held  # the class has a table of this name, which would be found first
+
+    def _equip(self) -> None:
+        """Inner optimizers, and a surrogate that has a derivative."""
+        owner = type(self).__name__
+        options = self.__dict__
+        given, others = options.get("optimizer"), options.get("optimizers") or {}
+        for one in (given, *others.values()):
+            if one is not None and not isinstance(one, Optimizer):
+                raise ProtocolError(f"{owner}: optimizer must be an mg.Optimizer, got {one!r}")
+        rate = options.get("lr", 0.1) if self.plain_rate is None else self.plain_rate
+        self._given_optimizer = given is not None
+        self.optimizer = SGD(rate) if given is None else given
+        self.optimizers = nn.ModuleDict(others)
+        options.setdefault("surrogate", None)
+        if self.surrogate is not None and activation(self.surrogate).is_flat():
+            raise ProtocolError(
+                f"{owner}: surrogate={self.surrogate!r} has zero derivative itself; choose tanh, sigmoid, relu, ..."
+            )
+
+    def setup(self) -> None:
+        """Override to check arguments that belong together and to choose passes; agents are made after it."""
+
+    @classmethod
+    def _table(cls) -> dict[str, Any]:
+        """The tables of agents of all classes, the nearest first."""
+        found: dict[str, Any] = {}
+        for base in reversed(cls.__mro__):
+            found.update(vars(base).get("agents", {}))
+        return found
 
     def agent(self, node: AgentNode) -> Agent:
         """The agent of a node; override to choose by name, or to give each node one of its own.
 
         Raises:
-            ProtocolError: if the protocol has no agent for this kind.
+            ProtocolError: if the protocol has no agent for this type.
         """
         for kind in node.types:
             if kind in self.agents:
@@ -107,7 +186,7 @@ class Protocol(RuleModule):
                 assert isinstance(agent, Agent)
                 return agent
         raise ProtocolError(
-            f"{type(self).__name__} has no agent for node {node.name!r} of kind {node.type!r}; it knows "
+            f"{type(self).__name__} has no agent for node {node.name!r} of type {node.type!r}; it knows "
             f"{', '.join(self.agents)}"
         )
 
@@ -157,7 +236,7 @@ class Protocol(RuleModule):
         return tuple(dict.fromkeys(name for passes in schedules for name in passes))
 
     def optimizer_of(self, node: AgentNode, channel: str) -> Optimizer:
-        """The inner optimiser that writes a channel of a node; by default chosen by the channel's name."""
+        """The inner optimizer that writes a channel of a node; by default chosen by the channel's name."""
         own = dict(self.optimizers.items())
         found = own.get(channel, self.optimizer)
         assert isinstance(found, Optimizer)
@@ -168,16 +247,37 @@ class Protocol(RuleModule):
         return network
 
     def rule_at(self, name: str) -> Protocol:
-        """The rule by which the node of this name goes: this one, but for a choice of rule by region."""
+        """The rule of the node of this name: this one, except in a choice of rule by region."""
         return self
+
+    def rule_of(self, node: AgentNode) -> Protocol:
+        """The rule of a node; uses of one node (ticks, tied weights) go by its name, a constant by what it serves."""
+        return self.rule_at(node.serves or node.owner)
 
     @property
     def parts(self) -> tuple[Protocol, ...]:
-        """The rules that this one is made of: itself alone, but for a choice of rule by region."""
+        """The rules that this one is made of: only itself, except in a choice of rule by region."""
         return (self,)
 
-    def check(self, graph: AgentGraph) -> None:
-        """Refuse a graph on which this rule makes no sense; called once all arrows are known. By default none."""
+    def check(self, agents: Mapping[AgentNode, Agent]) -> None:
+        """Refuse nodes for which this rule makes no sense; called once their agents are known. By default none."""
+
+    @property
+    def bias_is_agent(self) -> bool:
+        """Whether a bias is an agent between sum and unit, rather than a synapse from the number one."""
+        return self._chosen("bias", self.bias, {"synapse": False, "agent": True, "beside": False, "between": True})
+
+    @property
+    def loss_link_is_agent(self) -> bool:
+        """Whether the softmax or sigmoid of a loss of logits has an agent of its own."""
+        word = getattr(self, "link", self.loss_link)  # the name before 0.2
+        return self._chosen("loss_link", word, {"fused": False, "agent": True, "within": False, "between": True})
+
+    def _chosen(self, name: str, word: str, meaning: Mapping[str, bool]) -> bool:
+        """What a word means; the last two are those before 0.2."""
+        if word not in meaning:
+            raise ProtocolError(f"{type(self).__name__}.{name}: " + unknown("word", word, list(meaning)[:2]))
+        return meaning[word]
 
     @property
     def name(self) -> str:
@@ -201,13 +301,43 @@ class Protocol(RuleModule):
         save_protocol(self, folder, record)
 
     def extra_repr(self) -> str:
-        """Arguments, for ``repr``."""
-        plain = type(self.optimizer) is SGD
-        own = self.optimizer.extra_repr() if plain else f"optimizer={self.optimizer!r}"
-        return ", ".join([own, *(f"{channel}: {other!r}" for channel, other in self.optimizers.items())])
+        """The learning rate or optimizer, and the arguments that are not what they are by default."""
+        parts = [*self._optimizer_shown(), *(f"{channel}: {other!r}" for channel, other in self.optimizers.items())]
+        usual = {name: one.default for name, one in inspect.signature(type(self)).parameters.items()}
+        given = {name: value for name, value in self.arguments.items() if not isinstance(value, RuleModule)}
+        for name, default in usual.items():
+            if name in given and name not in ("lr", "optimizers"):
+                value = self.__dict__.get(name, given[name]) if name in self.declared else given[name]
+                parts += [f"{name}={shown(value)}"] if differs(value, default) else []
+        return ", ".join(parts)
+
+    def _optimizer_shown(self) -> list[str]:
+        rate = [] if self.plain_rate is None or "lr" not in self.declared else [f"lr={shown(self.lr)}"]
+        if not self._given_optimizer and (rate or "lr" not in self.declared):
+            return rate
+        plain = type(self.optimizer) is SGD and not rate
+        return [*rate, self.optimizer.extra_repr() if plain else f"optimizer={self.optimizer!r}"]
 
     def __repr__(self) -> str:
         return self.name
+
+
+Protocol._declare()
+
+
+def _made(entry: Any, rule: Protocol) -> Agent:
+    """An agent from an entry of a table."""
+    if isinstance(entry, Agent):
+        return copy.deepcopy(entry)
+    made = entry(rule) if _takes_rule(entry) else entry()
+    assert isinstance(made, Agent)
+    return made
+
+
+def _takes_rule(entry: Any) -> bool:
+    parameters = list(inspect.signature(entry.__init__ if isinstance(entry, type) else entry).parameters.values())
+    known = parameters[1:] if isinstance(entry, type) else parameters
+    return any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in known)
 
 
 def learnable(value: Any) -> nn.Parameter:

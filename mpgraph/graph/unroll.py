@@ -27,8 +27,7 @@ class Placement:
     Args:
         network: what was drawn.
         protocol: says of each node by whose rule it goes, and so whether a bias is a weight from the number one
-            (``beside``) or an agent after the sum (``between``), and whether a loss of logits is one agent (``within``)
-            or two, its softmax or sigmoid first (``between``).
+            or an agent after the sum, and whether a loss of logits is one agent or two, its softmax or sigmoid first.
 
     Attributes:
         nodes: by name.
@@ -100,7 +99,7 @@ class Placement:
             name, kinds[0], axes, shared=shared, function=unit.activation, types=kinds, owner=unit.name, tick=tick
         )
         self._into[name] = node
-        if unit.bias and self.protocol.rule_at(f"{unit.name}.bias").bias == "between":
+        if unit.bias and self.protocol.rule_at(f"{unit.name}.bias").bias_is_agent:
             own, names = self._copy(
                 self.at(f"{unit.name}.bias", tick),
                 "bias",
@@ -118,7 +117,7 @@ class Placement:
         target = self.nodes.get(f"{pre}.target")
         if target is None:
             target, _ = self._copy(f"{pre}.target", "target", self.nodes[pre])
-        below, parts = self.nodes[pre], loss.split() if self.protocol.rule_at(name).link == "between" else None
+        below, parts = self.nodes[pre], loss.split() if self.protocol.rule_at(name).loss_link_is_agent else None
         if parts is not None:
             kind, loss = parts
             below, names = self._copy(f"{name}.link", "link", below, function=kind, types=(kind.name, "link", "unit"))
@@ -163,7 +162,7 @@ class Placement:
     def _beside(self, unit: Unit, tick: int) -> None:
         name = self.at(unit.name, tick)
         node = self.nodes[name]
-        if unit.bias and self.protocol.rule_at(f"{unit.name}.bias").bias == "beside":
+        if unit.bias and not self.protocol.rule_at(f"{unit.name}.bias").bias_is_agent:
             one = self._constant("one", "constant", f"{unit.name}.bias")
             self._connect(
                 self.at(f"{unit.name}.bias", tick),
@@ -248,7 +247,7 @@ def _kinds(unit: Unit, network: Network) -> tuple[str, ...]:
         return ("input",)
     own = [type(unit.activation).__name__.lower()] if unit.activation.own_agent else []
     if unit.operands:
-        return (*own, "operation")
+        return (*own, "operation", "unit")
     return (*own, *(["output"] if unit.name in network.outputs else []), "unit")
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mpgraph.agents.agent import Agent
 from mpgraph.agents.channel import AGGREGATIONS, Channel
 from mpgraph.agents.node import AgentNode
+from mpgraph.agents.protocol import Protocol
 from mpgraph.errors import ProtocolError, unknown
 from mpgraph.network.activations import Activation
 from mpgraph.network.axes import Axis
@@ -26,8 +27,6 @@ from .unroll import Placement
 
 if TYPE_CHECKING:
     import networkx
-
-    from mpgraph.agents.protocol import Protocol
 
 
 class AgentGraph:
@@ -51,7 +50,7 @@ class AgentGraph:
         for name, node in self.nodes.items():  # uses of one node are one agent
             self.agents[name] = self.agents.get(node.owner, self.agents[name])
         self.channels: dict[str, dict[str, Channel]] = {
-            name: {c: declared for c, declared in agent.channels().items() if agent.size_of(declared) != (0,)}
+            name: {c: d for c, d in agent.channels_at(self.nodes[name]).items() if agent.size_of(d) != (0,)}
             for name, agent in self.agents.items()
         }
         self._to: dict[str, list[Link]] = {name: [] for name in self.nodes}
@@ -67,7 +66,7 @@ class AgentGraph:
         self._check_rule()
         for name in protocol.all_passes:
             self._wire(name)
-        protocol.check(self)
+        protocol.check({node: self.agents[name] for name, node in self.nodes.items()})
 
     def with_channels(self, more: Mapping[str, Mapping[str, Channel]]) -> AgentGraph:
         """The same graph, whose nodes have further channels: those that inner optimizers keep, by node name."""
@@ -103,12 +102,13 @@ class AgentGraph:
                 if channel not in channels:
                     raise ProtocolError(f"{type(part).__name__}.optimizers: " + unknown("channel", channel, channels))
             known = {"weight", "input_weight", "bias", "link", "unit", "output"}
-            known |= {*part.own, *part.draws, *_names_of(Activation), *drawn}
+            known |= {*Protocol.agents, "operation", *part.adds_connections, *getattr(part, "draws", ())}
+            known |= {*_names_of(Activation), *drawn}
             shown = [kind for kind in known if not kind.startswith("_")]
             for kind in part.agents:
                 if kind not in known:
                     name = type(part).__name__
-                    raise ProtocolError(f"{name} holds an agent for an " + unknown("kind of node", kind, shown))
+                    raise ProtocolError(f"{name} holds an agent for an " + unknown("type of node", kind, shown))
 
     # -- arrows -------------------------------------------------------------------------------------------
 
@@ -130,6 +130,7 @@ class AgentGraph:
                         f"{', '.join(sorted(known))}"
                     )
                 how = agent.aggregate.get(f"{name}:{role}", agent.aggregate.get(role, "sum"))
+                how = "each" if role == "pre" and target.inner else how  # an operation needs its operands apart
                 if how not in AGGREGATIONS and not callable(how):
                     raise ProtocolError(
                         f"{type(agent).__name__}.aggregate[{role!r}] is {how!r}; allowed are "

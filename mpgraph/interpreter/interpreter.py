@@ -384,16 +384,17 @@ class ScalarView(View):
         kept = [i for i, axis in enumerate(self.node.axes) if axis in self.node.kept]
         return self._ask((z,), Measured(kind.statistics, self.node.shape, kept))
 
-    def vjp(self, e: Any, z: Any, *, out: Any, instead: str | None = None) -> Any:  # noqa: D102
+    def vjp(self, e: Any, z: Any, *, out: Any) -> Any:  # noqa: D102
         kind = self.node.function
         assert isinstance(kind, Activation)
         if isinstance(kind, Operation):
             parts = self._ask((e, out, *z.values()), Pulled(kind.vjp, self.node.shape, self._dims()))
             return Each(dict(zip(z, parts, strict=True)))
         if kind.is_flat():
-            if instead is None:
+            surrogate = self._run.graph.protocol.rule_of(self.node).surrogate
+            if surrogate is None:
                 return e * 0.0
-            kind = activation(instead)
+            kind = activation(surrogate)
             return kind.vjp(e, z, kind.apply(z))
         return kind.vjp(e, z, out) if kind.over == "agent" else self._on_node(kind.vjp, e, z, out)
 

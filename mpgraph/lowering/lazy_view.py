@@ -170,6 +170,12 @@ class LazyView(View):
         if isinstance(kind, Operation):
             inner = self.node.inner
             return self._operation(kind, "apply", [z[n] for n in inner], inner.values(), [self.node.axes])[0]
+        if kind.kept and not self.learning:
+            raise ProtocolError(
+                f"{self._where()}: {kind} keeps {', '.join(kind.kept)} for predictions; in forward_update write "
+                f"s, y = s.activate(z) in place of y = s.apply(z), or give the rule {type(kind).__name__.lower()}="
+                "mg.UnitAgent()"
+            )
         return self._whole(kind, "apply", lambda: kind.apply, (z,))
 
     def statistics(self, z: Any) -> tuple[Value, ...]:  # noqa: D102
@@ -178,7 +184,7 @@ class LazyView(View):
         parts = opaque(self._emitter, call, [coerce(self._emitter, z)], [(BATCH, *self.node.axes)], kind.inline)
         return tuple(self._context.leaf(part, self.node.kept) for part in parts)
 
-    def vjp(self, e: Any, z: Any, *, out: Any, instead: str | None = None) -> Any:  # noqa: D102
+    def vjp(self, e: Any, z: Any, *, out: Any) -> Any:  # noqa: D102
         kind = self._function()
         e = coerce(self._emitter, e)
         if isinstance(kind, Operation):
@@ -191,10 +197,11 @@ class LazyView(View):
         if e.is_zero:
             return e
         if kind.is_flat():
-            if instead is None:
+            surrogate = self._context.graph.protocol.rule_of(self.node).surrogate
+            if surrogate is None:
                 self._context.flat.append(self.node.name)
                 return e * 0.0
-            other = activation(instead)
+            other = activation(surrogate)
             return self._whole(other, "surrogate", lambda: lambda e, z: other.vjp(e, z, other.apply(z)), (e, z))
         return self._whole(kind, "vjp", lambda: kind.vjp, (e, z, out), type(kind).vjp is not Activation.vjp)
 

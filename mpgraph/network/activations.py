@@ -6,7 +6,7 @@ one is known and by ``torch.func.vjp`` else. No rule needs a line about any kind
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -38,6 +38,7 @@ class Activation:
     inline: bool = False
     size: tuple[int, ...] = ()
     _flat: bool | None = None
+    kept: Mapping[str, float] = {}
     own_agent: bool = False  # whether protocols may hold an agent under the name of this very class
 
     def __init_subclass__(cls) -> None:
@@ -62,8 +63,16 @@ class Activation:
         return back(e)[0]
 
     def statistics(self, z: Tensor) -> tuple[Tensor, ...]:
-        """What the kind measures on population and batch, each ``(*kept axes of the node)``; see :meth:`shared`."""
+        """What it measures on population and batch, each ``(*kept axes of the node)``; see :meth:`shared`."""
         raise NotImplementedError(f"{type(self).__name__} measures nothing")
+
+    def renew(self, kept: Mapping[str, Any], measured: tuple[Any, ...]) -> dict[str, Any]:
+        """What is ``kept`` after a step of learning, from before and from :meth:`statistics`."""
+        raise NotImplementedError(f"{type(self).__name__} keeps {', '.join(kept)} and must define renew")
+
+    def recall(self, z: Any, **kept: Any) -> Any:
+        """The value in ``predict``, from what is ``kept``."""
+        raise NotImplementedError(f"{type(self).__name__} keeps {', '.join(kept)} and must define recall")
 
     def shared(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Dimensions along which what the unit's agents keep between steps is one (positions of an image)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -44,8 +45,8 @@ class LayerNorm(Activation):
 class BatchNorm(Activation):
     """Each channel (first dimension) centred and divided by its deviation over batch and positions.
 
-    ``predict`` uses running averages, which the node keeps in the channels ``mean`` and ``var``. A gain and a bias of
-    each channel, if wanted, are a connection ``OneToOne(shared=...)`` and the bias of the unit that follows.
+    ``predict`` uses running averages, which are part of the state as ``mean`` and ``var`` of the node. A gain and a
+    bias of each channel, if wanted, are a connection ``OneToOne(shared=...)`` and the bias of the unit that follows.
 
     Args:
         eps: added to the variance.
@@ -55,6 +56,7 @@ class BatchNorm(Activation):
     over = "batch"
     inline = True
     own_agent = True
+    kept = {"mean": 0.0, "var": 1.0}  # noqa: RUF012
 
     def __init__(self, eps: float = 1e-5, momentum: float = 0.1) -> None:
         check = Arguments("batchnorm", NetworkError)
@@ -87,6 +89,15 @@ class BatchNorm(Activation):
         _, mean, invstd = self._whole(z)  # written once: the code shares the call
         n = z.size(0) * math.prod(self.size[1:])
         return mean, (invstd**-2 - self.eps) * (n / (n - 1 + (n == 1)))
+
+    def renew(self, kept: Mapping[str, Any], measured: tuple[Any, ...]) -> dict[str, Any]:
+        """Moving averages of mean and variance."""
+        pairs = zip(kept.items(), measured, strict=True)
+        return {name: (1.0 - self.momentum) * old + self.momentum * new for (name, old), new in pairs}
+
+    def recall(self, z: Any, **kept: Any) -> Any:
+        """(z - mean) / sqrt(var + eps), by the running averages."""
+        return (z - kept["mean"]) * torch.rsqrt(kept["var"] + self.eps)
 
     def vjp(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
         _, mean, invstd = self._whole(z)

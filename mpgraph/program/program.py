@@ -137,7 +137,8 @@ class Program(nn.Module):
             units = ", ".join(f"{n!r} ({self.graph.nodes[n].function})" for n in dict.fromkeys(flat))
             still = ", ".join(dict.fromkeys(without_signal))
             rule = type(self.protocol).__name__
-            choice = f", or choose a surrogate: {rule}(surrogate='tanh')" if hasattr(self.protocol, "surrogate") else ""
+            takes = "surrogate" in self.protocol.declared
+            choice = f", or choose a surrogate: {rule}(surrogate='tanh')" if takes else ""
             warnings.warn(
                 f"{rule}: {units} has zero derivative everywhere, so these receive no learning signal and stay as they "
                 f"are: {still}. Use a rule that needs no derivative{choice}",

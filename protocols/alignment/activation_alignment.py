@@ -11,34 +11,16 @@ where activities are correlated: the paper needs an adaptive optimiser for B, an
 
 from __future__ import annotations
 
-from typing import Any
-
 import mpgraph as mg
 
 from .rule import Alignment
 
 
 class ActivationAlignment(Alignment):
-    """Errors sent through feedback weights that turn activity into what the forward weights turn it into.
+    """Errors sent through feedback weights that turn activity into what the forward weights turn it into."""
 
-    Args:
-        lr: learning rate of plain gradient descent of W.
-        sparse: coefficient of the pull of B' x towards zero.
-        amp: coefficient of amplification.
-        feedback_optimizer: inner optimiser of B; Adam by default.
-        surrogate: activation whose derivative stands in for units that have none (a step).
-        options: of :class:`Alignment`.
-    """
+    sparse, amp = 1.0, 1.0
 
-    def __init__(
-        self,
-        lr: Any = 0.1,
-        *,
-        sparse: Any = 1.0,
-        amp: Any = 1.0,
-        feedback_optimizer: mg.Optimizer | None = None,
-        surrogate: str | None = None,
-        **options: Any,
-    ) -> None:
-        own = {"feedback_optimizer": feedback_optimizer or mg.Adam(0.01), "surrogate": surrogate, **options}
-        super().__init__(lr, sparse=sparse, amp=amp, **own)
+    def usual_feedback_optimizer(self) -> mg.Optimizer:
+        """Adam, as B descends an ill-conditioned square."""
+        return mg.Adam(0.01)

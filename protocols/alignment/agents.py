@@ -1,6 +1,6 @@
-"""The agents of alignment: synapses whose feedback weight learns, and units that tell them what it does.
+"""The agents of alignment: synapses whose feedback weight learns, and units that send them what it needs.
 
-Kunin et al. (2020), Fig. 1. What the primitives need is said in passes of their own, each connection for itself:
+Kunin et al. (2020), Fig. 1. What the primitives need is sent in passes of their own, for each connection apart:
 
     drive         the unit below sends up its activity x, or noise of its own
     project       the synapse sends up w x and b x; the unit above sums them to y = W x and q = B' x
@@ -14,7 +14,7 @@ A rule runs only those of them that its primitives need. The feedback weight car
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -32,34 +32,31 @@ from .stabilising import RECONSTRUCTION, through
 class DecayedWeight(Weight):
     """A synapse whose weight decays: ``decay`` times ``w`` is added to its gradient."""
 
-    def __init__(self, decay: Any = 0.0) -> None:
+    def __init__(self, rule: Any) -> None:
         super().__init__()
-        self.decay = decay
+        self.decay = rule.forward_decay
 
     def learn_update(self, s: mg.View) -> mg.View:
         """dL/dw = <e x> + decay w."""
         gradient = s.examples(s.e * s.x)
-        return s.descend(w=gradient + at(self.decay, s) * s.w if _present(self.decay) else gradient)
+        return s.descend(w=gradient + at(self.decay, s) * s.w if present(self.decay) else gradient)
 
 
 class AlignedWeight(DecayedWeight):
     """A synapse with a feedback weight ``b``, which carries the error and descends a sum of primitives.
 
-    Args:
-        terms: a coefficient for each primitive: a number, a parameter, or a schedule of the step.
-        scale: what each primitive is multiplied by.
-        over: how primitives aggregate what the synapse meets.
-        forward_decay: of ``w``.
+    The coefficient of a primitive is a number, a parameter, or a schedule of the step.
     """
 
     b = slow(init=mg.xavier_uniform)
     drive, y, q, r = fast(), fast(), fast(), fast()
     y_null = fast()  # y without the operations that act on its reconstruction in its place
 
-    def __init__(self, terms: Mapping[str, Any], scale: Mapping[str, float], over: Over, forward_decay: Any) -> None:
-        super().__init__(forward_decay)
-        self.terms = nn.ParameterDict({name: c for name, c in terms.items() if _present(c)})
-        self.scale, self.over = dict(scale), over
+    def __init__(self, rule: Any) -> None:
+        super().__init__(rule)
+        self.terms = nn.ParameterDict(rule.terms)
+        self.scale = {name: PRIMITIVES[name].code if rule.scaling == "code" else 1.0 for name in rule.terms}
+        self.over = Over(rule.batch, rule.places)
 
     def backward_message(self, s: mg.View) -> Any:
         """b e, summed over j on its way to unit i."""
@@ -91,7 +88,8 @@ class AlignedWeight(DecayedWeight):
         return s.descend(b=sum(at(c, s) * gradients[name] for name, c in self.terms.items()))
 
 
-def _present(number: Any) -> bool:
+def present(number: Any) -> bool:
+    """Whether a coefficient is there: a number other than zero, a parameter, or a schedule."""
     return not (isinstance(number, (int, float)) and number == 0)
 
 
@@ -112,9 +110,9 @@ class Stage(NamedTuple):
 
 
 class Below(Agent):
-    """Mixin: drives the connections above it, and hears what each makes of it."""
+    """Mixin: drives the connections above it, and receives what each makes of it."""
 
-    aggregate = {"reconstruct:post": "each"}  # noqa: RUF012
+    aggregate = {"reconstruct:post": "each"}
     drive, r = fast(), fast()
     stage: Stage
     forward_message: Any
@@ -145,7 +143,7 @@ class Below(Agent):
 class Above(Agent):
     """Mixin: sums what each connection below it projects, and answers."""
 
-    aggregate = {"project:pre": "each"}  # noqa: RUF012
+    aggregate = {"project:pre": "each"}
     answers = fast()
     stage: Stage
 
@@ -166,34 +164,18 @@ class Above(Agent):
 
 
 class AlignedInput(Input, Below):
-    """An input."""
+    """An input; its noise matters only to connections from inputs that have feedback weights."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, rule: Any) -> None:
         super().__init__()
-        self.stage = stage
+        self.stage = rule.stage if rule.inputs else rule.stage._replace(noise=None)
 
 
 class AlignedUnit(mg.UnitAgent, Below, Above):
-    """A unit, between the connections below and those above it."""
+    """A unit or an operation, between the connections below and those above it."""
 
-    aggregate = {**Below.aggregate, **Above.aggregate}  # noqa: RUF012
+    aggregate = {**Below.aggregate, **Above.aggregate}
 
-    def __init__(self, stage: Stage, surrogate: str | None) -> None:
-        super().__init__(surrogate)
-        self.stage = stage
-
-
-class AlignedBatchNorm(AlignedUnit, mg.BatchNormAgent):
-    """A batch normalisation."""
-
-    forward_update = mg.BatchNormAgent.forward_update
-
-
-class AlignedOperation(mg.OperationAgent, Below):
-    """An operation, from which connections may start."""
-
-    aggregate = {**Below.aggregate, **mg.OperationAgent.aggregate}  # noqa: RUF012
-
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, rule: Any) -> None:
         super().__init__()
-        self.stage = stage
+        self.stage = rule.stage

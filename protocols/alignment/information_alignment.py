@@ -15,24 +15,12 @@ rate of B of 1. Too large a null diverges, as any gradient descent does: null ti
 
 from __future__ import annotations
 
-from typing import Any
-
 from .rule import Alignment
 from .weight_mirror import WeightMirror
 
 
 class InformationAlignment(WeightMirror):
-    """Errors sent through feedback weights that reconstruct what the forward weights were given.
+    """Errors sent through feedback weights that reconstruct what the forward weights were given."""
 
-    Args:
-        lr: learning rate of plain gradient descent.
-        null: coefficient of the pull of reconstructions towards zero.
-        surrogate: activation whose derivative stands in for units that have none (a step).
-        options: of :class:`WeightMirror` (``amp``, ``decay``, ``noise``, ``feedback_optimizer``) and of
-            :class:`Alignment`.
-    """
-
+    null = 0.02
     source = Alignment.source
-
-    def __init__(self, lr: Any = 0.1, *, null: Any = 0.02, surrogate: str | None = None, **options: Any) -> None:
-        super().__init__(lr, null=null, surrogate=surrogate, **options)

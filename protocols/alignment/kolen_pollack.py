@@ -18,26 +18,21 @@ which W and B learn from different batches, so that b - w also keeps the differe
 
 from __future__ import annotations
 
-from typing import Any
-
 import mpgraph as mg
+from mpgraph.agents.options import option
 
-from .rule import Alignment
+from .rule import Alignment, Coefficient
 
 
 class KolenPollack(Alignment):
     """Errors sent through feedback weights that change exactly as the forward weights do.
 
-    Args:
-        lr: learning rate of plain gradient descent.
-        decay: of W and of B.
-        surrogate: activation whose derivative stands in for units that have none (a step).
-        options: of :class:`Alignment`.
-
     Raises:
         ProtocolError: for ``scaling="code"``, and as :class:`Alignment` does.
     """
 
+    decay: Coefficient = option(0.01, "of W and of B.")
+    task, forward_decay = 1.0, None
     source = """
 @inproceedings{kolen1994backpropagation,
   title={Backpropagation without weight transport},
@@ -50,11 +45,13 @@ class KolenPollack(Alignment):
   booktitle={Advances in Neural Information Processing Systems}, volume={32}, year={2019}
 }"""
 
-    def __init__(self, lr: Any = 0.1, *, decay: Any = 0.01, surrogate: str | None = None, **options: Any) -> None:
-        if options.get("scaling") == "code":
+    def setup(self) -> None:
+        """Decay W as B."""
+        if self.scaling == "code":
             raise mg.ProtocolError(
                 "KolenPollack: scaling='code' would decay B twice as fast as W, so that they never meet; leave it out, "
                 "and give decay as it is to act on both"
             )
-        own = {"task": 1.0, "decay": decay, "forward_decay": decay, "surrogate": surrogate}
-        super().__init__(lr, **{**own, **options})
+        if self.forward_decay is None:
+            self.__dict__["forward_decay"] = self.decay
+        super().setup()

@@ -16,49 +16,107 @@ example uses at several places (a convolution's, a recurrent one's) averages ove
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import mpgraph as mg
-from mpgraph import Agent
+from mpgraph.agents.options import Number, option
 from mpgraph.arguments import Arguments
 from mpgraph.protocols.backprop import Backprop, Weight
 
-from .agents import AlignedBatchNorm, AlignedInput, AlignedOperation, AlignedUnit, AlignedWeight, DecayedWeight, Stage
-from .primitives import PRIMITIVES, Over
+from .agents import AlignedInput, AlignedUnit, AlignedWeight, DecayedWeight, Stage, present
+from .primitives import PRIMITIVES
 from .stabilising import named
+
+Coefficient = Number | Callable[[Any], Any]  # also a schedule, as in mpgraph.agents.schedules
+SUMS = Literal["mean", "sum"]
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Whose turn it is: ``align_first`` steps of B, then one step of B for each ``alternate`` of the others."""
+
+    alternate: int
+    align_first: int
+
+    def __call__(self, step: int) -> str:
+        """The phase of a step, counted from 0."""
+        later = step - self.align_first
+        return "align" if later < 0 or later % (1 + self.alternate) == 0 else "task"
+
+
+def _operations(check: Arguments, name: str, value: Any) -> tuple[str, ...]:
+    return named(name, value)
+
+
+def _noise(check: Arguments, name: str, value: Any) -> Any:
+    check.number(name, value if isinstance(value, (int, float)) else 0.0, low=0.0)
+    return value
 
 
 class Alignment(Backprop):
     """Gradient descent with errors sent through feedback weights that learn: ``Alignment(decay=1.0, self=1.0)``.
 
-    Args:
-        lr: learning rate of plain gradient descent of W, and of B unless it has an optimiser; ignored with
-            ``optimizer``.
-        scaling: of primitives, ``"paper"`` (Table 1) or ``"code"`` (decay, null and sparse count twice).
-        batch: ``"mean"`` or ``"sum"`` of primitives over the batch.
-        places: the same over the places where one example uses a synapse (positions, ticks); ``"sum"`` is the
-            published code's. ``task`` and the gradient of W are sums over places.
-        forward_decay: times W, added to the gradient of W (not of biases).
-        noise: standard deviation of Gaussian noise, each unit's own, that primitives see in place of the activity.
-        driving: stabilising operations on that activity or noise, by name: ``"centre"``, ``"normalise"``,
-            ``"batch_centre"``, one or several in their order (section 4).
-        forward: the same on W x and on its reconstruction B W x; also ``"activation"``, the unit's own function.
-        backward: the same on B' x.
-        alternate: k for one step that moves B alone, then k that move all but B; by default each step moves both.
-        align_first: with ``alternate``, how many steps at the start move B alone.
-        inputs: whether connections from inputs have feedback weights as well.
-        optimizer: inner optimiser of W, and of B unless it has its own.
-        feedback_optimizer: inner optimiser of B.
-        surrogate: activation whose derivative stands in for units that have none (a step).
-        given: coefficients by primitive (``decay``, ``amp``, ``null``, ``sparse``, ``self``, and ``task``, the gradient
-            of W), each a number, ``mg.learnable(...)`` or a function of the step as in
-            :mod:`mpgraph.agents.schedules`; agents by kind of node.
+    Coefficients of primitives are numbers, ``mg.learnable(...)``, or functions of the step as in
+    :mod:`mpgraph.agents.schedules`.
 
     Raises:
         ProtocolError: for an unknown primitive, operation or option, numbers out of range, or an option that acts on
             none of the primitives given.
     """
+
+    decay: Coefficient = option(0.0, "coefficient of the primitive of this name, as the five that follow.")
+    amp: Coefficient = option(0.0, "coefficient of amplification.")
+    null: Coefficient = option(0.0, "coefficient of the pull of reconstructions towards zero.")
+    sparse: Coefficient = option(0.0, "coefficient of the pull of B' x towards zero.")
+    self: Coefficient = option(0.0, "coefficient of W.")
+    task: Coefficient = option(0.0, "coefficient of the gradient of W.")
+    forward_decay: Coefficient | None = option(0.0, "times W, added to the gradient of W (not of biases).")
+    scaling: Literal["paper", "code"] = option(
+        "paper", "of primitives: as in Table 1, or as in the published code, where decay, null and sparse count twice."
+    )
+    batch: SUMS = option("mean", "``mean`` or ``sum`` of primitives over the batch.")
+    places: SUMS = option(
+        "mean",
+        "the same over the places where one example uses a synapse (positions, ticks); ``sum`` is the published "
+        "code's. ``task`` and the gradient of W are sums over places.",
+    )
+    noise: Any = option(
+        None,
+        "standard deviation of Gaussian noise, each unit's own, that primitives see in place of the activity.",
+        check=_noise,
+    )
+    driving: str | Sequence[str] = option(
+        (),
+        "stabilizing operations on that activity or noise, by name: ``centre``, ``normalise``, ``batch_centre``, one "
+        "or several in their order (section 4).",
+        check=_operations,
+    )
+    forward: str | Sequence[str] = option(  # type: ignore[assignment]
+        (),
+        "the same on W x and on its reconstruction B W x; also ``activation``, the unit's own function.",
+        check=_operations,
+    )
+    backward: str | Sequence[str] = option((), "the same on B' x.", check=_operations)
+    alternate: int | None = option(
+        None,
+        "k for one step that moves only B, then k that move all but B; by default each step moves both.",
+        low=1,
+    )
+    align_first: int = option(0, "with ``alternate``, how many steps at the start move only B.", low=0)
+    inputs: bool = option(False, "whether connections from inputs have feedback weights as well.")
+    feedback_optimizer: mg.Optimizer | None = option(
+        None, "inner optimizer of B; by default that of W, in rules with a rate of their own for B that of the rule."
+    )
+
+    agents = {
+        "weight": AlignedWeight,
+        "input_weight": lambda rule: (AlignedWeight if rule.inputs else DecayedWeight)(rule),
+        "bias": Weight,
+        "input": AlignedInput,
+        "unit": AlignedUnit,
+    }
 
     source = """
 @inproceedings{kunin2020two,
@@ -68,83 +126,37 @@ class Alignment(Backprop):
   booktitle={International Conference on Machine Learning}, pages={5511--5521}, year={2020}
 }"""
 
-    def __init__(
-        self,
-        /,
-        lr: Any = 0.1,
-        *,
-        scaling: str = "paper",
-        batch: str = "mean",
-        places: str = "mean",
-        forward_decay: Any = 0.0,
-        noise: Any = None,
-        driving: str | Sequence[str] = (),
-        forward: str | Sequence[str] = (),
-        backward: str | Sequence[str] = (),
-        alternate: int | None = None,
-        align_first: int = 0,
-        inputs: bool = False,
-        optimizer: mg.Optimizer | None = None,
-        feedback_optimizer: mg.Optimizer | None = None,
-        surrogate: str | None = None,
-        **given: Any,
-    ) -> None:
-        terms = {name: c for name, c in given.items() if name in PRIMITIVES}
-        agents = {name: agent for name, agent in given.items() if name not in PRIMITIVES}
-        strange = [name for name, agent in agents.items() if not isinstance(agent, Agent)]
-        if strange:
-            raise mg.ProtocolError(
-                f"{type(self).__name__}: {strange[0]!r} is neither an option nor a primitive; primitives are "
-                f"{', '.join(PRIMITIVES)}"
+    @property
+    def terms(self) -> dict[str, Any]:
+        """Coefficients of the primitives that the rule has."""
+        return {name: self.__dict__[name] for name in PRIMITIVES if present(self.__dict__[name])}
+
+    def usual_feedback_optimizer(self) -> mg.Optimizer | None:
+        """That of B if none is given; ``None`` for that of W."""
+        return None
+
+    def setup(self) -> None:
+        """Check what has an effect, and choose passes and phases."""
+        if self.align_first and self.alternate is None:
+            Arguments(type(self).__name__).refuse(
+                "align_first", self.align_first, "0 where steps do not alternate, or alternate must be given as well"
             )
-        check = Arguments(type(self).__name__)
-        check.choice("scaling", scaling, ("paper", "code"))
-        check.choice("batch", batch, ("mean", "sum"))
-        check.choice("places", places, ("mean", "sum"))
-        check.integer("alternate", 1 if alternate is None else alternate, low=1)
-        check.integer("align_first", align_first, low=0)
-        if align_first and alternate is None:
-            check.refuse(
-                "align_first", align_first, "0 where steps do not alternate, or alternate must be given as well"
-            )
-        check.flag("inputs", inputs)
-        check.number("noise", noise if isinstance(noise, (int, float)) else 0.0, low=0.0)
-        check.instance("feedback_optimizer", feedback_optimizer, mg.Optimizer)
-        stage = Stage(noise, named("driving", driving), named("forward", forward), named("backward", backward))
-        scale = {name: p.code if scaling == "code" else 1.0 for name, p in PRIMITIVES.items()}
-        weight = AlignedWeight(terms, scale, Over(batch, places), forward_decay)
-        options = {
-            "batch": batch, "places": places, "noise": noise,
-            "driving": stage.driving, "forward": stage.forward, "backward": stage.backward,
-        }  # fmt: skip
-        self._effective({name: v for name, v in options.items() if not _usual(v)}, list(weight.terms))
-        needed = dict.fromkeys(name for term in weight.terms for name in PRIMITIVES[term].passes)
-        own: dict[str, Agent] = {
-            "weight": weight,
-            "input_weight": weight if inputs else DecayedWeight(forward_decay),
-            "bias": Weight(),
-        }
-        if needed:
-            own |= {
-                "input": AlignedInput(stage if inputs else stage._replace(noise=None)),
-                "unit": AlignedUnit(stage, surrogate),
-                "operation": AlignedOperation(stage),
-                "batchnorm": AlignedBatchNorm(stage, surrogate),
-            }
-        super().__init__(lr, optimizer=optimizer, surrogate=surrogate, **{**own, **agents})
-        if feedback_optimizer is not None:
-            self.optimizers["b"] = feedback_optimizer
-        aligning = (*needed, "align") if weight.terms else ()
+        names = ("batch", "places", "noise", "driving", "forward", "backward")
+        options = {name: self.__dict__[name] for name in names}
+        usual = {"batch": "mean", "places": "mean", "noise": None}
+        changed = {name: value for name, value in options.items() if value != usual.get(name, ()) and value != 0}
+        self._effective(changed, list(self.terms))
+        self.stage = Stage(self.noise, *(self.__dict__[name] for name in ("driving", "forward", "backward")))
+        of_feedback = self.feedback_optimizer or self.usual_feedback_optimizer()
+        if of_feedback is not None:
+            self.optimizers["b"] = of_feedback
+        needed = dict.fromkeys(name for term in self.terms for name in PRIMITIVES[term].passes)
+        aligning = (*needed, "align") if self.terms else ()
         self.passes = ("forward", "backward", *aligning, "learn")
-        self.alternate, self.align_first = alternate, align_first
-        if alternate is not None:
-            before = ("forward", "backward") if "task" in weight.terms else ("forward",)
+        if self.alternate is not None:
+            before = ("forward", "backward") if "task" in self.terms else ("forward",)
             self.phases = {"align": (*before, *aligning), "task": ("forward", "backward", "learn")}
-        shown = {
-            "forward_decay": forward_decay, "scaling": scaling, **options,
-            "alternate": alternate, "align_first": align_first, "inputs": inputs,
-        }  # fmt: skip
-        self._shown = {**terms, **{name: v for name, v in shown.items() if not _usual(v)}}
+            self.phase = Turns(self.alternate, self.align_first)  # type: ignore[method-assign]
 
     def _effective(self, options: Mapping[str, Any], terms: Sequence[str]) -> None:
         idle = [name for name in options if not any(name in PRIMITIVES[term].options for term in terms)]
@@ -154,23 +166,3 @@ class Alignment(Backprop):
                 f"{type(self).__name__}: {idle[0]}={options[idle[0]]!r} acts on {', '.join(able)} alone, but the "
                 f"primitives here are {', '.join(terms) or 'none'}; leave it out, or add one of those"
             )
-
-    def phase(self, step: int) -> str:
-        """Which phase a step belongs to, counted from 0."""
-        later = step - self.align_first
-        return "align" if later < 0 or later % (1 + (self.alternate or 0)) == 0 else "task"
-
-    def extra_repr(self) -> str:
-        """Arguments, for ``repr``."""
-        return ", ".join([super().extra_repr(), *(f"{name}={_text(value)}" for name, value in self._shown.items())])
-
-
-def _usual(value: Any) -> bool:
-    """Whether an option is what it is by default."""
-    if isinstance(value, (int, float)):
-        return not value
-    return value is None or value == () or value in ("paper", "mean")
-
-
-def _text(value: Any) -> str:
-    return f"{float(value):g}" if hasattr(value, "__float__") and not isinstance(value, bool) else repr(value)

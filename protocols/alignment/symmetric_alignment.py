@@ -13,33 +13,16 @@ accuracy, as an old gradient does, at angles of a degree.
 
 from __future__ import annotations
 
-from typing import Any
-
 import mpgraph as mg
 
 from .rule import Alignment
 
 
 class SymmetricAlignment(Alignment):
-    """Errors sent through feedback weights that follow the forward weights.
+    """Errors sent through feedback weights that follow the forward weights."""
 
-    Args:
-        lr: learning rate of plain gradient descent.
-        decay: of B.
-        feedback_optimizer: inner optimiser of B; gradient descent of rate 1 by default.
-        surrogate: activation whose derivative stands in for units that have none (a step).
-        options: of :class:`Alignment`, among them ``self``, the coefficient of w, 0.5 by default.
-    """
+    decay, self = 0.5, 0.5
 
-    def __init__(
-        self,
-        /,
-        lr: Any = 0.1,
-        *,
-        decay: Any = 0.5,
-        feedback_optimizer: mg.Optimizer | None = None,
-        surrogate: str | None = None,
-        **options: Any,
-    ) -> None:
-        own = {"feedback_optimizer": feedback_optimizer or mg.SGD(1.0), "surrogate": surrogate}
-        super().__init__(lr, **{"decay": decay, "self": 0.5, **own, **options})
+    def usual_feedback_optimizer(self) -> mg.Optimizer:
+        """Gradient descent of rate 1."""
+        return mg.SGD(1.0)

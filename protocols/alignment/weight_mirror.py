@@ -15,8 +15,6 @@ has a rate of its own, 1 by default; a slower mirror is less noisy, but lags beh
 
 from __future__ import annotations
 
-from typing import Any
-
 import mpgraph as mg
 
 from .rule import Alignment
@@ -25,16 +23,10 @@ from .rule import Alignment
 class WeightMirror(Alignment):
     """Errors sent through feedback weights that mirror how noise passes the forward weights.
 
-    Args:
-        lr: learning rate of plain gradient descent.
-        amp: coefficient of amplification.
-        decay: of B; ``amp * noise ** 2`` makes it as large as W'.
-        noise: standard deviation of the noise that drives units; ``None`` lets their activity drive them.
-        feedback_optimizer: inner optimiser of B; gradient descent of rate 1 by default.
-        surrogate: activation whose derivative stands in for units that have none (a step).
-        options: of :class:`Alignment`.
+    A ``decay`` of ``amp * noise ** 2`` makes B as large as W'; with ``noise=None`` the activity drives the units.
     """
 
+    amp, decay, noise = 0.1, 0.1, 1.0
     source = """
 @inproceedings{akrout2019deep,
   title={Deep learning without weight transport},
@@ -42,16 +34,6 @@ class WeightMirror(Alignment):
   booktitle={Advances in Neural Information Processing Systems}, volume={32}, year={2019}
 }"""
 
-    def __init__(
-        self,
-        lr: Any = 0.1,
-        *,
-        amp: Any = 0.1,
-        decay: Any = 0.1,
-        noise: Any = 1.0,
-        feedback_optimizer: mg.Optimizer | None = None,
-        surrogate: str | None = None,
-        **options: Any,
-    ) -> None:
-        own = {"feedback_optimizer": feedback_optimizer or mg.SGD(1.0), "surrogate": surrogate, **options}
-        super().__init__(lr, amp=amp, decay=decay, noise=noise, **own)
+    def usual_feedback_optimizer(self) -> mg.Optimizer:
+        """Gradient descent of rate 1."""
+        return mg.SGD(1.0)

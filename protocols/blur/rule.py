@@ -127,7 +127,6 @@ class BLUR(Protocol):
         every, steps = given.integer("every", every, 1), given.integer("steps", steps, 0)
         eta_tilde, seed = given.number("eta_tilde", eta_tilde), given.seed("seed", seed)
         given.flag("early", early), given.flag("input_backward", input_backward)
-        mg.UnitAgent(surrogate)  # refuses one that has no derivative itself
         options = Options(
             k, single, symmetric, backward, activation, backward_activation, feedback, batch, normalise, lengths,
             rescale, oja, saturation, early_pre, init, keep_states, surrogate,
@@ -151,7 +150,7 @@ class BLUR(Protocol):
             "operation": Operation(options, book),
             "loss": Loss(options),
         }
-        super().__init__(**{**own, **agents})
+        super().__init__(surrogate=surrogate, **{**own, **agents})
         self.layers, self.every = book, every
         self.genome = nn.ModuleList(genomes) if layers else genomes[0]
         self.fixed = own["bias"]
@@ -189,9 +188,9 @@ class BLUR(Protocol):
         self.layers.read(network)
         return network
 
-    def check(self, graph: Any) -> None:
+    def check(self, agents: Any) -> None:
         """Refuse patterns of ``layers`` that match no unit."""
-        units = [name for name, unit in graph.network.units.items() if not (unit.is_input or unit.operands)]
+        units = dict.fromkeys(node.owner for node in agents if "unit" in node.types and not node.inner)
         Arguments("BLUR").serving("layers", self.layers.patterns, units, "units")
 
     def agent(self, node: AgentNode) -> Agent:

@@ -43,7 +43,7 @@ class Unit(States):
         y = self.function(s, s.z)
         if self.o.activation == "unit":
             return y
-        slope = s.vjp(0.0 * s.z + 1.0, s.z, out=y, instead=self.o.surrogate)
+        slope = s.vjp(0.0 * s.z + 1.0, s.z, out=y)
         return torch.cat([y[:1], slope[1:]])
 
     def function(self, s: mg.View, z: Any) -> Any:
@@ -76,7 +76,7 @@ class Unit(States):
         """a^c post^c; with a^c = sigma' that is the transposed derivative, also of a function of a whole population."""
         if self.o.activation != "derivative":
             return s.a[1:] * post
-        return s.vjp(post, s.z[1:], out=s.apply(s.z[1:]), instead=self.o.surrogate)
+        return s.vjp(post, s.z[1:], out=s.apply(s.z[1:]))
 
     def standard(self, s: mg.View, z: Any, side: str) -> Any:
         """Section 3.4: each neuron and state over the batch, with a learned mean and deviation."""
@@ -120,7 +120,7 @@ class Output(Unit):
         if post is None:
             return s.set(fed=s.a)
         if self.o.feedback == "gradient" and self.o.activation == "derivative":
-            post = s.vjp(post, s.z[1], out=s.apply(s.z[1]), instead=self.o.surrogate)
+            post = s.vjp(post, s.z[1], out=s.apply(s.z[1]))
         return s.set(fed=vector(s.a[0], post, self.k))
 
     def backward_update(self, s: mg.View, post: Any = None) -> mg.View:

@@ -142,8 +142,10 @@ def role(node: Any) -> tuple[str, type[Agent] | None]:
         return "loss", LOSSES.get(node.function.name, AnyLoss)
     if node.type == "link":
         return "link", Softmax if node.function.name == "softmax" else Activation
+    if node.inner:
+        return "", Operation
     if "unit" in node.types:
         if isinstance(node.function, mg.BatchNorm):
             return "unit", BatchNorm
         return "unit", Relay if node.function.name == "identity" else Activation
-    return "", Operation if "operation" in node.types else None
+    return "", None

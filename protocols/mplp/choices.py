@@ -64,11 +64,11 @@ def _ends(given: Arguments, i: int, step: Any) -> list[tuple[str, Any]]:
     return named + [(f"[{end}][{name!r}]", t) for end, half in held for name, t in half.items()]
 
 
-def warn_of_unrecorded(rule: Any, graph: Any) -> None:
+def warn_of_unrecorded(rule: Any, agents: Any) -> None:
     """Warn of nodes whose inputs are standardised by nothing while those of others are."""
     parts = () if rule.pending else tuple(rule.standardisers.values())  # one from a file is not complete yet
     neutral = [p for p in parts if not bool(p.shift.any()) and bool((p.factor == 1.0).all())]
-    bare = [n for n, agent in graph.agents.items() if getattr(agent, "standardiser", None) in neutral]
+    bare = [node.name for node, agent in agents.items() if getattr(agent, "standardiser", None) in neutral]
     if bare and len(neutral) < len(parts):
         warnings.warn(
             f"MPLP: nothing was recorded for {', '.join(bare)}, while other nodes have statistics; their learners read "

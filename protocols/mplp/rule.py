@@ -176,9 +176,9 @@ class MPLP(Protocol):
         rule.keep(program.graph, after, len(batches), share)
         return after
 
-    def check(self, graph: Any) -> None:
+    def check(self, agents: Any) -> None:
         """Warn of nodes that nothing was recorded for, in a rule with records of others."""
-        warn_of_unrecorded(self, graph)
+        warn_of_unrecorded(self, agents)
 
     def unused(self, graph: Any) -> list[str]:
         """Names of parameters on which nothing can depend in a network: they get no meta-gradient.

@@ -173,10 +173,10 @@ class VSML(Protocol):
         own = [a for p, a in zip(self.patterns, self.layers, strict=True) if fnmatchcase(node.owner, p)]
         return cast(Synapse, own[0]) if own and isinstance(found, Synapse) else found
 
-    def check(self, graph: Any) -> None:
+    def check(self, agents: Any) -> None:
         """Refuse patterns of ``layers`` that serve no synapse."""
         own = [self.agents["weight"], *self.layers]
-        names = dict.fromkeys(node.owner for name, node in graph.nodes.items() if graph.agents[name] in own)
+        names = dict.fromkeys(node.owner for node, agent in agents.items() if agent in own)
         Arguments("VSML").serving("layers", self.patterns, names, "connections")
 
     def extra_repr(self) -> str:

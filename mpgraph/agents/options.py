@@ -1,0 +1,152 @@
+"""Arguments of a rule, each declared once, as a field of its class.
+
+    class SignSymmetry(Backprop):
+        magnitudes: Literal["uniform", "fixed"] = option("uniform", "equal for all synapses, or fixed for each")
+
+The annotation says what is allowed. The declaration makes the argument of the constructor, its entry in the docstring,
+its place in the ``repr``, and the attribute ``self.magnitudes``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from inspect import Parameter, Signature
+from typing import Any
+
+from torch import Tensor
+
+from mpgraph.arguments import Arguments
+from mpgraph.errors import ProtocolError
+
+Check = Callable[[Arguments, str, Any], Any]
+Number = float | Tensor  # a constant, or mg.learnable of one
+
+
+@dataclass(frozen=True)
+class Option:
+    """A declared argument; made by :func:`option`."""
+
+    default: Any
+    doc: str = ""
+    positional: bool = False
+    check: Check | None = None
+    bounds: Mapping[str, float] = field(default_factory=dict)
+    annotation: Any = Any  # as written, often a string
+    module: str = ""  # in which it was written
+
+    def type(self, name: str) -> Any:
+        """The annotation as an object."""
+        if not isinstance(self.annotation, str):
+            return self.annotation
+        try:
+            return eval(self.annotation, dict(vars(sys.modules[self.module])))
+        except NameError as error:
+            raise ProtocolError(
+                f"option {name!r}: its annotation {self.annotation!r} cannot be read, {error}; import what it names at "
+                f"the top of {self.module}"
+            ) from None
+
+    def checked(self, owner: str, name: str, value: Any) -> Any:
+        """The value as plain Python has it, or a refusal."""
+        given = Arguments(owner)
+        if self.check is not None:
+            return self.check(given, name, value)
+        return given.annotated(name, value, self.type(name), **self.bounds)
+
+
+def option(
+    default: Any, doc: str = "", *, positional: bool = False, check: Check | None = None, **bounds: float
+) -> Any:
+    """An argument of a rule, declared in the body of its class.
+
+    Args:
+        default: the value if none is given.
+        doc: what it means, for the docstring.
+        positional: whether it may be given without its name; by default only with it.
+        check: ``(arguments, name, value) -> value`` for what an annotation cannot say, such as ``Arguments.seed``.
+        bounds: of a number, ``low``, ``high`` or ``above``.
+    """
+    return Option(default, doc, positional, check, bounds)
+
+
+def declare(cls: type) -> None:
+    """Collect the options of a class and of its bases in ``declared``.
+
+    A plain value for an option of a base is a new default; ``without`` names options of bases that the class does
+    not take.
+    """
+    known: dict[str, Option] = {}
+    for base in reversed(cls.__mro__[1:]):
+        known.update(vars(base).get("declared", {}))
+    annotations = inspect.get_annotations(cls)
+    new = {
+        name: value for name, value in vars(cls).items() if isinstance(value, Option) or _is_default(value, known, name)
+    }
+    for name, value in new.items():
+        before = known.get(name, Option(None))
+        fresh = value if isinstance(value, Option) else replace(before, default=value)
+        fresh = replace(fresh, doc=fresh.doc or before.doc, positional=fresh.positional or before.positional)
+        if name in annotations:
+            fresh = replace(fresh, annotation=annotations[name], module=cls.__module__)
+        elif isinstance(value, Option):
+            kept = {"annotation": before.annotation, "module": before.module}
+            fresh = replace(fresh, check=fresh.check or before.check, bounds=fresh.bounds or before.bounds, **kept)
+        known[name] = fresh
+        delattr(cls, name)  # an instance has the value
+    for name in vars(cls).get("without", ()):
+        known.pop(name, None)
+    cls.declared = known  # type: ignore[attr-defined]
+
+
+def _is_default(value: Any, known: Mapping[str, Option], name: str) -> bool:
+    return name in known and not callable(value) and not isinstance(value, (property, classmethod, staticmethod))
+
+
+def signature(options: Mapping[str, Option]) -> Signature:
+    """Of a constructor that takes these, and agents by type of node."""
+    return Signature(list(_parameters(options)))
+
+
+def _parameters(options: Mapping[str, Option]) -> Iterable[Parameter]:
+    for name, one in options.items():
+        if one.positional:
+            yield Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=one.default, annotation=one.annotation)
+    for name, one in options.items():
+        if not one.positional:
+            yield Parameter(name, Parameter.KEYWORD_ONLY, default=one.default, annotation=one.annotation)
+    yield Parameter("agents", Parameter.VAR_KEYWORD, annotation="Agent")
+
+
+def documented(cls: type, options: Mapping[str, Option]) -> str:
+    """The docstring of a class with its arguments, before what else it says in sections."""
+    text = inspect.cleandoc(cls.__doc__ or "")
+    if "Args:" in text:
+        return text
+    lines = [
+        textwrap.fill(f"{name}: {one.doc}", 116, initial_indent="    ", subsequent_indent=" " * 8)
+        for name, one in options.items()
+    ]
+    lines.append("    agents: others for types of node, as in :class:`mpgraph.Protocol`.")
+    summary, raises, rest = text.partition("\n\nRaises:")
+    return f"{summary}\n\nArgs:\n" + "\n".join(lines) + raises + rest
+
+
+def differs(value: Any, default: Any) -> bool:
+    """Whether an argument is not what it is by default."""
+    try:
+        return value is not default and not bool(value == default)
+    except (RuntimeError, ValueError):  # a tensor or an array of several numbers
+        return True
+
+
+def shown(value: Any) -> str:
+    """An argument as people write it."""
+    if isinstance(value, (bool, str, type(None))):
+        return repr(value)
+    if hasattr(value, "__float__") and not getattr(value, "ndim", 0):
+        return f"{float(value):g}"
+    return getattr(value, "__name__", repr(value))
