@@ -130,7 +130,7 @@ class Pots(Weight):
         (Lern, "no agent has a lern_update"),
         (Up, "lacks a pass called 'forward'"),
         (lambda: Backprop(weight=Pots()), "unknown role 'pots'.*did you mean 'post'"),
-        (lambda: Backprop(hidden=mg.UnitAgent()), "unknown kind of node 'hidden'"),
+        (lambda: Backprop(hidden=mg.UnitAgent()), "unknown type of node 'hidden'"),
         (lambda: Backprop(learning_rate=0.1), "learning_rate=0.1 is neither one of its arguments"),
         (lambda: Backprop(surrogate="step"), "surrogate='step' has zero derivative"),
         (lambda: Backprop(optimizer=mg.SGD), "optimizer must be an mg.Optimizer"),
