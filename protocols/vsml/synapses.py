@@ -66,8 +66,8 @@ class Synapse(Agent):
 
     gates = 1
     memory: tuple[str, ...] = ("h",)
-    h = carry("n", init="start")
-    g = carry("m", end="post", per="use")
+    h = carry("n", init="start", learned=True)  # with c and g, what the network has learned
+    g = carry("m", end="post", per="use", learned=True)
     at = slow("d", init=places, frozen=True)
     f, out = fast("m"), fast("n")
 
@@ -186,7 +186,7 @@ class LSTM(Synapse):
 
     gates = 4
     memory = ("h", "c")
-    h, c = carry("n"), carry("n", init="start")
+    h, c = carry("n", learned=True), carry("n", init="start", learned=True)
 
     def tick(self, s: mg.View) -> mg.View:
         """c <- f c + i u, h <- o tanh(c) (Eq. 6)."""

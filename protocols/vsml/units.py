@@ -148,7 +148,7 @@ class Loss(Agent):
     """Compares the prediction with the target; holds what it says until it is asked for."""
 
     z, t = fast(), fast()
-    e = carry("m")
+    e = carry("m", learned=True)
 
     def __init__(self, form: Form, feed_label: bool) -> None:
         super().__init__()
