@@ -45,8 +45,8 @@ def layered_sparse(
         units.append(network.unit(name, size, kind, bias=bias))
     for (before, pre), (after, post) in pairwise(zip(sizes, units, strict=True)):
         heard = [sorted(generator.sample(range(before), min(fan_in, before))) for _ in range(after)]
-        sources = torch.tensor(heard)
-        targets = torch.arange(after)[:, None].expand_as(sources)
+        sources = torch.tensor(heard, device="cpu")
+        targets = torch.arange(after, device="cpu")[:, None].expand_as(sources)
         network.connect(pre, post, mg.Sparse(torch.stack([sources.flatten(), targets.flatten()])))
     if loss is not None:
         network.loss(units[-1], loss)

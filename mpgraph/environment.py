@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
-from typing import Any
 
 import torch
 
@@ -35,16 +35,16 @@ def autocast_device(place: torch.device) -> str | None:
     return place.type if torch.amp.is_autocast_available(place.type) else None
 
 
-def without_autocast(place: torch.device) -> AbstractContextManager[Any]:
-    """Inside, ``torch.autocast`` is off: a program's dtype is the one that it was compiled for."""
+@contextmanager
+def on_cpu(place: torch.device) -> Iterator[None]:
+    """Inside, new tensors are on the CPU and have the dtype that they are given, whatever the caller chose for himself.
+
+    Generators and initializers sample on the CPU, so a default device (``with torch.device("cuda")``) must not move
+    their tensors, nor ``torch.autocast`` on the device of a program round them.
+    """
     kind = autocast_device(place)
-    on = kind is not None and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if on and kind else nullcontext()
-
-
-def numbers_on_cpu() -> AbstractContextManager[Any]:
-    """Inside, new tensors are on the CPU, whatever torch's default device is: initializers sample there."""
-    return torch.device("cpu")
+    with torch.device("cpu"), torch.autocast(kind, enabled=False) if kind else nullcontext():
+        yield
 
 
 @cache

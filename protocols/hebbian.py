@@ -84,7 +84,7 @@ class Hebbian(Protocol):
 
     def extra_repr(self) -> str:
         """Arguments, for ``repr``."""
-        shown = [f"{name}={float(torch.as_tensor(rate).detach()):g}" for name, rate in self.rates.items()]
+        shown = [f"{name}={float(torch.as_tensor(rate, device='cpu').detach()):g}" for name, rate in self.rates.items()]
         return ", ".join([*shown, super().extra_repr()])
 
 

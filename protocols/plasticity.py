@@ -189,5 +189,5 @@ class Plasticity(Protocol):
 
     def extra_repr(self) -> str:
         """Arguments, for ``repr``."""
-        shown = [f"{name}={float(torch.as_tensor(c).detach()):g}" for name, c in self.theta.items()]
+        shown = [f"{name}={float(torch.as_tensor(c, device='cpu').detach()):g}" for name, c in self.theta.items()]
         return ", ".join([*shown, f"feedback={self.feedback!r}", super().extra_repr()])

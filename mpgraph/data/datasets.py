@@ -76,7 +76,7 @@ class Dataset:
 
     def batches(self, size: int, generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch of shuffled training batches ``(x, y)``; the last may be smaller."""
-        order = torch.randperm(len(self.train_x), generator=generator).to(self.train_x.device)
+        order = torch.randperm(len(self.train_x), generator=generator, device="cpu").to(self.train_x.device)
         for part in order.split(size):
             yield self.train_x[part], self.train_y[part]
 
@@ -157,12 +157,12 @@ def _omniglot(root: Any, seed: int) -> Dataset:
             drawing = Image.open(io.BytesIO(archive.read(name))).convert("L")
             drawing = drawing.resize((OMNIGLOT_SIDE, OMNIGLOT_SIDE), Image.Resampling.BOX)
             images.append(1.0 - np.asarray(drawing, dtype=np.float64) / 255.0)  # ink is one
-    x, y = torch.from_numpy(np.stack(images)).unsqueeze(1), torch.tensor(labels)
-    generator = torch.Generator().manual_seed(seed)
-    test = torch.zeros(len(y), dtype=torch.bool)
+    x, y = torch.from_numpy(np.stack(images)).unsqueeze(1), torch.tensor(labels, device="cpu")
+    generator = torch.Generator("cpu").manual_seed(seed)
+    test = torch.zeros(len(y), dtype=torch.bool, device="cpu")
     for label in range(len(characters)):
         rows = (y == label).nonzero().flatten()
-        test[rows[torch.randperm(len(rows), generator=generator)[: len(rows) // 5]]] = True
+        test[rows[torch.randperm(len(rows), generator=generator, device="cpu")[: len(rows) // 5]]] = True
     return Dataset("omniglot", x[~test], y[~test], x[test], y[test], len(characters))
 
 

@@ -12,7 +12,7 @@ from mpgraph.agents.protocol import Protocol
 from mpgraph.data.datasets import Dataset
 from mpgraph.environment import usable
 from mpgraph.network.network import Network
-from mpgraph.program.program import compile
+from mpgraph.program.compile import compile
 
 from .results import READOUT_ONLY, Run
 from .training import train

@@ -79,7 +79,7 @@ def summary(runs: Sequence[Run]) -> list[dict[str, Any]]:
         by_rule.setdefault(run.protocol, []).append(run)
     floor = {run.seed: run.test_accuracy for run in by_rule.get(READOUT_ONLY, [])}
     for name, group in by_rule.items():
-        scores = torch.tensor([run.test_accuracy for run in group], dtype=torch.float64)
+        scores = torch.tensor([run.test_accuracy for run in group], dtype=torch.float64, device="cpu")
         gains = [run.test_accuracy - floor[run.seed] for run in group if run.seed in floor and name != READOUT_ONLY]
         rows.append({
             "protocol": name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -51,7 +52,7 @@ def train(
         The state, the test accuracy after each epoch, and each epoch's mean loss.
     """
     state = program.init(seed=seed, batch_size=batch)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     curve, losses = [], []
     if follow:
         follow(0, state)
@@ -66,6 +67,6 @@ def train(
             on_epoch(epoch, curve[-1])
         if follow:
             follow(epoch + 1, state)
-        if not torch.isfinite(torch.tensor(losses[-1])):
+        if not math.isfinite(losses[-1]):
             break
     return state, curve, losses

@@ -157,7 +157,8 @@ class Sparse(Connection):
     """
 
     def __init__(self, edge_index: Tensor | Any) -> None:
-        self.edge_index = torch.as_tensor(edge_index).detach().cpu()
+        given = edge_index if isinstance(edge_index, Tensor) else torch.as_tensor(edge_index, device="cpu")
+        self.edge_index = given.detach().cpu()
         if self.edge_index.ndim != 2 or len(self.edge_index) != 2 or self.edge_index.is_floating_point():
             raise NetworkError(
                 f"sparse: edge_index must be integers of shape (2, edges), got {self.edge_index.dtype} of shape "

@@ -442,7 +442,7 @@ def _shape(name: str, size: Size) -> tuple[int, ...]:
 
 
 def _weight(name: str, value: Tensor | float, shape: tuple[int, ...] | None) -> Tensor:
-    tensor = torch.as_tensor(value).detach().cpu()
+    tensor = (value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")).detach().cpu()
     if shape is not None and tensor.ndim and tuple(tensor.shape) != shape:
         raise NetworkError(f"{name!r}: weight has shape {tuple(tensor.shape)}, the connection needs {shape}")
     return tensor

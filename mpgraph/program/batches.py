@@ -46,10 +46,8 @@ class Batches:
             name: (*(self.ticks if name in self.inputs else ()), *graph.nodes[name].shape)
             for name in (*self.inputs, *self.targets)
         }
-        self._classes = {name: self.shapes[name][0] for name in self.targets if len(self.shapes[name]) == 1}
-        self._tables = {
-            n: torch.eye(n, device=device, dtype=dtype) for n in self._classes.values() if 1 < n <= TABLE
-        }
+        self._classes = {name: math.prod(self.shapes[name]) for name in self.targets if len(self.shapes[name]) == 1}
+        self._tables = {n: torch.eye(n, device=device, dtype=dtype) for n in self._classes.values() if 1 < n <= TABLE}
         self.normalized = [
             name
             for name, unit in network.units.items()
@@ -65,7 +63,7 @@ class Batches:
         tensors: list[Tensor] = []
         alone = (x,) if isinstance(x, Tensor) and len(self.inputs) == 1 else None
         for name, tensor in zip(self.inputs, alone or checks.by_name("x", x, self.inputs, "input"), strict=True):
-            shape = tensor.shape if isinstance(tensor, Tensor) else ()
+            shape: Any = tensor.shape if isinstance(tensor, Tensor) else ()
             if (
                 shape[1:] != self.shapes[name]
                 or tensor.dtype != self.dtype
@@ -78,7 +76,7 @@ class Batches:
             if self.values == "all" and not inside_transform():
                 checks.finite(name, tensor)
             tensors.append(tensor)
-        size = tensors[0].shape[0]
+        size = len(tensors[0])
         for name, tensor in zip(self.inputs[1:], tensors[1:], strict=True):
             if tensor.shape[0] != size:
                 raise InputError(f"input {name!r} has {tensor.shape[0]} examples, {self.inputs[0]!r} has {size}")

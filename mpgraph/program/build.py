@@ -21,7 +21,8 @@ def agent_graph(network: Network, protocol: Protocol, device: torch.device, dtyp
     rewritten = protocol.rewrite(network.copy())
     if not isinstance(rewritten, Network):
         raise ProtocolError(f"{type(protocol).__name__}.rewrite must return a network, got {rewritten!r}")
-    check_functions(rewritten, dtype, device)  # before the graph: a function that fails is named as such
+    place = torch.device("cpu") if device.type == "meta" else device  # values are compared
+    check_functions(rewritten, dtype, place)  # before the graph: a function that fails is named as such
     return AgentGraph(rewritten, protocol)
 
 

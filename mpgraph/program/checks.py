@@ -109,7 +109,7 @@ def target(
     device: torch.device,
     called: str = "y",
 ) -> None:
-    """Refuse targets that are neither class labels nor of the output's shape; ``called`` is how the caller writes it."""
+    """Refuse targets that are neither class labels nor of the output's shape; ``called`` is their name in advice."""
     what = f"target of {name!r}"
     _dense(what, tensor, called)
     if tensor.ndim == 0 or tensor.shape[0] != size:
@@ -308,7 +308,7 @@ def no_state(state: Any, name: str, channel: str) -> NoReturn:
     """Refuse what is not a state, or lacks a tensor."""
     if isinstance(state, tuple):
         raise StateError(
-            "expected a state, got a tuple; a step returns the state and an output: state, out = program.step(state, x, y)"
+            "expected a state, got a tuple; a step returns a state and an output: state, out = program.step(...)"
         )
     if not isinstance(state, Mapping):
         raise StateError(f"expected a state, as from program.init or program.step, got {_kind(state)}")

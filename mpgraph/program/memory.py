@@ -14,12 +14,15 @@ import torch
 from torch import fx
 
 # Calls whose result may be a view of their first argument, or the argument itself.
-VIEWS = frozenset(
-    "alias broadcast_to bool chunk conj contiguous detach diagonal double einsum expand expand_as flatten float getattr "
-    "half imag int long moveaxis movedim mT narrow permute pos positive ravel real reshape reshape_as select split "
-    "squeeze swapaxes swapdims t T tensor_split to transpose type type_as unbind unflatten unfold unsqueeze view "
-    "view_as".split()
-)
+# fmt: off
+VIEWS = frozenset([
+    "T", "alias", "bool", "broadcast_to", "chunk", "conj", "contiguous", "detach", "diagonal", "double", "einsum",
+    "expand", "expand_as", "flatten", "float", "getattr", "half", "imag", "int", "long", "mT", "moveaxis", "movedim",
+    "narrow", "permute", "pos", "positive", "ravel", "real", "reshape", "reshape_as", "select", "split", "squeeze",
+    "swapaxes", "swapdims", "t", "tensor_split", "to", "transpose", "type", "type_as", "unbind", "unflatten", "unfold",
+    "unsqueeze", "view", "view_as",
+])
+# fmt: on
 
 
 def separate(module: fx.GraphModule) -> None:
@@ -27,13 +30,14 @@ def separate(module: fx.GraphModule) -> None:
     graph = module.graph
     end = next(node for node in reversed(graph.nodes) if node.op == "output")
     state, *others = end.args[0]
+    segments = frozenset(name for name, _ in module.get_submodule("segments").named_children())
     taken: set[fx.Node] = set()
-    fx.map_arg(others, lambda node: taken.update(_origins(node)))
+    fx.map_arg(others, lambda node: taken.update(_origins(node, segments)))
     copied, new = False, {}
     for name, channels in state.items():
         new[name] = dict(channels)
         for channel, tensor in channels.items():
-            origins = _origins(tensor)
+            origins = _origins(tensor, segments)
             foreign = any(_given(origin) and not _is(origin, name, channel) for origin in origins)
             if foreign or not taken.isdisjoint(origins):
                 with graph.inserting_before(end):
@@ -58,18 +62,18 @@ def read_channels(module: fx.GraphModule) -> list[tuple[str, str]]:
     return found
 
 
-def _origins(node: fx.Node) -> set[fx.Node]:
-    """The calls and inputs whose memory the result of a call may be."""
+def _origins(node: fx.Node, segments: frozenset[str]) -> set[fx.Node]:
+    """The calls and inputs whose memory the result of a call may be; segments return tensors of their own."""
     found, left = set(), [node]
     while left:
         one = left.pop()
-        left += (sources := _seen_through(one))
+        left += (sources := _seen_through(one, segments))
         if not sources:
             found.add(one)
     return found
 
 
-def _seen_through(node: fx.Node) -> list[fx.Node]:
+def _seen_through(node: fx.Node, segments: frozenset[str]) -> list[fx.Node]:
     """Of which arguments the result may be a view; none for a result with memory of its own, or an input."""
     if node.op == "call_method":
         return node.all_input_nodes[:1] if node.target in VIEWS else []
@@ -81,16 +85,20 @@ def _seen_through(node: fx.Node) -> list[fx.Node]:
     if target is operator.getitem:
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        return [] if _given(node) or _several(source) else [source]
+        return [] if _given(node) or _several(source, segments) else [source]
     if isinstance(target, torch._ops.OpOverload):
         return node.all_input_nodes if any(r.alias_info for r in target._schema.returns) else []
+    if getattr(target, "__name__", "") in segments:
+        return []
     if hasattr(target, "__code__"):  # a function of Python: it may return what it is given
         return node.all_input_nodes
     return node.all_input_nodes if getattr(target, "__name__", "") in VIEWS else []
 
 
-def _several(node: fx.Node) -> bool:
+def _several(node: fx.Node, segments: frozenset[str]) -> bool:
     """Whether a call returns several tensors, each with memory of its own."""
+    if getattr(node.target, "__name__", "") in segments:
+        return True
     return isinstance(node.target, torch._ops.OpOverload) and not any(r.alias_info for r in node.target._schema.returns)
 
 

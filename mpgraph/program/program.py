@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,20 +13,18 @@ from tqdm.auto import tqdm
 
 from mpgraph.agents.module import RuleModule
 from mpgraph.agents.protocol import Protocol
-from mpgraph.agents.regions import Regions
 from mpgraph.arguments import Arguments
-from mpgraph.environment import autocast_device, inside_transform, keep_freed_memory, usable, without_autocast
+from mpgraph.environment import autocast_device, inside_transform, keep_freed_memory, on_cpu, usable
 from mpgraph.errors import FlatUnitWarning, InputError, ProtocolError, unknown
-from mpgraph.graph.wiring import AgentGraph
 from mpgraph.lowering.compiler import Compiled, compile_passes
 from mpgraph.lowering.explain import readable, rows, table
-from mpgraph.lowering.parameters import parameter_slots
 from mpgraph.lowering.rehearsal import declare_optimizers
 from mpgraph.network.network import Network
 from mpgraph.serialization import state as files
 
 from . import build, checks, memory
 from .batches import Batch, Batches
+from .parameters import RuleParameters
 from .state import State, StateLayout, stack
 
 Checks = Literal["none", "labels", "all"]
@@ -83,15 +81,16 @@ class Program(nn.Module):
         super().__init__()
         self.device, self.dtype, self.checks = device, dtype, checks
         self._network = network.copy()  # before the rule rewrites it: what a pickle compiles again
-        self.graph = graph = build.agent_graph(network, protocol, device, dtype)
+        with on_cpu(device):
+            self.graph = graph = build.agent_graph(network, protocol, device, dtype)
         self.protocol = protocol
         self.agents = build.own_agents(graph)  # after the graph: rules may make agents for its nodes
         build.place_parameters(protocol, self.agents, device, dtype)  # before anything is traced: code has its dtype
-        declare_optimizers(graph, self, dtype)  # before the layout: their channels are part of the state
+        with on_cpu(device):
+            declare_optimizers(graph, self, dtype)  # before the layout: their channels are part of the state
         self._layout = StateLayout(graph, device, dtype)
         self._batches = Batches(graph, device, dtype, checks)
-        self._slots = parameter_slots(self)  # from here on no parameter is added
-        self._named = self._places_of_parameters()
+        self._rule = RuleParameters(self)  # from here on no parameter is added
         self._outputs, self._phased = graph.network.outputs, bool(protocol.phases)
         self._autocast = autocast_device(device)
         self._compiled: dict[Any, Compiled] = {}
@@ -121,7 +120,7 @@ class Program(nn.Module):
                     return self._function(phase=phase)
                 raise InputError("under torch.compile, call step with this record= once eagerly first")
             passes = self.protocol.passes_of(phase) if learning else self.protocol.predict_passes
-            with without_autocast(self.device):
+            with on_cpu(self.device):
                 try:
                     compiled = compile_passes(
                         self.graph, self, self.dtype, passes=passes, learning=learning, online=online, record=record
@@ -322,7 +321,7 @@ class Program(nn.Module):
         if compiled.noise:
             checks.noise(noise or {}, compiled.noise, size)
         self._layout.check(state, size)
-        own = self._parameters_now() if parameters is None else self._parameters_with(parameters)
+        own = self._rule.now() if parameters is None else self._rule.replaced(parameters)
         state, predictions, losses, recorded = self._call(compiled, state, own, noise or {}, *tensors)
         prediction = predictions if len(predictions) > 1 else predictions[self._outputs[0]]
         return state, Output(prediction, losses, recorded)
@@ -366,7 +365,7 @@ class Program(nn.Module):
             name: torch.zeros([size if n is None else n for n in shape], device=self.device, dtype=self.dtype)
             for name, shape in compiled.noise.items()
         }
-        own = self._parameters_now() if parameters is None else self._parameters_with(parameters)
+        own = self._rule.now() if parameters is None else self._rule.replaced(parameters)
         predictions = self._call(compiled, state, own, noise, *tensors)
         return predictions if len(predictions) > 1 else predictions[self._outputs[0]]
 
@@ -407,29 +406,7 @@ class Program(nn.Module):
 
     def _parameters_now(self) -> list[Tensor]:
         """Parameters and buffers as the modules hold them at this moment (``functional_call`` replaces them)."""
-        return [store[name] for store, name, _ in self._slots]
-
-    def _places_of_parameters(self) -> dict[str, tuple[int, ...]]:
-        """Where in :meth:`_parameters_now` each parameter and buffer of the rule is; a tied one is there twice."""
-        held = [store[name] for store, name, _ in self._slots]
-        named = [*self.protocol.named_parameters(), *self.protocol.named_buffers()]
-        return {name: tuple(i for i, other in enumerate(held) if other is tensor) for name, tensor in named}
-
-    def _parameters_with(self, given: Mapping[str, Tensor]) -> list[Tensor]:
-        """Parameters and buffers, some replaced by those given for one call."""
-        tensors = self._parameters_now()
-        if not isinstance(given, Mapping):
-            raise InputError(f"parameters: expected a dictionary of tensors by name, got {type(given).__name__}")
-        for name, tensor in given.items():
-            if name not in self._named:
-                checks.no_parameter(name, self._named, self.protocol.name)
-            places = self._named[name]
-            checks.parameter(name, tensor, tensors[places[0]])
-            for place in places:
-                tensors[place] = tensor
-        return tensors
-
-    # -- checks: one look at good batches; what is wrong with others is found out in checks.py -------------
+        return self._rule.now()
 
     # -- as a module --------------------------------------------------------------------------------------
 
@@ -443,15 +420,20 @@ class Program(nn.Module):
         if after.dtype != probe.dtype or after.device != probe.device:
             change = f"dtype={after.dtype}" if after.dtype != probe.dtype else f"device={str(after.device)!r}"
             raise ProtocolError(
-                f"a program stays on the device and of the dtype that it was compiled for ({self.device}, {self.dtype}): "
-                f"compile again, mg.compile(network, protocol, {change})"
+                f"a program stays on the device and of the dtype that it was compiled for, {self.device} and "
+                f"{self.dtype}: compile again, mg.compile(network, protocol, {change})"
             )
         return super()._apply(fn, recurse)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """How to compile it again: generated code is not written to files."""
         made = (self._network, self.protocol, self.device, self.dtype, self.checks)
-        return _compiled_again, made, self.agents.state_dict()
+        return Program._again, made, self.agents.state_dict()
+
+    @staticmethod
+    def _again(network: Network, rule: Protocol, place: torch.device, dtype: torch.dtype, values: Checks) -> Program:
+        keep_freed_memory()
+        return Program(network, rule, usable(place), dtype, values, warn=False)  # warnings were shown then
 
     def __setstate__(self, state: Any) -> None:
         self.agents.load_state_dict(state)
@@ -463,53 +445,3 @@ class Program(nn.Module):
         return (
             f"{len(self.graph.nodes)} nodes, {arrows} arrows, {numbers} numbers of state, {self.dtype}, {self.device}"
         )
-
-
-def compile(
-    network: Network,
-    protocol: Protocol | Mapping[str, Protocol],
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    checks: Checks = "labels",
-) -> Program:
-    """Compile a network with a learning rule into a program.
-
-    Args:
-        network: populations and their connections.
-        protocol: the rule; its parameters are moved to the device and dtype, as ``nn.Module.to`` does. A dictionary
-            gives a rule for each pattern of node names, see :class:`Regions`.
-        device: where states are made and steps run; torch's default device if not given.
-        dtype: of all numbers; torch's default if not given.
-        checks: which *values* each eager call inspects, beside shapes and dtypes: ``"labels"`` the range of class
-            labels (and that soft targets fit the loss), ``"all"`` also that inputs are finite, ``"none"`` nothing.
-            On an accelerator such a check waits for it. Under ``torch.func`` and ``torch.compile`` values are
-            never inspected.
-
-    Raises:
-        NetworkError: for a cycle, a unit without connections, an output that no input reaches.
-        ProtocolError: for a rule that does not fit the network.
-
-    Warns:
-        FlatUnitWarning: where a unit without derivative cuts off learning.
-    """
-    if not isinstance(network, Network):
-        raise ProtocolError(f"mg.compile(network, protocol): the first argument is {type(network).__name__}")
-    if isinstance(protocol, Mapping):
-        protocol = Regions(protocol)
-    if isinstance(protocol, type) or not isinstance(protocol, Protocol):
-        hint = f"; write {protocol.__name__}()" if isinstance(protocol, type) else ""
-        raise ProtocolError(f"mg.compile(network, protocol): the second argument is {protocol!r}{hint}")
-    if not isinstance(checks, str) or checks not in get_args(Checks):
-        raise InputError(unknown("checks", checks, get_args(Checks)))
-    place, dtype = usable(device), dtype or torch.get_default_dtype()
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise InputError(f"dtype must be a floating-point torch.dtype such as torch.float64, got {dtype!r}")
-    keep_freed_memory()
-    return Program(network, protocol, place, dtype, checks)
-
-
-def _compiled_again(network: Network, protocol: Protocol, place: torch.device, dtype: torch.dtype, checks: Checks) -> Program:
-    """What :func:`compile` returned, from its pickle; warnings were shown then."""
-    keep_freed_memory()
-    return Program(network, protocol, usable(place), dtype, checks, warn=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mpgraph.agents.node import AgentNode
 from mpgraph.arguments import Arguments
-from mpgraph.environment import numbers_on_cpu, without_autocast
+from mpgraph.environment import on_cpu
 from mpgraph.errors import StateError
 from mpgraph.graph.wiring import AgentGraph
 
@@ -94,7 +94,7 @@ class StateLayout:
         seed = check.integer("seed", seed, -(2**63), 2**63 - 1)
         batch_size = None if batch_size is None else check.integer("batch_size", batch_size, 1)
         state: State = {}
-        with numbers_on_cpu(), without_autocast(self.device):
+        with on_cpu(self.device):
             for name, channel, declared, _ in self._channels:
                 if declared.extent == "carry" and batch_size is None:
                     raise StateError(
@@ -120,7 +120,7 @@ class StateLayout:
 
     def memories(self, read: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Tensor]:
         """Initial values of memories of examples, for one example."""
-        with numbers_on_cpu(), without_autocast(self.device):
+        with on_cpu(self.device):
             return {(name, channel): self._initial(name, channel, 0, 1) for name, channel in read}
 
     def _given(self, node: AgentNode, channel: str, shape: tuple[int, ...], local: int) -> Tensor | None:
@@ -144,10 +144,10 @@ class StateLayout:
 
     def check(self, state: State, size: int | None) -> None:
         """Every kept channel is there, with its shape (and the batch's, for carries unless ``size`` is ``None``)."""
-        name, channel = "program", "seed"
+        name, channel = "program", "step"
         try:
             state[name][channel].shape  # noqa: B018 - whether it is there
-            channel = "step"
+            channel = "seed"
             state[name][channel].shape  # noqa: B018
             for name, channel, wanted in self.wanted:
                 tensor = state[name][channel]

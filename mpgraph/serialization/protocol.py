@@ -232,7 +232,7 @@ def _value(found: Any, path: Path) -> Any:
         if set(found) == {kind, "dtype"}:
             dtype = getattr(torch, str(found["dtype"]), None)
             try:
-                tensor = torch.tensor(found[kind], dtype=dtype)
+                tensor = torch.tensor(found[kind], dtype=dtype, device="cpu")
             except (TypeError, ValueError, RuntimeError) as error:
                 raise FileError(f"{path}: {str(found)[:80]} is no tensor: {error}") from None
             return make(tensor) if kind == "learnable" else tensor

@@ -25,8 +25,8 @@ class Form(nn.Module):
         self.m, self.output, self.bound = m, output, bound
         self.first: torch.Tensor
         self.second: torch.Tensor
-        self.register_buffer("first", torch.eye(m)[0], persistent=False)
-        self.register_buffer("second", torch.eye(m)[1], persistent=False)
+        self.register_buffer("first", torch.eye(m, device="cpu")[0], persistent=False)
+        self.register_buffer("second", torch.eye(m, device="cpu")[1], persistent=False)
 
     def nothing(self) -> Any:
         """An empty message, known to be zero while compiling."""
