@@ -47,9 +47,9 @@ from .network.operations import AvgPool as AvgPool
 from .network.operations import MaxPool as MaxPool
 from .network.operations import Operation as Operation
 from .network.operations import Reshape as Reshape
+from .program.compile import compile as compile
 from .program.program import Output as Output
 from .program.program import Program as Program
-from .program.program import compile as compile
 from .program.state import stack as stack
 from .serialization.protocol import load_protocol as load_protocol
 

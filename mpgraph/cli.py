@@ -20,7 +20,7 @@ from . import __version__, experiments
 from .agents.protocol import Protocol, list_protocols
 from .errors import FileError, InputError, MPGraphError, unknown
 from .network.network import Network
-from .program.program import compile
+from .program.compile import compile
 from .registry import lookup
 from .serialization.protocol import load_protocol
 

@@ -1,6 +1,10 @@
-"""Where code runs: devices, and whether values may be inspected."""
+"""Where code runs: devices, memory, and whether values may be inspected."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache
 
 import torch
 
@@ -24,3 +28,31 @@ def usable(device: torch.device | str | None) -> torch.device:
     except (RuntimeError, AssertionError, TypeError) as error:
         raise InputError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return place
+
+
+def autocast_device(place: torch.device) -> str | None:
+    """The type of device whose autocast mode would change the dtypes of a program there; ``None`` if there is none."""
+    return place.type if torch.amp.is_autocast_available(place.type) else None
+
+
+@contextmanager
+def on_cpu(place: torch.device) -> Iterator[None]:
+    """Inside, new tensors are on the CPU and have the dtype that they are given, whatever the caller chose for himself.
+
+    Generators and initializers sample on the CPU, so a default device (``with torch.device("cuda")``) must not move
+    their tensors, nor ``torch.autocast`` on the device of a program round them.
+    """
+    kind = autocast_device(place)
+    with torch.device("cpu"), torch.autocast(kind, enabled=False) if kind else nullcontext():
+        yield
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let the process keep the memory that steps free, once for each process; the first ``mg.compile`` calls it.
+
+    glibc hands freed memory back to the system above a threshold that follows the largest block ever freed. With small
+    tensors only, every step would fault its pages in again (measured: a quarter of the time of a LeNet's step).
+    Allocating and freeing 31 MiB raises the threshold; the pages are never touched. Elsewhere it does nothing.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8, device="cpu")

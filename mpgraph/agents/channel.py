@@ -25,6 +25,7 @@ class Channel:
         end: keep only the axes of one end of a connection.
         per: ``"agent"`` keeps one value for all uses of an agent (positions of a convolution, ticks, tied connections),
             ``"use"`` one for each: a message that is held belongs to the place where it arrived.
+        learned: of a carry, whether it is what the rule has learned, see :func:`carry`.
     """
 
     extent: Extent
@@ -33,6 +34,7 @@ class Channel:
     frozen: bool = False
     end: End | None = None
     per: Literal["agent", "use"] = "agent"
+    learned: bool = False
 
     @property
     def kept(self) -> bool:
@@ -60,13 +62,18 @@ def carry(
     init: Initializer | float | str = 0.0,
     end: End | None = None,
     per: Literal["agent", "use"] = "agent",
+    learned: bool = False,
 ) -> Any:
     """One value for each slot of the batch, kept between steps (a memory); see :class:`Channel` for the rest.
 
-    With ``per="agent"`` one memory is shared by all ticks and tied connections, passed along in order; over the
-    positions of a convolution its writes are averaged. With ``per="use"`` each use has its own.
+    A memory of the agent goes from tick to tick and from one tied connection to the next; over the positions of a
+    convolution its writes are averaged. A memory of each use stays where it is.
+
+    ``program.predict`` starts from a memory's initial value: what the last batch of training left in it belongs to
+    other examples. ``learned=True`` says that the memory *is* what the rule learns (a synapse that is a recurrent
+    network); predictions then start from the state.
     """
-    return Channel("carry", size, _initializer(init), end=end, per=per)
+    return Channel("carry", size, _initializer(init), end=end, per=per, learned=learned)
 
 
 def common(size: int | str | None = None, *, init: Initializer | float | str = 0.0) -> Any:

@@ -28,14 +28,14 @@ Initializer = Callable[[tuple[int, ...], Sized, Generator, torch.dtype], Tensor]
 def xavier_uniform(shape: tuple[int, ...], node: Sized, generator: Generator, dtype: torch.dtype) -> Tensor:
     """Uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio, 2010)."""
     bound = math.sqrt(6.0 / max(1, node.fan_in + node.fan_out))
-    return (2.0 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1.0).mul(bound).to(dtype)
+    return (2.0 * torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu") - 1.0).mul(bound).to(dtype)
 
 
 def normal(std: float = 1.0, mean: float = 0.0) -> Initializer:
     """Gaussian of the given mean and standard deviation."""
 
     def draw(shape: tuple[int, ...], node: Sized, generator: Generator, dtype: torch.dtype) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).mul(std).add(mean).to(dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").mul(std).add(mean).to(dtype)
 
     return draw
 
@@ -44,7 +44,7 @@ def constant(value: float) -> Initializer:
     """The same number everywhere."""
 
     def fill(shape: tuple[int, ...], node: Sized, generator: Generator, dtype: torch.dtype) -> Tensor:
-        return torch.full(shape, value, dtype=dtype)
+        return torch.full(shape, value, dtype=dtype, device="cpu")
 
     return fill
 

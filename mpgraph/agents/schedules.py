@@ -23,7 +23,7 @@ def at(number: Any, s: View) -> Any:
 
 def _number(step: Any) -> Any:
     """A step counter as a tensor, or the lazy value that it is in a rule."""
-    return torch.tensor(float(step)) if isinstance(step, (int, float)) else step
+    return torch.tensor(float(step), device="cpu") if isinstance(step, (int, float)) else step
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def to_torch(program: Program, state: State) -> nn.Module:
     origin = program.graph.network.module
     if not isinstance(origin, Origin):
         raise NetworkError("this network was not made by Network.from_torch, so there is no module to return to")
-    program._keeping.check(state, None)
+    program._layout.check(state, None)
     module = deepcopy(origin.module)
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     with torch.no_grad():

@@ -15,7 +15,7 @@ from mpgraph.data.datasets import Dataset
 from mpgraph.environment import usable
 from mpgraph.errors import InputError
 from mpgraph.network.network import Network
-from mpgraph.program.program import compile
+from mpgraph.program.compile import compile
 
 from .results import READOUT_ONLY, Run
 from .training import train

@@ -97,8 +97,8 @@ class Windows(Incidence):
     def table(self) -> Tensor:  # noqa: D102
         sizes, pixels = sizes_of(self.sites)[-4:], sizes_of(self.unit)[-2:]
         rows, columns = (
-            torch.arange(sizes[2 + i])[None] * self.stride[i]
-            + torch.arange(sizes[i])[:, None] * self.dilation[i]
+            torch.arange(sizes[2 + i], device="cpu")[None] * self.stride[i]
+            + torch.arange(sizes[i], device="cpu")[:, None] * self.dilation[i]
             - self.padding[i]
             for i in (0, 1)
         )
@@ -107,8 +107,8 @@ class Windows(Incidence):
         table = rows * pixels[1] + columns
         if len(self.unit) == 3:
             out, within = sizes_of(self.sites)[:2]
-            group = torch.arange(out) // (out // self.groups)
-            channel = (group[:, None] * within + torch.arange(within))[..., None, None, None, None]
+            group = torch.arange(out, device="cpu") // (out // self.groups)
+            channel = (group[:, None] * within + torch.arange(within, device="cpu"))[..., None, None, None, None]
             table = channel * (pixels[0] * pixels[1]) + table
         return torch.where(outside, -1, table).expand(sizes_of(self.sites))
 
@@ -116,7 +116,7 @@ class Windows(Incidence):
     def full_degrees(self) -> Tensor:  # noqa: D102 - every entry of the kernel, whatever the stride
         *channels, height, width = sizes_of(self.sites)[:-2]
         count = height * width * (channels[0] // self.groups if channels else 1)
-        return torch.full(sizes_of(self.unit), count)
+        return torch.full(sizes_of(self.unit), count, device="cpu")
 
 
 class Pattern:

@@ -82,8 +82,8 @@ def gradients(program: Program, state: State, x: Batch, y: Batch | None = None, 
     if not program.graph.network.losses:
         raise ProtocolError("gradients: the network has no loss to differentiate; draw one with network.loss(...)")
     module, needed, sizes = _gradient_of(program)
-    tensors, batch = program._feed(x, y)
-    noise = program._keeping.noise(state, needed, batch)
+    tensors, batch = program._batches.tensors(x, y)
+    noise = program._layout.noise(state, needed, batch)
     like: dict[str, Any] = {"dtype": program.dtype, "device": program.device, "requires_grad": True}
     added = [torch.zeros((batch, *size), **like) for size in sizes.values()]
     with torch.enable_grad():

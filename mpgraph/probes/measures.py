@@ -20,7 +20,8 @@ from mpgraph.agents.channel import fast, slow
 from mpgraph.agents.protocol import Protocol
 from mpgraph.errors import InputError, ProtocolError
 from mpgraph.network.network import Network, Wire
-from mpgraph.program.program import Batch, Program, State, compile
+from mpgraph.program.compile import compile
+from mpgraph.program.program import Batch, Program, State
 
 from .channels import Part, nodes_with, recorded, units_with
 from .gradient import gradients
@@ -371,5 +372,5 @@ class Follow:
         self.steps.append(step)
         for name, measure in self.measures.items():
             for node, number in measure(state).items():
-                value = float(torch.as_tensor(number, dtype=torch.float64).mean())
+                value = float(torch.as_tensor(number, dtype=torch.float64, device="cpu").mean())
                 self.history[name].setdefault(node, []).append(value)

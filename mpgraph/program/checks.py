@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from mpgraph.errors import InputError, StateError, unknown
+from mpgraph.errors import InputError, ProtocolError, StateError, unknown
+from mpgraph.graph.wiring import AgentGraph
 
 LABELS = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
 
@@ -30,23 +32,65 @@ def by_name(what: str, given: Any, names: Sequence[str], kind: str) -> tuple[Any
     return (given,)
 
 
-def input(name: str, tensor: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-    """Refuse an input batch that does not fit, in words."""
-    if not isinstance(tensor, Tensor):
-        raise InputError(f"input {name!r}: expected a tensor, got {type(tensor).__name__}; use torch.as_tensor(x)")
+def input(
+    name: str,
+    tensor: Any,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    called: str = "x",
+    ticks: bool = False,
+) -> None:
+    """Refuse an input batch that does not fit, in words; ``called`` is how the caller writes it."""
+    what = f"input {name!r}"
+    _dense(what, tensor, called)
     if tensor.ndim == 0 or tensor.shape[1:] != shape:
-        fits = tensor.ndim > 1 and tensor.shape[1:].numel() == torch.Size(shape).numel()
-        one = tensor.shape == shape
-        hint = "; use x.flatten(1)" if fits else "; for one example use x[None]" if one else ""
-        raise InputError(f"input {name!r}: expected shape {_batch(shape)}, got {tuple(tensor.shape)}{hint}")
+        how = advice(tuple(tensor.shape), shape, called, ticks)
+        raise InputError(f"{what}: expected shape {_batch(shape)}, got {tuple(tensor.shape)}{how}")
     if tensor.dtype != dtype:
         raise InputError(
-            f"input {name!r}: the program was compiled for {dtype}, got {tensor.dtype}; use x.to({dtype})"
+            f"{what}: the program was compiled for {dtype}, got {tensor.dtype}; use {called}.to({dtype})"
             + (f" or mg.compile(..., dtype={tensor.dtype})" if tensor.is_floating_point() else "")
         )
     if tensor.shape[0] == 0:
-        raise InputError(f"input {name!r}: the batch is empty")
-    _on_device(f"input {name!r}", tensor, device)
+        raise InputError(f"{what}: the batch is empty")
+    _on_device(what, tensor, device)
+
+
+def advice(got: tuple[int, ...], wanted: tuple[int, ...], called: str, ticks: bool = False) -> str:
+    """What to write for a tensor of another shape than ``(batch, *wanted)``, or nothing if no way is plausible.
+
+    Args:
+        got: its shape.
+        wanted: of one example.
+        called: the tensor, in the caller's words.
+        ticks: whether the first number of ``wanted`` counts ticks.
+    """
+    if 0 in got:
+        return ""
+    one = f"; for one example use {called}"
+    many = f"; use {called}"
+    inside, sizes = ", ".join(map(str, wanted)), math.prod(wanted)
+    image = len(wanted) == 3
+    if got == wanted:
+        return f"{one}[None]"
+    if ticks and len(got) == len(wanted) + 1 and got[0] == wanted[0] and got[2:] == wanted[1:]:
+        return f"{many}.transpose(0, 1): the batch comes first, then ticks"
+    if ticks and got[1:] == wanted[1:] and len(got) == len(wanted):
+        return f"{many}[:, None].expand(-1, {wanted[0]}{', -1' * (len(wanted) - 1)}) to show it at every tick"
+    if image and len(got) == 4 and (got[3], *got[1:3]) == wanted:
+        return f"{many}.permute(0, 3, 1, 2): channels come before height and width"
+    if image and len(got) == 3 and (got[2], *got[:2]) == wanted:
+        return f"{one}.permute(2, 0, 1)[None]: channels come before height and width"
+    if wanted[0] == 1 and len(wanted) > 1 and got == wanted[1:]:
+        return f"{one}[None, None]"
+    if wanted[0] == 1 and got[1:] == wanted[1:]:
+        return f"{many}[:, None]"
+    if len(got) > 1 and math.prod(got[1:]) == sizes:
+        return f"{many}.flatten(1)" if len(wanted) == 1 else f"{many}.reshape(-1, {inside})"
+    if got and math.prod(got) == sizes:
+        return f"{one}.reshape(1, {inside})"
+    return ""
 
 
 def finite(name: str, tensor: Tensor) -> None:
@@ -56,43 +100,134 @@ def finite(name: str, tensor: Tensor) -> None:
         raise InputError(f"input {name!r} holds NaN or infinity, first in example {int(bad.nonzero()[0])}")
 
 
-def target(name: str, tensor: Any, size: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-    """Refuse targets that are neither class labels nor of the output's shape."""
+def target(
+    name: str,
+    tensor: Any,
+    size: int,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    called: str = "y",
+) -> None:
+    """Refuse targets that are neither class labels nor of the output's shape; ``called`` is their name in advice."""
     what = f"target of {name!r}"
-    if not isinstance(tensor, Tensor):
-        raise InputError(f"{what}: expected a tensor, got {type(tensor).__name__}; use torch.as_tensor(y)")
+    _dense(what, tensor, called)
     if tensor.ndim == 0 or tensor.shape[0] != size:
-        raise InputError(f"{what}: expected {size} examples like x, got shape {tuple(tensor.shape)}")
+        one = f"; for one example use {called}[None]" if size == 1 and tensor.shape in (shape, ()) else ""
+        raise InputError(f"{what}: expected {size} examples like x, got shape {tuple(tensor.shape)}{one}")
     if tensor.shape[1:] != shape:
         if shape == (1,) and tensor.shape == (size,):
             raise InputError(
                 f"{what}: an output of one unit has no classes; pass targets of shape (batch, 1) as numbers, "
-                f"y[:, None].to({dtype})"
+                f"{called}[:, None].to({dtype})"
             )
         labels = "class labels (batch,) as integers or " if len(shape) == 1 else ""
+        columns = len(shape) == 1 and tensor.dtype in LABELS and tensor.shape.numel() == size
+        how = f"; use {called}.flatten()" if columns else advice(tuple(tensor.shape), shape, called)
         raise InputError(
-            f"{what}: expected {labels}targets {_batch(shape)}, got {tensor.dtype} of shape {tuple(tensor.shape)}"
+            f"{what}: expected {labels}targets {_batch(shape)}, got {tensor.dtype} of shape {tuple(tensor.shape)}{how}"
         )
     if tensor.dtype != dtype:
-        raise InputError(f"{what}: expected {dtype}, got {tensor.dtype}; use y.to({dtype})")
+        raise InputError(f"{what}: expected {dtype}, got {tensor.dtype}; use {called}.to({dtype})")
     _on_device(what, tensor, device)
 
 
-def labels(name: str, tensor: Tensor, one_hot: Tensor) -> Tensor:
+def labels(
+    name: str, tensor: Tensor, classes: int, device: torch.device, one_hot: Callable[[Tensor, int], Tensor]
+) -> Tensor:
     """One-hot rows for class labels; refuse labels out of range."""
-    _on_device(f"target of {name!r}", tensor, one_hot.device)
-    index = tensor.long()
+    _on_device(f"target of {name!r}", tensor, device)
     if tensor.is_cpu:
         try:  # on the CPU the look-up itself tells, at no cost
-            return one_hot.index_select(0, index)
-        except IndexError:
+            return one_hot(tensor, classes)
+        except (IndexError, RuntimeError):
             low, high = int(tensor.min()), int(tensor.max())
+            if low >= 0 and high < classes:
+                raise
     else:
         low, high = (int(n) for n in torch.aminmax(tensor))
-        if low >= 0 and high < len(one_hot):
-            return one_hot.index_select(0, index)
-    n = len(one_hot)
-    raise InputError(f"target of {name!r}: labels must lie in 0..{n - 1}, got {low}..{high}; the output has {n} units")
+        if low >= 0 and high < classes:
+            return one_hot(tensor, classes)
+    raise InputError(
+        f"target of {name!r}: labels must lie in 0..{classes - 1}, got {low}..{high}; the output has {classes} units"
+    )
+
+
+def one_value(units: Sequence[str]) -> None:
+    """Refuse a learning step that would normalize single numbers by themselves."""
+    names = ", ".join(map(repr, units))
+    raise InputError(
+        f"a batch of one example gives the batch normalization of {names} one value for each channel: it would become "
+        "zero, and the running variance would shrink. Learn from larger batches, or fix the statistics, "
+        "mg.BatchNorm().frozen(mean, var); predict takes single examples"
+    )
+
+
+def batch(number: int, given: Any, inputs: Sequence[str], learning: bool) -> tuple[Any, Any]:
+    """The x and y of a batch that ``program.run`` was given, or a refusal that names it."""
+    what = f"program.run: batch {number}"
+    allowed = "expected (x, y)" if learning else "expected x, or (x, None)"
+    if isinstance(given, Mapping):
+        if learning or not given.keys() <= set(inputs):
+            keys = list(given)
+            how = f"({', '.join(f'batch[{k!r}]' for k in keys[:2])})" if len(keys) > 1 else "(x, y)"
+            raise InputError(
+                f"{what} is a dictionary with keys {', '.join(map(repr, keys)) or 'none'}; {allowed}. Pass "
+                f"({how} for batch in batches)"
+            )
+        return given, None
+    if isinstance(given, Tensor):
+        if learning:
+            raise InputError(
+                f"{what} is a tensor by itself, but the network has a loss, which needs targets; {allowed}: "
+                "program.run(state, [(x, y)])"
+            )
+        return given, None
+    if not isinstance(given, (tuple, list)):
+        raise InputError(f"{what} is {'a ' * (given is not None)}{_kind(given)}; {allowed}")
+    if len(given) == 2:
+        return given[0], given[1]
+    if len(given) == 1:
+        return given[0], None
+    more = ". Pass ((x, y) for x, y, *_ in batches)" if len(given) > 2 else ""
+    raise InputError(f"{what} is a {type(given).__name__} of {len(given)}; {allowed}{more}")
+
+
+def examples(x: Any) -> int:
+    """How many examples a batch holds, as far as can be told."""
+    first = next(iter(x.values()), None) if isinstance(x, Mapping) else x
+    return len(first) if isinstance(first, Tensor) and first.ndim else 0
+
+
+def prediction(graph: AgentGraph, passes: Sequence[str]) -> None:
+    """Refuse a schedule of predictions in which something receives a message that needs a target."""
+    for name in passes:
+        for node in graph.order[name]:
+            if node.type in ("loss", "target"):
+                continue
+            for role, arrows in graph.arrows[name][node.name].items():
+                for arrow in arrows:
+                    if arrow.source.type in ("loss", "target"):
+                        raise ProtocolError(
+                            f"predict_passes={tuple(passes)}: in pass {name!r}, {node.name!r} receives a message "
+                            f"(role {role!r}) from {arrow.source.name!r}, which needs the target; a prediction has "
+                            f"none. Leave {name!r} out of predict_passes, or give the passes of a prediction names of "
+                            "their own, in which the loss sends nothing"
+                        ) from None
+
+
+def record(given: Any) -> None:
+    """Refuse a ``record`` that is not lists of channels by node."""
+    example = 'record={"h1": ["e"]}'
+    if not isinstance(given, Mapping):
+        raise InputError(f"record: expected a dictionary of lists of channels by node, {example}, got {given!r}")
+    for name, channels in given.items():
+        if isinstance(channels, str) or not isinstance(channels, (list, tuple, set, frozenset)):
+            hint = f": [{channels!r}]" if isinstance(channels, str) else ""
+            raise InputError(f"record[{name!r}]: expected a list of channels{hint}, got {channels!r}; {example}")
+        for channel in channels:
+            if not isinstance(channel, str):
+                raise InputError(f"record[{name!r}]: expected names of channels, got {channel!r}; {example}")
 
 
 def noise(given: Mapping[str, Tensor], wanted: Mapping[str, tuple[int | None, ...]], size: int) -> None:
@@ -123,7 +258,7 @@ def parameter(name: str, tensor: Any, own: Tensor) -> None:
     """Refuse a tensor that cannot stand for the rule's own parameter."""
     what = f"parameters[{name!r}]"
     if not isinstance(tensor, Tensor):
-        raise InputError(f"{what}: expected a tensor, got {type(tensor).__name__}; use torch.as_tensor(...)")
+        raise InputError(f"{what}: expected a tensor, got {_kind(tensor)}; use torch.as_tensor(...)")
     if tensor.shape != own.shape:
         many = tensor.ndim > 0 and tensor.shape[1:] == own.shape
         hint = "; map over its first axis with torch.func.vmap" if many else ""
@@ -143,10 +278,13 @@ def channel(
     device: torch.device,
 ) -> None:
     """Refuse a state's tensor of the wrong shape, dtype or device; ``None`` in ``wanted`` stands for the batch."""
+    where = f"state[{name!r}][{channel!r}]"
+    if not isinstance(tensor, Tensor):
+        raise StateError(f"{where} is {_kind(tensor)}, not a tensor; use torch.as_tensor(...).to({dtype})")
     shape = tensor.shape
     if tensor.dtype != dtype or tensor.device.type != device.type:
         raise StateError(
-            f"state[{name!r}][{channel!r}] is {tensor.dtype} on {tensor.device}, the program was compiled for {dtype} "
+            f"{where} is {tensor.dtype} on {tensor.device}, the program was compiled for {dtype} "
             f"on {device}; use .to(...) on every tensor, or mg.compile(..., dtype={tensor.dtype})"
         )
     if len(shape) == len(wanted) and all(w is None or w == n for w, n in zip(wanted, shape, strict=True)):
@@ -161,13 +299,39 @@ def channel(
     own = "was it made by this program's init?"
     hint = "a stack of states goes through torch.func.vmap(program.step)" if stacked else own
     raise StateError(
-        f"state[{name!r}][{channel!r}] has shape {tuple(shape)}, this program needs "
+        f"{where} has shape {tuple(shape)}, this program needs "
         f"{tuple('batch' if n is None else n for n in wanted)}; {hint}"
     )
 
 
+def no_state(state: Any, name: str, channel: str) -> NoReturn:
+    """Refuse what is not a state, or lacks a tensor."""
+    if isinstance(state, tuple):
+        raise StateError(
+            "expected a state, got a tuple; a step returns a state and an output: state, out = program.step(...)"
+        )
+    if not isinstance(state, Mapping):
+        raise StateError(f"expected a state, as from program.init or program.step, got {_kind(state)}")
+    raise StateError(f"the state has no tensor {channel!r} at node {name!r}; was it made by this program's init?")
+
+
+def _dense(what: str, tensor: Any, called: str) -> None:
+    """Refuse what is not a tensor with all its numbers."""
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"{what}: expected a tensor, got {_kind(tensor)}; use torch.as_tensor({called})")
+    if tensor.layout is not torch.strided:
+        raise InputError(f"{what}: expected a dense tensor, got one of layout {tensor.layout}; use {called}.to_dense()")
+
+
+def _kind(given: Any) -> str:
+    """What something is, for people: ``None``, ``list``, ``numpy.ndarray``."""
+    cls = type(given)
+    outer = cls.__module__.partition(".")[0]
+    return "None" if given is None else cls.__name__ if outer == "builtins" else f"{outer}.{cls.__name__}"
+
+
 def _batch(shape: tuple[int, ...]) -> str:
-    return f"(batch, {', '.join(map(str, shape))})"
+    return f"({', '.join(map(str, ('batch', *shape)))})"
 
 
 def _on_device(what: str, tensor: Tensor, device: torch.device) -> None:

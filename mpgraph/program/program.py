@@ -11,29 +11,29 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mpgraph.agents.module import RuleModule, unchanged_on_error
+from mpgraph.agents.module import RuleModule
 from mpgraph.agents.protocol import Protocol
-from mpgraph.agents.regions import Regions
-from mpgraph.environment import inside_transform, usable
+from mpgraph.arguments import Arguments
+from mpgraph.environment import autocast_device, inside_transform, keep_freed_memory, on_cpu, usable
 from mpgraph.errors import FlatUnitWarning, InputError, ProtocolError, unknown
-from mpgraph.graph.wiring import AgentGraph
 from mpgraph.lowering.compile import Compiled, compile_passes
-from mpgraph.lowering.dry_run import check_borders, optimizer_channels
 from mpgraph.lowering.explain import readable, rows, table
-from mpgraph.lowering.parameters import parameter_slots
 from mpgraph.network.network import Network
-from mpgraph.network.validation import check_functions
 from mpgraph.serialization import state as files
 
-from . import checks
-from .state import Keeping, State, stack
+from . import build, checks, memory
+from .batches import Batch, Batches
+from .parameters import RuleParameters
+from .state import State, StateLayout, stack
 
-Batch = Tensor | Mapping[str, Tensor]
 Checks = Literal["none", "labels", "all"]
 
 
 class Output(NamedTuple):
-    """What a step returns beside the state; predictions and losses are those before the update.
+    """What a step returns beside the state; predictions and losses are those of the forward pass before the update.
+
+    Of a rule that clamps or nudges its outputs to the target, they have seen the target: use ``program.predict`` for
+    what the network says by itself.
 
     Attributes:
         prediction: ``(batch, *output)``; by output name if there are several.
@@ -53,19 +53,24 @@ class Output(NamedTuple):
 
 
 class Program(nn.Module):
-    """A network with a rule, compiled. Holds the rule's parameters alone; weights live in the state, a value.
+    """A network with a rule, compiled. Holds only the rule's (meta-)parameters; weights live in the state you pass in.
 
-    Made by :func:`compile`. ``program(state, x, y)`` is ``program.step(state, x, y)``.
+    Made by :func:`compile`. ``program(state, x, y)`` is ``program.step(state, x, y)``. A program can be pickled, saved
+    with ``torch.save`` and copied if its network and rule can (functions must be importable): it is compiled again
+    where it arrives. ``train()`` and ``eval()`` change nothing; ``requires_grad_`` says whether the rule's parameters
+    get gradients. A program stays on the device and of the dtype that it was compiled for.
 
     Attributes:
         graph: the multigraph of nodes and arrows.
+        protocol: the rule.
         device, dtype: where and as what states are made.
         checks: which *values* are inspected in eager calls; see :func:`compile`.
     """
 
     def __init__(
         self,
-        graph: AgentGraph,
+        network: Network,
+        protocol: Protocol,
         device: torch.device,
         dtype: torch.dtype,
         checks: Checks,
@@ -73,40 +78,24 @@ class Program(nn.Module):
         warn: bool = True,
     ) -> None:
         super().__init__()
-        self.graph, self.device, self.dtype, self.checks = graph, device, dtype, checks
-        self.protocol = graph.protocol
-        # What the protocol owns is found there once: torch.func.functional_call cannot restore a module with two names.
-        owned = {*self.protocol.parameters(), *self.protocol.buffers()}
-        agents = dict.fromkeys(graph.agents.values())
-        self.agents = nn.ModuleList([a for a in agents if not owned.issuperset([*a.parameters(), *a.buffers()])])
-        self.to(device=device, dtype=dtype)
-        if self.protocol.pending:  # after that, so that no number of the file is rounded to torch's default dtype
-            self.protocol.pending.fill(self.protocol)
-        network = graph.network
-        self._inputs, self._outputs = network.inputs, network.outputs
-        self._targets = tuple(dict.fromkeys(node.pre for node in network.losses.values()))
-        self._fed = {**{n: n for n in self._inputs}, **{f"{n}.target": n for n in self._targets}}
-        ticks = (network.ticks,) if network.ticks > 1 else ()
-        self._shapes = {
-            n: (*(ticks if n in self._inputs else ()), *graph.nodes[n].shape) for n in (*self._inputs, *self._targets)
-        }
-        self._keeping = Keeping(graph, device, dtype)
-        self._slots = parameter_slots(self)
-        self._named = self._places_of_parameters()
-        self._one_hot = {
-            name: torch.eye(shape[-1], device=device, dtype=dtype)
-            for name, shape in self._shapes.items()
-            if name in self._targets and len(shape) == 1 and shape[0] > 1
-        }
-        self._phased = bool(self.protocol.phases)
+        self.device, self.dtype, self.checks = device, dtype, checks
+        self._network = network.copy()  # before the rule rewrites it: what a pickle compiles again
+        with on_cpu(device):
+            self.graph = graph = build.agent_graph(network, protocol, device, dtype)
+        self.protocol = protocol
+        self.agents = build.own_agents(graph)  # after the graph: rules may make agents for its nodes
+        build.place_parameters(protocol, self.agents, device, dtype)  # before anything is traced: code has its dtype
+        self._layout = StateLayout(graph, device, dtype)
+        self._batches = Batches(graph, device, dtype, checks)
+        self._rule = RuleParameters(self)  # from here on no parameter is added
+        self._outputs, self._phased = graph.network.outputs, bool(protocol.phases)
+        self._autocast = autocast_device(device)
         self._compiled: dict[Any, Compiled] = {}
-        compiled = [self._function(phase=phase) for phase in self.protocol.phases or [None]]
-        self._function(learning=False)
-        for module in (*self.modules(), *(part for agent in agents for part in agent.modules())):
-            if isinstance(module, RuleModule):
-                module.seal()
+        steps = [self._function(phase=phase) for phase in protocol.phases or [None]]
+        self._fresh = self._fresh_memories()
+        self._seal()  # last: while code is written, agents may still note what they were compiled for
         if warn:
-            self._warn([name for c in compiled for name in c.flat], [name for c in compiled for name in c.no_signal])
+            self._warn([name for c in steps for name in c.flat], [name for c in steps for name in c.no_signal])
 
     # -- compilation --------------------------------------------------------------------------------------
 
@@ -119,6 +108,8 @@ class Program(nn.Module):
         phase: str | None = None,
     ) -> Compiled:
         """The generated function for these outputs, compiled on first use; ``online`` for batches of one."""
+        if record is not None:
+            checks.record(record)
         key = (learning, online, phase, tuple((n, tuple(c)) for n, c in record.items()) if record else ())
         if key not in self._compiled:
             if torch.compiler.is_compiling():
@@ -126,11 +117,33 @@ class Program(nn.Module):
                     return self._function(phase=phase)
                 raise InputError("under torch.compile, call step with this record= once eagerly first")
             passes = self.protocol.passes_of(phase) if learning else self.protocol.predict_passes
-            self._compiled[key] = compile_passes(
-                self.graph, self, self.dtype, passes=passes, learning=learning, single=online, record=record
-            )
-            self._compiled[key].module.to(self.device)  # constants: patterns of sparse connections and the like
+            with on_cpu(self.device):
+                try:
+                    compiled = compile_passes(
+                        self.graph, self, self.dtype, passes=passes, learning=learning, single=online, record=record
+                    )
+                except ProtocolError:
+                    if not learning:
+                        checks.prediction(self.graph, passes)
+                    raise
+            if learning:
+                memory.separate(compiled.module)
+            compiled.module.to(self.device)  # constants: patterns of sparse connections and the like
+            self._compiled[key] = compiled
         return self._compiled[key]
+
+    def _fresh_memories(self) -> dict[tuple[str, str], Tensor]:
+        """Where predictions start: for one example, the memories of examples that they read."""
+        read = memory.read_channels(self._function(learning=False).module)
+        declared = {key: self.graph.channels[key[0]][key[1]] for key in read if key[0] in self.graph.channels}
+        self._reads_learned = any(c.extent == "carry" and c.learned for c in declared.values())
+        return self._layout.memories(k for k, c in declared.items() if c.extent == "carry" and not c.learned)
+
+    def _seal(self) -> None:
+        agents = dict.fromkeys(self.graph.agents.values())
+        for module in (*self.modules(), *(part for agent in agents for part in agent.modules())):
+            if isinstance(module, RuleModule):
+                module.seal()
 
     def _warn(self, flat: Sequence[str], without_signal: Sequence[str]) -> None:
         if flat and without_signal:
@@ -156,22 +169,19 @@ class Program(nn.Module):
         """The generated torch code of one step of a phase, by default the first."""
         return readable(self._function(phase=self.protocol.phase_named(phase)).module)
 
-    @property
-    def predict_code(self) -> str:
-        """The generated torch code of a prediction."""
-        return readable(self._function(learning=False).module)
-
     def explain(self, batch_size: int = 32, phase: str | None = None) -> str:
         """A table: for each arrow and update, what it became, with shapes, FLOPs and bytes at ``batch_size``.
 
         Of a rule with phases it shows one, by default the first.
         """
+        batch_size = Arguments("program.explain").integer("batch_size", batch_size, 1)
         phase = self.protocol.phase_named(phase)
         compiled = self._function(online=batch_size == 1, phase=phase)
         size: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
-        fed = [torch.zeros((batch_size, *self._shapes[name.removesuffix(".target")]), **size) for name in self._fed]
+        shapes = [self._batches.shapes[name.removesuffix(".target")] for name in self._batches.names]
+        fed = [torch.zeros((batch_size, *shape), **size) for shape in shapes]
         state = self.init(batch_size=batch_size)
-        noise = self._keeping.noise(state, compiled.noise, batch_size)
+        noise = self._layout.noise(state, compiled.noise, batch_size)
         return table(rows(self.graph, compiled, (state, self._parameters_now(), noise, *fed), batch_size), batch_size)
 
     # -- states -------------------------------------------------------------------------------------------
@@ -179,8 +189,8 @@ class Program(nn.Module):
     def init(self, seed: int | Sequence[int] = 0, batch_size: int | None = None) -> State:
         """A fresh state ``state[node][channel]``; of several seeds, their states stacked (:func:`mpgraph.stack`).
 
-        Numbers are drawn on the CPU, each tensor from a generator of its own made from the seed and its name: one
-        seed is one network on every device, and rules share the weights of a seed whatever else they draw.
+        Numbers are sampled on the CPU, each tensor from a generator of its own made from the seed and its name: one
+        seed is one network on every device, and rules share the weights of a seed whatever else they sample.
 
         Args:
             seed: any integer of 64 bits; a sequence of them, ``range(8)``, gives every tensor a leading axis of that
@@ -194,23 +204,24 @@ class Program(nn.Module):
         if isinstance(seeds, Sequence) and not isinstance(seeds, str):
             if not seeds:
                 raise InputError("program.init: an empty sequence of seeds; give at least one")
-            return stack([self._keeping.fresh(one, batch_size) for one in seeds])
-        return self._keeping.fresh(seed, batch_size)  # type: ignore[arg-type]
+            return stack([self._layout.fresh(one, batch_size) for one in seeds])
+        return self._layout.fresh(seed, batch_size)  # type: ignore[arg-type]
 
     def slots(self, state: State) -> int | None:
         """For how many examples a state keeps memories (carry channels), which is the size that batches must have.
 
         ``None`` for a rule that keeps nothing of single examples.
         """
-        return self._keeping.slots(state)
+        return self._layout.slots(state)
 
     def noise(self, state: State, batch_size: int, *, phase: str | None = None) -> dict[str, Tensor]:
         """The standard normal numbers of the next step, from the state's seed and step; empty for most rules.
 
         Of stacked states (:func:`mpgraph.stack`), those of each, with the same leading axis.
         """
+        batch_size = Arguments("program.noise").integer("batch_size", batch_size, 1)
         needed = self._function(phase=self.protocol.phase_at(state, phase)).noise
-        return self._keeping.noise(state, needed, batch_size) if needed else {}
+        return self._layout.noise(state, needed, batch_size) if needed else {}
 
     def save(self, state: State, path: Any) -> None:
         """Write a state as safetensors with named tensors, atomically."""
@@ -222,7 +233,7 @@ class Program(nn.Module):
         Raises:
             FileError: for a missing or damaged file, or the state of another network.
         """
-        return files.load(path, {(n, c): shape for n, c, shape in self._keeping.wanted}, self.device)
+        return files.load(path, {(n, c): shape for n, c, shape in self._layout.wanted}, self.device)
 
     def edge_weight(self, state: State, u: Any, v: Any, key: Any = 0) -> Tensor:
         """The weight of one edge of the graph that the network was read from with ``Network.from_networkx``.
@@ -274,6 +285,10 @@ class Program(nn.Module):
     ) -> tuple[State, Output]:
         """One learning step. Pure: nothing that is passed in changes.
 
+        No tensor of the returned state shares memory with another that is returned, with ``x``, ``y`` or the rule's
+        parameters. A channel that the step leaves alone is the very tensor of the state that was passed in. Under
+        ``torch.autocast`` a step is what it is without.
+
         Args:
             state: from :meth:`init` or an earlier step.
             x: ``(batch, *input)``; a dictionary by input name if there are several.
@@ -291,7 +306,7 @@ class Program(nn.Module):
             InputError: for a batch that does not fit, or parameters that the rule does not have.
             StateError: for a state of another program.
         """
-        tensors, size = self._feed(x, y)
+        tensors, size = self._batches.tensors(x, y)
         if phase is not None or self._phased:
             phase = self.protocol.phase_at(state, phase)
         compiled = self._function(record, online=size == 1, phase=phase)
@@ -300,24 +315,34 @@ class Program(nn.Module):
                 raise InputError(
                     "under torch.func transforms pass noise= yourself: noise=program.noise(state, batch_size)"
                 )
-            noise = self._keeping.noise(state, compiled.noise, size)
+            noise = self._layout.noise(state, compiled.noise, size)
         if compiled.noise:
             checks.noise(noise or {}, compiled.noise, size)
-        self._keeping.check(state, size)
-        own = self._parameters_now() if parameters is None else self._parameters_with(parameters)
-        state, predictions, losses, recorded = compiled.module.forward(state, own, noise or {}, *tensors)
+        self._layout.check(state, size)
+        own = self._rule.now() if parameters is None else self._rule.replaced(parameters)
+        state, predictions, losses, recorded = self._call(compiled, state, own, noise or {}, *tensors)
         prediction = predictions if len(predictions) > 1 else predictions[self._outputs[0]]
         return state, Output(prediction, losses, recorded)
 
-    def predict(self, state: State, x: Batch, *, parameters: Mapping[str, Tensor] | None = None) -> Any:
-        """Predictions ``(batch, *output)`` by the forward pass alone; the state stays as it is.
+    def predict(
+        self,
+        state: State,
+        x: Batch,
+        *,
+        memories: Literal["fresh", "state"] = "fresh",
+        parameters: Mapping[str, Tensor] | None = None,
+    ) -> Any:
+        """Predictions ``(batch, *output)`` by the rule's ``predict_passes``; the state stays as it is.
 
-        Any batch size works, but for rules whose forward pass reads a memory kept for each example. Several
-        outputs are returned as a dictionary.
+        Any batch size works, but for a rule that learns in memories of its own for each slot of the batch (VS-ML), or
+        with ``memories="state"``: then it is that of the state. Several outputs are returned as a dictionary.
 
         Args:
             state: from :meth:`init` or a step.
             x: ``(batch, *input)``; a dictionary by input name if there are several.
+            memories: where memories of examples start: ``"fresh"`` at their initial values, the same for every
+                example, ``"state"`` where the last step left them, for a stream that goes on. Memories that *are* what
+                was learned (``mg.carry(learned=True)``) always start from the state.
             parameters: tensors that replace parameters of the rule for this call, as in :meth:`step`.
 
         Raises:
@@ -325,169 +350,97 @@ class Program(nn.Module):
             StateError: for a state of another program.
         """
         compiled = self._function(learning=False)
-        tensors, size = self._feed(x, None, learning=False)
-        self._keeping.check(state, size if compiled.remembers else None)
+        tensors, size = self._batches.tensors(x, None, learning=False)
+        if memories not in ("fresh", "state"):
+            raise InputError(unknown("memories", memories, ("fresh", "state")))
+        kept = memories == "state" and bool(self._fresh)
+        self._layout.check(state, size if kept or self._reads_learned else None)
+        if self._fresh and not kept:
+            state = {name: dict(channels) for name, channels in state.items()}
+            for (name, channel), one in self._fresh.items():
+                state[name][channel] = one.expand(size, *one.shape[1:])
         noise = {
             name: torch.zeros([size if n is None else n for n in shape], device=self.device, dtype=self.dtype)
             for name, shape in compiled.noise.items()
         }
-        own = self._parameters_now() if parameters is None else self._parameters_with(parameters)
-        predictions = compiled.module.forward(state, own, noise, *tensors)
+        own = self._rule.now() if parameters is None else self._rule.replaced(parameters)
+        predictions = self._call(compiled, state, own, noise, *tensors)
         return predictions if len(predictions) > 1 else predictions[self._outputs[0]]
 
     def run(self, state: State, batches: Iterable[Any], *, progress: bool = False) -> tuple[State, list[float]]:
-        """Steps over batches ``(x, y)`` (or ``x`` alone); returns the state and the loss of each step.
+        """Steps over batches ``(x, y)`` (or ``x``, or ``(x,)``); returns the state and the loss of each step.
 
-        Keeps no autograd graph: to differentiate through learning call :meth:`step` yourself.
+        Where a unit normalizes over the batch, a smaller rest of one example is left out: it has no deviation. Keeps no
+        autograd graph: to differentiate through learning call :meth:`step` yourself.
+
+        Raises:
+            InputError: naming the batch that does not fit.
         """
-        losses = []
+        losses, largest = [], 0
+        if isinstance(batches, (str, bytes, Tensor, Mapping)) or not isinstance(batches, Iterable):
+            raise InputError(f"program.run takes batches one after the other, such as [(x, y)], got {type(batches)}")
         with torch.no_grad():
-            for batch in tqdm(batches, disable=None if progress else True, leave=False):  # None: only on a terminal
-                x, y = batch if isinstance(batch, (tuple, list)) else (batch, None)
-                state, out = self.step(state, x, y)
+            # disable=None: only on a terminal
+            for number, batch in enumerate(tqdm(batches, disable=None if progress else True, leave=False)):
+                x, y = checks.batch(number, batch, self._batches.inputs, bool(self._batches.targets))
+                if self._batches.normalized:
+                    size = checks.examples(x)
+                    largest = max(largest, size)
+                    if size == 1 < largest:
+                        continue
+                try:
+                    state, out = self.step(state, x, y)
+                except InputError as error:
+                    raise InputError(f"program.run: batch {number}: {error}") from None
                 if out.loss is not None:
                     losses.append(out.loss)
         return state, torch.stack(losses).tolist() if losses else []
 
+    def _call(self, compiled: Compiled, *args: Any) -> Any:
+        """Run generated code, in the program's own dtype whatever ``torch.autocast`` says."""
+        if self._autocast is not None and torch.is_autocast_enabled(self._autocast):
+            with torch.autocast(self._autocast, enabled=False):
+                return compiled.module.forward(*args)
+        return compiled.module.forward(*args)
+
     def _parameters_now(self) -> list[Tensor]:
         """Parameters and buffers as the modules hold them at this moment (``functional_call`` replaces them)."""
-        return [store[name] for store, name, _ in self._slots]
+        return self._rule.now()
 
-    def _places_of_parameters(self) -> dict[str, tuple[int, ...]]:
-        """Where in :meth:`_parameters_now` each parameter and buffer of the rule is; a tied one is there twice."""
-        held = [store[name] for store, name, _ in self._slots]
-        named = [*self.protocol.named_parameters(), *self.protocol.named_buffers()]
-        return {name: tuple(i for i, other in enumerate(held) if other is tensor) for name, tensor in named}
+    # -- as a module --------------------------------------------------------------------------------------
 
-    def _parameters_with(self, given: Mapping[str, Tensor]) -> list[Tensor]:
-        """Parameters and buffers, some replaced by those given for one call."""
-        tensors = self._parameters_now()
-        if not isinstance(given, Mapping):
-            raise InputError(f"parameters: expected a dictionary of tensors by name, got {type(given).__name__}")
-        for name, tensor in given.items():
-            if name not in self._named:
-                checks.no_parameter(name, self._named, self.protocol.name)
-            places = self._named[name]
-            checks.parameter(name, tensor, tensors[places[0]])
-            for place in places:
-                tensors[place] = tensor
-        return tensors
+    def _apply(self, fn: Any, recurse: bool = True) -> Program:
+        """Refuse moves: generated code and states are of one device and dtype."""
+        probe = torch.empty(0, device=self.device, dtype=self.dtype)
+        try:
+            after = fn(probe)
+        except (RuntimeError, AssertionError) as error:  # no such device here
+            raise ProtocolError(f"a program cannot be moved: {str(error).splitlines()[0]}") from None
+        if after.dtype != probe.dtype or after.device != probe.device:
+            change = f"dtype={after.dtype}" if after.dtype != probe.dtype else f"device={str(after.device)!r}"
+            raise ProtocolError(
+                f"a program stays on the device and of the dtype that it was compiled for, {self.device} and "
+                f"{self.dtype}: compile again, mg.compile(network, protocol, {change})"
+            )
+        return super()._apply(fn, recurse)
 
-    # -- checks: one look at good batches; what is wrong with others is found out in checks.py -------------
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How to compile it again: generated code is not written to files."""
+        made = (self._network, self.protocol, self.device, self.dtype, self.checks)
+        return Program._again, made, self.agents.state_dict()
 
-    def _feed(self, x: Any, y: Any, learning: bool = True) -> tuple[list[Tensor], int]:
-        """Inputs and one-hot targets in the order of the generated function, and the batch size."""
-        given = (x,) if isinstance(x, Tensor) else x
-        if len(self._inputs) != 1 or given is x:
-            given = checks.by_name("x", x, self._inputs, "input")
-        tensors = []
-        for name, tensor in zip(self._inputs, given, strict=True):
-            shape: Sequence[int] = tensor.shape if isinstance(tensor, Tensor) else ()
-            if (
-                shape[1:] != self._shapes[name]
-                or tensor.dtype != self.dtype
-                or tensor.device != self.device
-                or not shape[0]
-            ):
-                checks.input(name, tensor, self._shapes[name], self.dtype, self.device)
-            if self.checks == "all" and not inside_transform():
-                checks.finite(name, tensor)
-            tensors.append(tensor)
-        size = tensors[0].shape[0]
-        for name, tensor in zip(self._inputs[1:], tensors[1:], strict=True):
-            if tensor.shape[0] != size:
-                raise InputError(f"input {name!r} has {tensor.shape[0]} examples, {self._inputs[0]!r} has {size}")
-        if not learning:
-            return tensors, size
-        if self._targets:
-            given = (y,) if isinstance(y, Tensor) and len(self._targets) == 1 else None
-            for name, tensor in zip(
-                self._targets, given or checks.by_name("y", y, self._targets, "output"), strict=True
-            ):
-                tensors.append(self._target(name, tensor, size))
-        elif y is not None:
-            raise InputError("y was given, but the network has no loss that could use it")
-        return tensors, size
+    @staticmethod
+    def _again(network: Network, rule: Protocol, place: torch.device, dtype: torch.dtype, values: Checks) -> Program:
+        keep_freed_memory()
+        return Program(network, rule, usable(place), dtype, values, warn=False)  # warnings were shown then
 
-    def _target(self, name: str, tensor: Any, size: int) -> Tensor:
-        """Targets as numbers of the program's dtype; class labels become one-hot vectors."""
-        if (
-            isinstance(tensor, Tensor)
-            and tensor.shape == (size,)
-            and tensor.dtype in checks.LABELS
-            and name in self._one_hot
-        ):
-            one_hot = self._one_hot[name]
-            if inside_transform() or (self.checks == "none" and self.device.type != "cpu"):
-                return one_hot.index_select(0, tensor.long())
-            return checks.labels(name, tensor, one_hot)
-        losses = [] if self.checks == "none" or inside_transform() else self.graph.network.losses.values()
-        checks.target(name, tensor, size, self._shapes[name], self.dtype, self.device)
-        for drawn in losses:
-            problem = drawn.loss.problem(tensor) if drawn.pre == name else None
-            if problem:
-                raise InputError(f"target of {name!r}, loss {drawn.name!r}: {problem}")
-        return tensor
+    def __setstate__(self, state: Any) -> None:
+        self.agents.load_state_dict(state)
 
     def extra_repr(self) -> str:
         """The network's size, the rule and where it runs."""
-        numbers = sum(torch.Size(n or 1 for n in shape).numel() for _, _, shape in self._keeping.wanted)
+        numbers = sum(torch.Size(n or 1 for n in shape).numel() for _, _, shape in self._layout.wanted)
         arrows = len(self.graph.all_arrows())
         return (
             f"{len(self.graph.nodes)} nodes, {arrows} arrows, {numbers} numbers of state, {self.dtype}, {self.device}"
         )
-
-
-def compile(
-    network: Network,
-    protocol: Protocol | Mapping[str, Protocol],
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    checks: Checks = "labels",
-) -> Program:
-    """Compile a network with a learning rule into a program.
-
-    Args:
-        network: what was drawn.
-        protocol: the rule; its parameters are moved to the device and dtype, as ``nn.Module.to`` does. A dictionary
-            gives a rule for each pattern of node names, see :class:`Regions`.
-        device: where states are made and steps run; torch's default device if not given.
-        dtype: of all numbers; torch's default if not given.
-        checks: which *values* each eager call inspects, beside shapes and dtypes: ``"labels"`` the range of class
-            labels (and that soft targets fit the loss), ``"all"`` also that inputs are finite, ``"none"`` nothing.
-            On an accelerator such a check waits for it. Under ``torch.func`` and ``torch.compile`` values are
-            never inspected.
-
-    Raises:
-        NetworkError: for a cycle, a unit without connections, an output that no input reaches.
-        ProtocolError: for a rule that does not fit the network.
-
-    Warns:
-        FlatUnitWarning: where a unit without derivative cuts off learning.
-    """
-    if not isinstance(network, Network):
-        raise ProtocolError(f"mg.compile(network, protocol): the first argument is {type(network).__name__}")
-    if isinstance(protocol, Mapping):
-        protocol = Regions(protocol)
-    if isinstance(protocol, type) or not isinstance(protocol, Protocol):
-        hint = f"; write {protocol.__name__}()" if isinstance(protocol, type) else ""
-        raise ProtocolError(f"mg.compile(network, protocol): the second argument is {protocol!r}{hint}")
-    if checks not in ("none", "labels", "all"):
-        raise InputError(unknown("checks", checks, ("none", "labels", "all")))
-    place, dtype = usable(device), dtype or torch.get_default_dtype()
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise InputError(f"dtype must be a floating-point torch.dtype such as torch.float64, got {dtype!r}")
-    if place.type == "cpu":
-        # glibc hands freed memory back to the system above a threshold that follows the largest block ever freed.
-        # With small tensors only, every step would fault its pages in again (measured: a quarter of LeNet's step).
-        torch.empty(31 << 20, dtype=torch.uint8)
-    with unchanged_on_error(protocol):
-        drawn = protocol.rewrite(network.copy())
-        if not isinstance(drawn, Network):
-            raise ProtocolError(f"{type(protocol).__name__}.rewrite must return a network, got {drawn!r}")
-        check_functions(drawn, dtype, place)
-        graph = AgentGraph(drawn, protocol)
-        if len(protocol.parts) > 1:
-            check_borders(graph)
-        return Program(graph.with_channels(optimizer_channels(graph, dtype)), place, dtype, checks)

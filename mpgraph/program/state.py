@@ -1,4 +1,4 @@
-"""What a program keeps between steps: making a fresh state, checking one that is passed in, drawing a step's noise."""
+"""State layout: initialization, validation, stacks, and noise."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mpgraph.agents.node import AgentNode
 from mpgraph.arguments import Arguments
+from mpgraph.environment import on_cpu
 from mpgraph.errors import StateError
 from mpgraph.graph.wiring import AgentGraph
 
@@ -67,8 +68,8 @@ def _alike(i: int, first: State, other: State) -> None:
                 )
 
 
-class Keeping:
-    """The kept channels of a graph, on a device.
+class StateLayout:
+    """Which tensors a state holds: the kept channels of a graph, on a device.
 
     Attributes:
         wanted: node, channel and shape of each tensor; ``None`` in a shape stands for the batch.
@@ -93,23 +94,34 @@ class Keeping:
         seed = check.integer("seed", seed, -(2**63), 2**63 - 1)
         batch_size = None if batch_size is None else check.integer("batch_size", batch_size, 1)
         state: State = {}
-        for name, channel, declared, local in self._channels:
-            node = self.graph.nodes[name]
-            if declared.extent == "carry" and batch_size is None:
-                raise StateError(
-                    f"channel {channel!r} of node {name!r} keeps one value for each example: call "
-                    "program.init(seed, batch_size=...)"
-                )
-            axes = node.layout(declared)
-            shape = (*((batch_size or 0) if axis.size is None else axis.size for axis in axes), *local)
-            generator = torch.Generator().manual_seed(_seed(seed, name, channel))
-            given = self._given(node, channel, shape, len(local))
-            init = self.graph.agents[name].init_of(declared)
-            tensor = init(shape, node, generator, self.dtype) if given is None else given
-            state.setdefault(name, {})[channel] = tensor.to(device=self.device, dtype=self.dtype)
-        counters = {"seed": torch.tensor(seed), "step": torch.tensor(0)}
+        with on_cpu(self.device):
+            for name, channel, declared, _ in self._channels:
+                if declared.extent == "carry" and batch_size is None:
+                    raise StateError(
+                        f"channel {channel!r} of node {name!r} keeps one value for each example: call "
+                        "program.init(seed, batch_size=...)"
+                    )
+                state.setdefault(name, {})[channel] = self._initial(name, channel, seed, batch_size or 0)
+            counters = {"seed": torch.tensor(seed), "step": torch.tensor(0)}
         state["program"] = {k: v.to(self.device) for k, v in counters.items()}
         return state
+
+    def _initial(self, name: str, channel: str, seed: int, batch_size: int) -> Tensor:
+        """The initial value of one channel, in memory of its own."""
+        node, agent, declared = self.graph.nodes[name], self.graph.agents[name], self.graph.channels[name][channel]
+        local = agent.size_of(declared)
+        shape = (*(batch_size if axis.size is None else axis.size for axis in node.layout(declared)), *local)
+        given = self._given(node, channel, shape, len(local))
+        if given is not None:
+            return given.to(device=self.device, dtype=self.dtype)
+        generator = torch.Generator("cpu").manual_seed(_seed(seed, name, channel))
+        tensor = agent.init_of(declared)(shape, node, generator, self.dtype)
+        return tensor.to(device=self.device, dtype=self.dtype, copy=True)  # it may be the rule's own
+
+    def memories(self, read: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Tensor]:
+        """Initial values of memories of examples, for one example."""
+        with on_cpu(self.device):
+            return {(name, channel): self._initial(name, channel, 0, 1) for name, channel in read}
 
     def _given(self, node: AgentNode, channel: str, shape: tuple[int, ...], local: int) -> Tensor | None:
         """What the network prescribes: a connection's weight, a unit's values; zero for biases.
@@ -124,7 +136,7 @@ class Keeping:
             elif value.ndim and tuple(value.shape) != shape:
                 raise StateError(f"node {node.name!r}: given {channel} {tuple(value.shape)} for a channel {shape}")
             return value.to(self.dtype).expand(shape).clone()
-        return torch.zeros(shape, dtype=self.dtype) if node.type == "bias" and channel == "w" else None
+        return torch.zeros(shape, dtype=self.dtype, device="cpu") if node.type == "bias" and channel == "w" else None
 
     def slots(self, state: State) -> int | None:
         """For how many examples the state keeps memories; ``None`` if it keeps none."""
@@ -135,14 +147,14 @@ class Keeping:
         name, channel = "program", "step"
         try:
             state[name][channel].shape  # noqa: B018 - whether it is there
+            channel = "seed"
+            state[name][channel].shape  # noqa: B018
             for name, channel, wanted in self.wanted:
                 tensor = state[name][channel]
                 if tensor.shape != wanted or tensor.dtype != self.dtype or tensor.device.type != self.device.type:
                     checks.channel(name, channel, tensor, wanted, size, self.dtype, self.device)
-        except (KeyError, TypeError, AttributeError):
-            raise StateError(
-                f"the state has no tensor {channel!r} at node {name!r}; was it made by this program's init?"
-            ) from None
+        except (KeyError, TypeError, AttributeError, IndexError):
+            checks.no_state(state, name, channel)
 
     def noise(self, state: State, needed: Mapping[str, tuple[int | None, ...]], batch_size: int) -> dict[str, Tensor]:
         """Standard normal numbers, a function of the state's seed and step; of stacked states, those of each."""
@@ -152,14 +164,14 @@ class Keeping:
             parts = [self.noise(state, needed, batch_size) for state in one]
             return {name: torch.stack([part[name] for part in parts]) for name in needed}
         seed, step = int(counters["seed"]), int(counters["step"])
-        drawn = {}
+        sampled = {}
         for name, shape in needed.items():
-            generator = torch.Generator().manual_seed(_seed(seed, name, str(step)))
+            generator = torch.Generator("cpu").manual_seed(_seed(seed, name, str(step)))
             sizes = [batch_size if n is None else n for n in shape]
             # One noise for every dtype; torch's float32 generator takes a third of the time of its float64 one.
-            numbers = torch.randn(sizes, generator=generator, dtype=torch.float32)
-            drawn[name] = numbers.to(device=self.device, dtype=self.dtype)
-        return drawn
+            numbers = torch.randn(sizes, generator=generator, dtype=torch.float32, device="cpu")
+            sampled[name] = numbers.to(device=self.device, dtype=self.dtype)
+        return sampled
 
 
 def _seed(*parts: Any) -> int:

@@ -31,7 +31,7 @@ class Constant(Agent):
     def __init__(self, k: int, number: float) -> None:
         super().__init__()
         self.states: torch.Tensor
-        self.register_buffer("states", torch.full((k,), number), persistent=False)
+        self.register_buffer("states", torch.full((k,), number, device="cpu"), persistent=False)
 
     def forward_message(self, s: mg.View) -> Any:
         """The number, k times."""
@@ -101,4 +101,4 @@ def fixed_at_one(wire: Wire, dims: int) -> Wire:
     connection.weighted = True
     if isinstance(connection, mg.OneToOne):
         connection.shared = tuple(range(dims))
-    return replace(wire, connection=connection, weight=torch.ones(()), trained=False)
+    return replace(wire, connection=connection, weight=torch.ones((), device="cpu"), trained=False)

@@ -44,7 +44,7 @@ class Shape:
 
     def parameter(self, value: Any) -> nn.Parameter:
         """A learned tensor, one copy for each step that has its own."""
-        tensor = torch.as_tensor(value, dtype=torch.get_default_dtype())
+        tensor = torch.as_tensor(value, dtype=torch.get_default_dtype(), device="cpu")
         return nn.Parameter(tensor.expand(self.steps, *tensor.shape).clone() if self.steps else tensor.clone())
 
 
@@ -54,7 +54,7 @@ class SynapseGenome(nn.Module):
     def __init__(self, shape: Shape, initial: Initial, eta_tilde: float, draw: torch.Generator) -> None:
         super().__init__()
         self.steps = shape.steps
-        nu_tilde, mu_tilde = torch.eye(shape.k), torch.eye(shape.k)
+        nu_tilde, mu_tilde = torch.eye(shape.k, device="cpu"), torch.eye(shape.k, device="cpu")
         mu_tilde[:2] = mu_tilde[:2].flip(0)  # state 0 below meets state 1 above
         if initial == "random":
             nu_tilde, mu_tilde = normal(shape.k, draw), normal(shape.k, draw)
@@ -95,7 +95,7 @@ class Genome(SynapseGenome):
 
     def __init__(self, shape: Shape, initial: Initial, eta_tilde: float, draw: torch.Generator) -> None:
         Arguments("BLUR").choice("initial", initial, ("random", "backprop"))
-        nu, mu = torch.zeros(shape.k, shape.k), torch.eye(shape.k)
+        nu, mu = torch.zeros(shape.k, shape.k, device="cpu"), torch.eye(shape.k, device="cpu")
         nu[:, 0] = 1.0
         if initial == "random":
             nu, mu = normal(shape.k, draw), normal(shape.k, draw)
@@ -109,7 +109,7 @@ class Genome(SynapseGenome):
 
 def normal(k: int, draw: torch.Generator) -> Tensor:
     """A k x k matrix of standard normal numbers."""
-    return torch.randn(k, k, generator=draw, dtype=torch.float64)
+    return torch.randn(k, k, generator=draw, dtype=torch.float64, device="cpu")
 
 
 class Layers:

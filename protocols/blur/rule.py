@@ -134,7 +134,7 @@ class BLUR(Protocol):
         neuron = (*(("mean", "deviation") if normalise else ()), *(("rho",) if rescale else ()))
         synapse = (*(("gamma",) if oja else ()), *(("alpha",) if saturation in ("tanh", "exp") else ()))
         shape = Shape(k, single, steps, synapse, neuron, early)
-        layers, draw = given.patterns("layers", layers), torch.Generator().manual_seed(seed)
+        layers, draw = given.patterns("layers", layers), torch.Generator("cpu").manual_seed(seed)
         genomes = [Genome(shape, initial, eta_tilde, draw) for _ in layers or ("*",)]
         book = Layers(layers, genomes)
         own: dict[str, Any] = {

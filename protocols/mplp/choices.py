@@ -33,7 +33,7 @@ def shares(share: Any) -> dict[str, str]:
 def seed_from(generator: Any) -> int:
     """Drawn from a generator; 0 without one."""
     given = Arguments("MPLP").instance("generator", generator, Generator)
-    return 0 if given is None else int(torch.randint(2**62, (), generator=given))
+    return 0 if given is None else int(torch.randint(2**62, (), generator=given, device="cpu"))
 
 
 def pairs(batches: Any) -> tuple[list[tuple[Any, Any]], int]:

@@ -38,7 +38,7 @@ def tanh(x: Any) -> Any:
 
 def kernel(inputs: int, outputs: int, generator: Generator) -> nn.Parameter:
     """Uniform in +-sqrt(6 / (inputs + outputs)), ``(inputs, outputs)``: applied as ``v @ K``."""
-    unit = 2.0 * torch.rand(inputs, outputs, generator=generator, dtype=torch.float64) - 1.0
+    unit = 2.0 * torch.rand(inputs, outputs, generator=generator, dtype=torch.float64, device="cpu") - 1.0
     return nn.Parameter((unit * math.sqrt(6.0 / (inputs + outputs))).to(torch.get_default_dtype()))
 
 
@@ -49,7 +49,7 @@ def twice(p: Any) -> Any:
 
 def vector(size: int, value: float = 0.0) -> nn.Parameter:
     """The same number everywhere."""
-    return nn.Parameter(torch.full((size,), value))
+    return nn.Parameter(torch.full((size,), value, device="cpu"))
 
 
 def joined(inputs: Sequence[Any]) -> Any:

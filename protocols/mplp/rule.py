@@ -167,7 +167,7 @@ class MPLP(Protocol):
         batches, size = pairs(batches)
         given = Arguments("MPLP.measure")
         share, seed = given.number("share", share, high=1, above=0), given.integer("seed", seed)
-        like = next(self.buffers(), torch.empty(0))
+        like = next(self.buffers(), torch.empty(0, device="cpu"))
         rule = Measuring(self)
         program = mg.compile(network, rule, device=like.device, dtype=like.dtype)
         fresh = program.init(seed, batch_size=size)

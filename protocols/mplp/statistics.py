@@ -35,8 +35,8 @@ class Standardiser(nn.Module):
     def __init__(self, inputs: int, floor: float) -> None:
         super().__init__()
         self.inputs, self.floor = inputs, floor
-        self.register_buffer("shift", torch.zeros(inputs))
-        self.register_buffer("factor", torch.ones(inputs))
+        self.register_buffer("shift", torch.zeros(inputs, device="cpu"))
+        self.register_buffer("factor", torch.ones(inputs, device="cpu"))
 
     def forward(self, values: Sequence[Any]) -> list[Any]:
         """The values, standardised as recorded."""
@@ -68,8 +68,8 @@ class Output(nn.Module):
 
     def __init__(self, scale: float) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(()))
-        self.scale = nn.Parameter(torch.tensor(scale))
+        self.register_buffer("mean", torch.zeros((), device="cpu"))
+        self.scale = nn.Parameter(torch.tensor(scale, device="cpu"))
 
     def mix(self, measured: Tensor, share: float) -> None:
         """Replace a share of what is recorded."""

@@ -123,7 +123,7 @@ class VSML(Protocol):
         (keep, admit), seed = given.numbers("offsets", offsets, 2), given.seed("seed", seed)
         layers = given.patterns("layers", layers)
         reverse = error == "reverse"
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         synapses = [
             CELLS[cell](
                 state,

@@ -23,7 +23,7 @@ from mpgraph import Agent, carry, fast, slow
 
 def truncated(*shape: int, std: float, generator: Generator) -> Tensor:
     """Normal numbers cut off at two deviations; the true deviation is then 0.88 of ``std``."""
-    tensor = torch.empty(shape, dtype=torch.float64)
+    tensor = torch.empty(shape, dtype=torch.float64, device="cpu")
     return nn.init.trunc_normal_(tensor, 0.0, std, -2.0 * std, 2.0 * std, generator=generator)
 
 
@@ -32,7 +32,7 @@ def places(shape: tuple[int, ...], node: Any, generator: Generator, dtype: torch
 
     def along(end: str) -> Tensor:
         sizes = [axis.size if axis in node.ends[end] else 1 for axis in node.kept]
-        return torch.linspace(-1.0, 1.0, math.prod(sizes), dtype=dtype).reshape(sizes).expand(shape[:-1])
+        return torch.linspace(-1.0, 1.0, math.prod(sizes), dtype=dtype, device="cpu").reshape(sizes).expand(shape[:-1])
 
     return torch.stack([along("pre"), along("post")], -1)
 
@@ -66,8 +66,8 @@ class Synapse(Agent):
 
     gates = 1
     memory: tuple[str, ...] = ("h",)
-    h = carry("n", init="start")
-    g = carry("m", end="post", per="use")
+    h = carry("n", init="start", learned=True)  # with c and g, what the network has learned
+    g = carry("m", end="post", per="use", learned=True)
     at = slow("d", init=places, frozen=True)
     f, out = fast("m"), fast("n")
 
@@ -97,14 +97,14 @@ class Synapse(Agent):
 
         heard = n + 2 * m + self.d
         self.W, self.F, self.G = (matrix(heard, self.gates, rows, n) for rows in (n, m, m))
-        self.b = nn.Parameter(torch.zeros(self.gates, n))
+        self.b = nn.Parameter(torch.zeros(self.gates, n, device="cpu"))
         if coordinates:
             self.P = matrix(heard, self.gates, self.d, n)
         self.C, self.U = matrix(n, n, m), matrix(n, n, m)
-        self.C_b, self.U_b = (nn.Parameter(torch.zeros(m)) for _ in range(2))
+        self.C_b, self.U_b = (nn.Parameter(torch.zeros(m, device="cpu")) for _ in range(2))
         if layer_norm:
-            self.C_scale, self.U_scale = (nn.Parameter(torch.ones(m)) for _ in range(2))
-            self.C_offset, self.U_offset = (nn.Parameter(torch.zeros(m)) for _ in range(2))
+            self.C_scale, self.U_scale = (nn.Parameter(torch.ones(m, device="cpu")) for _ in range(2))
+            self.C_offset, self.U_offset = (nn.Parameter(torch.zeros(m, device="cpu")) for _ in range(2))
 
     def start(self, shape: tuple[int, ...], node: Any, generator: Generator, dtype: torch.dtype) -> Tensor:
         """Initial state: part random, of deviation 1/sqrt(fan-in), the rest zero; the same in every slot."""
@@ -186,7 +186,7 @@ class LSTM(Synapse):
 
     gates = 4
     memory = ("h", "c")
-    h, c = carry("n"), carry("n", init="start")
+    h, c = carry("n", learned=True), carry("n", init="start", learned=True)
 
     def tick(self, s: mg.View) -> mg.View:
         """c <- f c + i u, h <- o tanh(c) (Eq. 6)."""

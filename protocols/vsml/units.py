@@ -25,8 +25,8 @@ class Form(nn.Module):
         self.m, self.output, self.bound = m, output, bound
         self.first: torch.Tensor
         self.second: torch.Tensor
-        self.register_buffer("first", torch.eye(m)[0], persistent=False)
-        self.register_buffer("second", torch.eye(m)[1], persistent=False)
+        self.register_buffer("first", torch.eye(m, device="cpu")[0], persistent=False)
+        self.register_buffer("second", torch.eye(m, device="cpu")[1], persistent=False)
 
     def nothing(self) -> Any:
         """An empty message, known to be zero while compiling."""
@@ -148,7 +148,7 @@ class Loss(Agent):
     """Compares the prediction with the target; holds what it says until it is asked for."""
 
     z, t = fast(), fast()
-    e = carry("m")
+    e = carry("m", learned=True)
 
     def __init__(self, form: Form, feed_label: bool) -> None:
         super().__init__()

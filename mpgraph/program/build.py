@@ -1,0 +1,51 @@
+"""From a network and a rule to what a program runs: the steps of ``mg.compile`` before code is written."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mpgraph.agents.protocol import Protocol
+from mpgraph.errors import ProtocolError
+from mpgraph.graph.wiring import AgentGraph
+from mpgraph.lowering.dry_run import check_borders, optimizer_channels
+from mpgraph.network.network import Network
+from mpgraph.network.validation import check_functions
+
+
+def agent_graph(network: Network, protocol: Protocol, device: torch.device, dtype: torch.dtype) -> AgentGraph:
+    """The agents of a network under a rule, and their arrows.
+
+    Raises:
+        NetworkError, ProtocolError: for a network or a rule that cannot be, or that do not fit each other.
+    """
+    rewritten = protocol.rewrite(network.copy())
+    if not isinstance(rewritten, Network):
+        raise ProtocolError(f"{type(protocol).__name__}.rewrite must return a network, got {rewritten!r}")
+    place = torch.device("cpu") if device.type == "meta" else device  # values are compared
+    check_functions(rewritten, dtype, place)  # before the graph: a function that fails is named as such
+    graph = AgentGraph(rewritten, protocol)
+    if len(protocol.parts) > 1:
+        check_borders(graph)
+    return graph.with_channels(optimizer_channels(graph, dtype))
+
+
+def own_agents(graph: AgentGraph) -> nn.ModuleList:
+    """Agents with parameters that the protocol does not hold itself.
+
+    What it holds is found there, and once: torch.func.functional_call cannot restore a module with two names.
+    """
+    held = {*graph.protocol.parameters(), *graph.protocol.buffers()}
+    agents = dict.fromkeys(graph.agents.values())
+    return nn.ModuleList([a for a in agents if not held.issuperset([*a.parameters(), *a.buffers()])])
+
+
+def place_parameters(protocol: Protocol, agents: nn.ModuleList, device: torch.device, dtype: torch.dtype) -> None:
+    """Move the rule's parameters to the program's device and dtype, then fill those that a file still holds.
+
+    In this order: a number of the file would be rounded to torch's default dtype otherwise.
+    """
+    protocol.to(device=device, dtype=dtype)
+    agents.to(device=device, dtype=dtype)
+    if protocol.pending:
+        protocol.pending.fill(protocol)

@@ -1,0 +1,62 @@
+"""``mg.compile``: arguments checked, then a program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import get_args
+
+import torch
+
+from mpgraph.agents.module import unchanged_on_error
+from mpgraph.agents.protocol import Protocol
+from mpgraph.agents.regions import Regions
+from mpgraph.environment import keep_freed_memory, usable
+from mpgraph.errors import InputError, ProtocolError, unknown
+from mpgraph.network.network import Network
+
+from .program import Checks, Program
+
+
+def compile(
+    network: Network,
+    protocol: Protocol | Mapping[str, Protocol],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    checks: Checks = "labels",
+) -> Program:
+    """Compile a network with a learning rule into a program.
+
+    Args:
+        network: populations and their connections.
+        protocol: the rule; its parameters are moved to the device and dtype, as ``nn.Module.to`` does. A dictionary
+            gives a rule for each pattern of node names, see :class:`Regions`.
+        device: where states are made and steps run; torch's default device if not given.
+        dtype: of all numbers; torch's default if not given.
+        checks: which *values* each eager call inspects, beside shapes and dtypes: ``"labels"`` the range of class
+            labels (and that soft targets fit the loss), ``"all"`` also that inputs are finite, ``"none"`` nothing.
+            On an accelerator such a check waits for it. Under ``torch.func`` and ``torch.compile`` values are
+            never inspected.
+
+    Raises:
+        NetworkError: for a cycle, a unit without connections, an output that no input reaches.
+        ProtocolError: for a rule that does not fit the network.
+
+    Warns:
+        FlatUnitWarning: where a unit without derivative cuts off learning.
+    """
+    if not isinstance(network, Network):
+        raise ProtocolError(f"mg.compile(network, protocol): the first argument is {type(network).__name__}")
+    if isinstance(protocol, Mapping):
+        protocol = Regions(protocol)
+    if isinstance(protocol, type) or not isinstance(protocol, Protocol):
+        hint = f"; write {protocol.__name__}()" if isinstance(protocol, type) else ""
+        raise ProtocolError(f"mg.compile(network, protocol): the second argument is {protocol!r}{hint}")
+    if not isinstance(checks, str) or checks not in get_args(Checks):
+        raise InputError(unknown("checks", checks, get_args(Checks)))
+    place, dtype = usable(device), dtype or torch.get_default_dtype()
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f"dtype must be a floating-point torch.dtype such as torch.float64, got {dtype!r}")
+    keep_freed_memory()
+    with unchanged_on_error(protocol):
+        return Program(network, protocol, place, dtype, checks)
