@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 from mpgraph.errors import NetworkError
 from mpgraph.network.activations import Activation, Identity
 from mpgraph.network.connections import Connection, OneToOne
-from mpgraph.network.network import RESERVED, Network
+from mpgraph.network.network import Network
 from mpgraph.network.operations import Flatten, Operation, Reshape
+from mpgraph.network.parts import RESERVED
 
 from .torch_trace import Shape, Traced, function_name, where
 

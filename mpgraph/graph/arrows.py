@@ -1,4 +1,8 @@
-"""Neighbours in the multigraph, and the arrows that carry messages between them in a pass."""
+"""The two sorts of edges of the multigraph.
+
+A :class:`Link` says that two nodes are neighbours, and how the axes of one match those of the other. An :class:`Arrow`
+is a link in use: it carries messages of one pass from one node to another, to be aggregated there.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from mpgraph.network.incidence import Incidence
 class Link:
     """Two neighbours: ``pre`` fills ``role`` at ``post``, ``post`` fills ``back`` at ``pre``.
 
-    ``names`` match axes of ``pre`` with axes of ``post``; ``incidence`` says who meets whom along the others.
+    ``names`` match axes of ``pre`` with axes of ``post``; along other axes ``incidence`` says which agents are joined.
     """
 
     pre: AgentNode

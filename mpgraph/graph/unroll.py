@@ -1,51 +1,80 @@
-"""Network -> nodes and links: where a protocol's agents will sit, and who are neighbours.
+"""Network -> nodes and links: where a rule's agents will sit, and which of them are neighbours.
 
-A network with delays is unrolled: each tick has nodes of its own, of which the last carry the plain names and the
-state; earlier ones (``h@0``) are uses of them. Tied weights are uses of one node in the same way.
+This is the first of two steps from a network and a rule to a graph; :mod:`mpgraph.graph.wiring` does the second.
+
+- Every input, unit and operation becomes a node. Each dimension of its shape becomes an axis of its own.
+- Every weighted connection becomes a node between its ends: its agents are the synapses.
+- A bias becomes synapses from a constant one, or an agent between the sum and the unit; a loss becomes one agent, or
+  two with its link function (softmax, sigmoid) first. That is the rule's choice, see :class:`Style`.
+- A network with delays is unrolled: each tick has nodes of its own, of which the last carry the plain names and the
+  state. Earlier ones (``h@0``) are uses of them. Tied weights are uses of one node in the same way.
+- Links join neighbours. They have no pass yet; what travels along them is decided in the wiring.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from mpgraph.agents.node import AgentNode
+from mpgraph.agents.protocol import Protocol
 from mpgraph.errors import NetworkError
 from mpgraph.network.axes import Axis
 from mpgraph.network.connections import Connection, Endpoints, OneToOne
-from mpgraph.network.network import Network, Unit, Wire
+from mpgraph.network.network import Network
+from mpgraph.network.parts import Unit, Wire
 from mpgraph.network.validation import check
 
 from .arrows import Link
 
-if TYPE_CHECKING:
-    from mpgraph.agents.protocol import Protocol
+
+@dataclass(frozen=True)
+class Style:
+    """What a rule decides about the nodes that serve a unit, bias or loss.
+
+    Attributes:
+        rule: constants are shared by the nodes of one rule.
+        bias_agent: whether a bias is an agent between the sum and the unit, not synapses from the number one.
+        link_agent: whether the link function of a loss is an agent of its own.
+    """
+
+    rule: Protocol
+    bias_agent: bool
+    link_agent: bool
 
 
-class Placement:
+def styles_of(network: Network, protocol: Protocol) -> dict[str, Style]:
+    """The style of every unit, bias and loss of a network, by the name of its node."""
+    names = [*(f"{n}.bias" for n, u in network.units.items() if u.bias), *network.units, *network.losses]
+    rules = {name: protocol.rule_at(name) for name in names}
+    return {name: Style(rule, rule.bias_is_agent, rule.loss_link_is_agent) for name, rule in rules.items()}
+
+
+class Unrolled:
     """The nodes of a network and their links.
 
     Args:
-        network: what was drawn.
-        protocol: says of each node by whose rule it goes, and so whether a bias is a weight from the number one
-            or an agent after the sum, and whether a loss of logits is one agent or two, its softmax or sigmoid first.
+        network: with units, connections and losses.
+        styles: of every unit, bias and loss, as :func:`styles_of` finds them.
 
     Attributes:
         nodes: by name.
-        links: neighbours.
+        links: between neighbours.
 
     Raises:
         NetworkError: for a network that no rule could run.
     """
 
-    def __init__(self, network: Network, protocol: Protocol) -> None:
+    def __init__(self, network: Network, styles: Mapping[str, Style]) -> None:
         check(network)
-        self.network, self.protocol = network, protocol
+        self.network, self.styles = network, styles
         self.nodes: dict[str, AgentNode] = {}
         self.links: list[Link] = []
         self._constants: dict[tuple[str, Protocol], AgentNode] = {}
         self._into: dict[str, AgentNode] = {}  # where the messages of a unit's connections go
-        # Connections from a unit that may learn from what comes back through them: all but those from inputs.
-        self._heard = {w.tied or w.name for w in network.wires.values() if not network.units[w.pre].is_input}
+        # Owners of weights that some unit sends through. Those of inputs alone send no error on to anything.
+        self._from_units = {w.tied or w.name for w in network.wires.values() if not network.units[w.pre].is_input}
         needed = _needed(network)
         self._last: dict[str, int] = {}
         for name, tick in needed:
@@ -71,35 +100,35 @@ class Placement:
         for tick in range(network.ticks):
             for unit in network.units.values():
                 if (unit.name, tick) in needed and not unit.is_input:
-                    self._beside(unit, tick)
+                    self._bias_or_zero(unit, tick)
 
     def at(self, name: str, tick: int) -> str:
         """Name of a node at a tick; its last one has the plain name."""
         last = self._last.get(name, self.network.ticks - 1)
         return name if tick == last else f"{name}@{tick}"
 
-    def _node(self, name: str, kind: str, axes: tuple[Axis, ...] = (), **attributes: Any) -> AgentNode:
-        self.nodes[name] = AgentNode(name, kind, axes, **attributes)
+    def _node(self, name: str, node_type: str, axes: tuple[Axis, ...] = (), **attributes: Any) -> AgentNode:
+        self.nodes[name] = AgentNode(name, node_type, axes, **attributes)
         return self.nodes[name]
 
-    def _copy(self, name: str, kind: str, of: AgentNode, **attributes: Any) -> tuple[AgentNode, dict[Axis, Axis]]:
+    def _copy(self, name: str, node_type: str, of: AgentNode, **attributes: Any) -> tuple[AgentNode, dict[Axis, Axis]]:
         """A node with one agent for each of another's."""
         axes = tuple(Axis(axis.name, axis.size) for axis in of.axes)
         shared = tuple(axes[of.axes.index(a)] for a in attributes.pop("shared", ()))
-        node = self._node(name, kind, axes, shared=shared, **attributes)
+        node = self._node(name, node_type, axes, shared=shared, **attributes)
         return node, dict(zip(of.axes, axes, strict=True))
 
     def _unit(self, unit: Unit, tick: int) -> None:
         axes = tuple(
             Axis(unit.name if len(unit.shape) == 1 else f"{unit.name}.{i}", n) for i, n in enumerate(unit.shape)
         )
-        kinds, name = _kinds(unit, self.network), self.at(unit.name, tick)
+        types, name = _types(unit, self.network), self.at(unit.name, tick)
         shared = tuple(axes[dim] for dim in unit.activation.shared(unit.shape))
         node = self._node(
-            name, kinds[0], axes, shared=shared, function=unit.activation, types=kinds, owner=unit.name, tick=tick
+            name, types[0], axes, shared=shared, function=unit.activation, types=types, owner=unit.name, tick=tick
         )
         self._into[name] = node
-        if unit.bias and self.protocol.rule_at(f"{unit.name}.bias").bias_is_agent:
+        if unit.bias and self.styles[f"{unit.name}.bias"].bias_agent:
             own, names = self._copy(
                 self.at(f"{unit.name}.bias", tick),
                 "bias",
@@ -117,10 +146,11 @@ class Placement:
         target = self.nodes.get(f"{pre}.target")
         if target is None:
             target, _ = self._copy(f"{pre}.target", "target", self.nodes[pre])
-        below, parts = self.nodes[pre], loss.split() if self.protocol.rule_at(name).loss_link_is_agent else None
+        below, parts = self.nodes[pre], loss.split() if self.styles[name].link_agent else None
         if parts is not None:
-            kind, loss = parts
-            below, names = self._copy(f"{name}.link", "link", below, function=kind, types=(kind.name, "link", "unit"))
+            inverse, loss = parts
+            types = (inverse.name, "link", "unit")
+            below, names = self._copy(f"{name}.link", "link", below, function=inverse, types=types)
             self.links.append(Link(self.nodes[pre], below, names))
         node, names = self._copy(name, "loss", below, function=loss)
         self._into[name] = node
@@ -141,9 +171,9 @@ class Placement:
         pre = self.nodes[self.at(wire.pre, tick - wire.delay)]
         post = self._into[wire.post if last else self.at(wire.post, tick)]
         if not wire.connection.weighted:
-            meeting = wire.connection.build(pre.axes, post.axes)
-            at_post = {own: axis for axis, own in meeting.post.items()}
-            self.links.append(Link(pre, post, {axis: at_post[own] for axis, own in meeting.pre.items()}))
+            endpoints = wire.connection.build(pre.axes, post.axes)
+            at_post = {own: axis for axis, own in endpoints.post.items()}
+            self.links.append(Link(pre, post, {axis: at_post[own] for axis, own in endpoints.pre.items()}))
             return
         owner = self.network.wires[wire.tied] if wire.tied else wire
         self._connect(
@@ -159,89 +189,94 @@ class Placement:
             tick=tick,
         )
 
-    def _beside(self, unit: Unit, tick: int) -> None:
+    def _bias_or_zero(self, unit: Unit, tick: int) -> None:
         name = self.at(unit.name, tick)
         node = self.nodes[name]
-        if unit.bias and not self.protocol.rule_at(f"{unit.name}.bias").bias_is_agent:
+        if unit.bias and not self.styles[f"{unit.name}.bias"].bias_agent:
             one = self._constant("one", "constant", f"{unit.name}.bias")
             self._connect(
                 self.at(f"{unit.name}.bias", tick),
                 "bias",
                 one,
                 node,
-                Bias(unit.bias_shared),
+                FromOne(unit.bias_shared),
                 value=unit.bias_value,
                 trained=unit.bias_trained,
                 owner=f"{unit.name}.bias",
                 tick=tick,
             )
-        elif not any(link.post is self._into[name] for link in self.links):  # every source is delayed past the start
+        elif not any(link.post is self._into[name] for link in self.links):  # at this tick nothing has arrived yet
             zero = self._constant("zero", "zero", unit.name)
             self.links.append(Link(zero, self._into[name], {}))
 
-    def _constant(self, name: str, kind: str, serves: str) -> AgentNode:
+    def _constant(self, name: str, node_type: str, serves: str) -> AgentNode:
         """The constant of a rule, made when it is first needed."""
-        key = (kind, self.protocol.rule_at(serves))
+        key = (node_type, self.styles[serves].rule)
         if key not in self._constants:
-            number = sum(known == kind for known, _ in self._constants)
-            self._constants[key] = self._node(f"{name}#{number}" if number else name, kind, serves=serves)
+            number = sum(known == node_type for known, _ in self._constants)
+            self._constants[key] = self._node(f"{name}#{number}" if number else name, node_type, serves=serves)
         return self._constants[key]
 
     def _connect(
         self,
         name: str,
-        kind: str,
+        node_type: str,
         pre: AgentNode,
         post: AgentNode,
         connection: Connection,
         transposed: bool = False,
         **attributes: Any,
     ) -> None:
-        meeting = connection.build(pre.axes, post.axes)
-        _check_meeting(name, connection, meeting, pre, post)
-        axes = (*meeting.end("pre"), *meeting.end("post")) if transposed else meeting.axes
+        endpoints = connection.build(pre.axes, post.axes)
+        _check_endpoints(name, connection, endpoints, pre, post)
+        axes = (*endpoints.end("pre"), *endpoints.end("post")) if transposed else endpoints.axes
         fan_in, fan_out = connection.fans(pre.shape, post.shape)
-        ends = {end: meeting.end(end) for end in ("pre", "post")}
-        kinds = ("input_weight", "weight") if kind == "weight" and attributes["owner"] not in self._heard else ()
+        ends = {end: endpoints.end(end) for end in ("pre", "post")}
+        types = (
+            ("input_weight", "weight") if node_type == "weight" and attributes["owner"] not in self._from_units else ()
+        )
         node = self._node(
             name,
-            kind,
+            node_type,
             axes,
-            shared=meeting.shared,
+            shared=endpoints.shared,
             ends=ends,
             fan_in=fan_in,
             fan_out=fan_out,
-            types=kinds,
+            types=types,
             **attributes,
         )
-        at_post = {own: axis for axis, own in meeting.post.items()}
-        role, back = ("pre", "post") if kind in ("weight", "bias") else (kind, kind)
-        self.links.append(Link(pre, node, meeting.pre, incidence=meeting.pre_incidence, back=back))
-        self.links.append(Link(node, post, at_post, role=role, incidence=meeting.post_incidence))
+        at_post = {own: axis for axis, own in endpoints.post.items()}
+        role, back = ("pre", "post") if node_type in ("weight", "bias") else (node_type, node_type)
+        self.links.append(Link(pre, node, endpoints.pre, incidence=endpoints.pre_incidence, back=back))
+        self.links.append(Link(node, post, at_post, role=role, incidence=endpoints.post_incidence))
 
 
-class Bias(OneToOne):
-    """From the number one to every agent of a unit."""
+class FromOne(OneToOne):
+    """Synapses of a bias: from the number one to every agent of a unit."""
 
     def check(self, pre: tuple[int, ...], post: tuple[int, ...]) -> str | None:  # noqa: D102
         return None
 
 
-def _check_meeting(name: str, connection: Connection, meeting: Endpoints, pre: AgentNode, post: AgentNode) -> None:
+def _check_endpoints(name: str, connection: Connection, endpoints: Endpoints, pre: AgentNode, post: AgentNode) -> None:
     """Refuse a connection of a user's own that does not say for every axis of a unit what stands for it."""
-    ends = (("pre", pre, meeting.pre, meeting.pre_incidence), ("post", post, meeting.post, meeting.post_incidence))
+    ends = (
+        ("pre", pre, endpoints.pre, endpoints.pre_incidence),
+        ("post", post, endpoints.post, endpoints.post_incidence),
+    )
     for end, node, names, incidence in ends:
-        told = {*names, *(incidence.unit if incidence else ())}
-        missing = [axis for axis in node.axes if axis not in told]
-        unfit = [axis for axis, own in names.items() if axis.size != own.size or own not in meeting.axes]
-        if missing or unfit or told - set(node.axes):
+        known = {*names, *(incidence.unit if incidence else ())}
+        missing = [axis for axis in node.axes if axis not in known]
+        unfit = [axis for axis, own in names.items() if axis.size != own.size or own not in endpoints.axes]
+        if missing or unfit or known - set(node.axes):
             raise NetworkError(
                 f"{name!r}: {connection.name}.build does not match the axes of {node.name!r} {node.shape} at its {end} "
-                f"end: {(missing or unfit or list(told - set(node.axes)))[0]!r} has no namesake of its size"
+                f"end: {(missing or unfit or list(known - set(node.axes)))[0]!r} has no namesake of its size"
             )
 
 
-def _kinds(unit: Unit, network: Network) -> tuple[str, ...]:
+def _types(unit: Unit, network: Network) -> tuple[str, ...]:
     """Under which names a protocol may hold the agent of a unit: the user's own class first."""
     if unit.is_input:
         return ("input",)
@@ -269,5 +304,5 @@ def _needed(network: Network) -> set[tuple[str, int]]:
         if (name, tick) not in found and tick >= 0:
             found.add((name, tick))
             stack += [(source, tick - delay) for source, delay in sources[name]]
-    heard = {name for name, _ in found}
-    return found | {(name, last) for name in network.inputs if name not in heard}
+    reached = {name for name, _ in found}
+    return found | {(name, last) for name in network.inputs if name not in reached}

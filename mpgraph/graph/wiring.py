@@ -1,7 +1,10 @@
-"""Network x protocol: the multigraph of stateful nodes and the arrows of each pass.
+"""Nodes and links -> arrows: who sends a message to whom in each pass, and in which order agents are updated.
 
 An arrow exists in a pass where the destination's ``<pass>_update`` names a role that a neighbour fills and that
-neighbour has a ``<pass>_message``. All wiring is derived here, once; both executors follow it.
+neighbour has a ``<pass>_message``. All wiring is derived here, once; compiler and interpreter follow it.
+
+:class:`AgentGraph` is made in this order: nodes and links (:mod:`mpgraph.graph.unroll`), the agent of each node, its
+channels, a check of all that the rule names, the arrows and the order of each pass, the rule's own check.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from mpgraph.network.incidence import Incidence
 from mpgraph.network.network import Network
 
 from .arrows import Arrow, Link
-from .unroll import Placement
+from .unroll import Unrolled, styles_of
 
 if TYPE_CHECKING:
     import networkx
@@ -37,15 +40,15 @@ class AgentGraph:
         agents: by node name.
         channels: by node name, those of its agent; of a compiled graph also those that inner optimizers keep for them,
             see :meth:`with_channels`.
-        uses: for each node that keeps a state, the nodes that use it (ticks, tied weights); mostly itself alone.
+        uses: for each node that keeps a state, the nodes that use it (ticks, tied weights); mostly only itself.
         arrows: for each pass the arrows into each node (by name), grouped by role.
         order: for each pass the nodes, sources first.
     """
 
     def __init__(self, network: Network, protocol: Protocol) -> None:
         self.network, self.protocol = network, protocol
-        placement = Placement(network, protocol)
-        self.nodes, self.links = placement.nodes, placement.links
+        unrolled = Unrolled(network, styles_of(network, protocol))
+        self.nodes, self.links = unrolled.nodes, unrolled.links
         self.agents: dict[str, Agent] = {name: protocol.agent(node) for name, node in self.nodes.items()}
         for name, node in self.nodes.items():  # uses of one node are one agent
             self.agents[name] = self.agents.get(node.owner, self.agents[name])
@@ -95,15 +98,15 @@ class AgentGraph:
             for role in agent.aggregate:
                 if role not in roles:
                     raise ProtocolError(f"{type(agent).__name__}.aggregate: " + unknown("role", role, roles))
-        drawn = {kind for node in self.nodes.values() for kind in node.types}
+        present = {name for node in self.nodes.values() for name in node.types}
         channels = {name for agent in agents for name in agent.channels()}
         for part in self.protocol.parts:
             for channel in part.optimizers:
                 if channel not in channels:
                     raise ProtocolError(f"{type(part).__name__}.optimizers: " + unknown("channel", channel, channels))
             known = {"weight", "input_weight", "bias", "link", "unit", "output"}
-            known |= {*Protocol.agents, "operation", *part.adds_connections, *getattr(part, "draws", ())}
-            known |= {*_names_of(Activation), *drawn}
+            known |= {*Protocol.agents, "operation", *part.adds_connections}
+            known |= {*_names_of(Activation), *present}
             shown = [kind for kind in known if not kind.startswith("_")]
             for kind in part.agents:
                 if kind not in known:
@@ -161,8 +164,8 @@ class AgentGraph:
             waits.append(f"{target!r} waits for {role!r} messages of {source!r} ({agent}.{name}_update)")
         return (
             f"{type(self.protocol).__name__}, pass {name!r}: a cycle without an order, {' -> '.join(cycle)}: "
-            f"{', '.join(dict.fromkeys(waits))}. The agents of this rule wait for each other in one pass: receive one of "
-            "these messages in a later pass (Protocol.passes), and keep it in a channel until it is needed"
+            f"{', '.join(dict.fromkeys(waits))}. The agents of this rule wait for each other in one pass: receive "
+            "one of these messages in a later pass (Protocol.passes), and keep it in a channel until it is needed"
         )
 
     def _neighbours(
@@ -215,5 +218,5 @@ class AgentGraph:
 
 
 def _names_of(kind: type[Activation]) -> set[str]:
-    """Under which names protocols may hold agents for kinds: those of all classes."""
+    """Under which names protocols may hold agents of activations: those of all classes."""
     return {kind.__name__.lower()}.union(*(_names_of(sub) for sub in kind.__subclasses__()))

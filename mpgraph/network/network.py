@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -15,58 +15,17 @@ from torch import Tensor
 from mpgraph.arguments import Arguments
 from mpgraph.errors import NetworkError, unknown
 
-from .activations import Activation, Identity, activation
+from .activations import Activation, activation
 from .connections import Connection, Dense, connection
 from .given import own_tensor, with_own_tensors
 from .losses import Loss, loss
 from .operations import OPERATIONS, Operation
+from .parts import LossNode, Unit, Wire, check_name
 
 if TYPE_CHECKING:
     import networkx
 
 Size = int | tuple[int, ...]
-RESERVED = ("program", "one", "zero")
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A population of inputs or neurons. ``shape`` is that of one example; inputs compute nothing."""
-
-    name: str
-    shape: tuple[int, ...]
-    activation: Activation = field(default_factory=Identity)
-    is_input: bool = False
-    bias: bool = False
-    bias_value: Tensor | None = None
-    bias_trained: bool = True
-    bias_shared: tuple[int, ...] = ()  # dimensions along which one bias serves all
-    operands: tuple[str, ...] = ()  # of an operation: it has no connections
-    values: Mapping[str, Tensor] = field(default_factory=dict)  # initial, of channels that its agent keeps
-
-
-@dataclass(frozen=True)
-class Wire:
-    """A connection between two units, or from a unit to a loss."""
-
-    name: str
-    pre: str
-    post: str
-    connection: Connection
-    weight: Tensor | None = None
-    trained: bool = True
-    delay: int = 0  # ticks
-    tied: str | None = None  # the wire whose weights it uses
-    transposed: bool = False
-    pathway: str = "weight"
-
-
-@dataclass(frozen=True)
-class LossNode:
-    """A loss on the output of a unit."""
-
-    name: str
-    pre: str
-    loss: Loss
 
 
 class Network:
@@ -431,21 +390,8 @@ class Network:
         raise NetworkError(f"{where}: {why}")
 
     def _free(self, name: Any) -> None:
-        """Refuse a name that is taken, or that the engine needs for its own nodes."""
-        if not isinstance(name, str) or not name or not name.isprintable() or name != name.strip():
-            raise NetworkError(
-                f"{name!r} cannot name a node: use a non-empty string of printable characters, with no space at its "
-                "ends"
-            )
-        if "->" in name or "@" in name or name.partition("#")[0] in RESERVED:
-            raise NetworkError(
-                f"{name!r} cannot name a node: use a string without '->' or '@', not {', '.join(RESERVED)}"
-            )
-        if name.endswith((".bias", ".target", ".link")):
-            raise NetworkError(
-                f"{name!r}: names that end in .bias, .target and .link are those of biases, targets and "
-                "links; choose another"
-            )
+        """Refuse a name that cannot name a node, or that is taken."""
+        check_name(name)
         if name in self.units or name in self.losses:
             raise NetworkError(f"there is already a node called {name!r}; names are unique")
 

@@ -465,3 +465,32 @@ def test_a_loss_cannot_be_a_source_of_a_cycle(back):
     net = network()
     with pytest.raises(mg.NetworkError, match="sends no forward messages; use the unit that it is put on, 'y'"):
         net.connect("loss", back)
+
+
+# -- orders -----------------------------------------------------------------------------------------------------
+
+
+class FromAbove(mg.UnitAgent):
+    """A unit that receives messages from below and above in one pass."""
+
+    def forward_update(self, s, pre, post):
+        return super().forward_update(s, pre + post)
+
+
+class Sends(mg.LossAgent):
+    def forward_message(self, s):
+        return s.e
+
+
+@pytest.mark.parametrize(
+    ("agents", "words"),
+    [
+        ({"output": FromAbove(), "loss": Sends()}, "y -> loss -> y: .*'loss' waits for 'pre' messages of 'y'"),
+        ({"unit": FromAbove(), "output": mg.UnitAgent()}, "'h' waits for 'post' messages of 'h->y'"),
+    ],
+)
+def test_agents_that_wait_for_each_other_in_one_pass(agents, words):
+    """No connection is to blame, so none is to be removed: the rule's schedule is."""
+    with pytest.raises(mg.ProtocolError, match=f"pass 'forward'.*{words}.*in a later pass") as caught:
+        mg.compile(network(), Backprop(**agents))
+    assert "Remove" not in str(caught.value)
