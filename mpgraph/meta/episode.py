@@ -30,8 +30,8 @@ class Window(NamedTuple):
     Attributes:
         state: after them, stacked over tasks.
         loss: their share of the meta-loss ``(tasks,)``.
-        metrics: ``(tasks,)`` each: the terms without their weights, and ``accuracy`` on the query where the episode
-            ends here (NaN where it does not).
+        metrics: ``(tasks,)`` each: the terms without their weights, and for class labels ``accuracy`` on the query
+            where the episode ends here (NaN where it does not).
     """
 
     state: State
@@ -125,7 +125,7 @@ class Episode:
         starts = torch.as_tensor(start).expand(many)
         if bool((starts + length > batch.lengths).any()):
             raise InputError(f"a window of {length} inner steps goes beyond the end of an episode")
-        share = (1.0 / batch.lengths).to(batch.x.device, self.program.dtype)
+        share = (1.0 / batch.lengths.double()).to(batch.x.device, self.program.dtype)
         totals = {name: torch.zeros((), device=batch.x.device, dtype=self.program.dtype) for name in self.terms}
         x = y = batch.x[:, 0]
         for t in range(length):
@@ -147,7 +147,8 @@ class Episode:
         if bool(ends.any()):
             ended = ends.to(batch.x.device)
             loss, right = self._asked(parameters, each, state, batch.query_x, batch.query_y)
-            metrics["accuracy"] = torch.where(ended, right.detach(), torch.nan)
+            if not batch.query_y.is_floating_point():
+                metrics["accuracy"] = torch.where(ended, right.detach(), torch.nan)
             if "query" in totals:
                 totals["query"] = torch.where(ended, loss, 0.0)
             if "final" in totals:

@@ -52,7 +52,8 @@ def save_protocol(protocol: Protocol, folder: Any, record: Mapping[str, Any] | N
         raise FileError(f"record must be what JSON can hold: numbers, strings, lists, dictionaries; {error}") from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write(folder / TENSORS, tensor_bytes(tensors, metadata={"format": FORMAT, "about": inside}))
+        # One entry: safetensors writes several in any order, and one rule is to be one sequence of bytes.
+        write(folder / TENSORS, tensor_bytes(tensors, metadata={"about": inside}))
         write(folder / ABOUT, (json.dumps(about, indent=1) + "\n").encode())
     except OSError as error:
         raise FileError(f"cannot write to {folder}: {error.strerror}") from error

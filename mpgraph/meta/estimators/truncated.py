@@ -38,7 +38,7 @@ class Truncated(Estimator):
         batch, _, _ = workers.begin(episode, tasks, self.window, self.steps, generator, unlocked=False)
         theta = leaves(parameters)
         window = episode.window(theta, workers.states["state"], batch, workers.start(), self.window)
-        loss = window.loss * (workers.length / self.window).to(window.loss)
+        loss = window.loss * (workers.length.double() / self.window).to(window.loss)
         gradient = gradient_of(loss.mean(), theta)
         workers.states["state"] = detached(window.state)
         workers.age = workers.age + self.window
