@@ -43,6 +43,8 @@ class Evolution(Estimator):
         unlocked: spread the first episodes over all phases, so that every outer step sees all of them.
     """
 
+    carries = True
+
     def __init__(
         self,
         sigma: float = 0.01,

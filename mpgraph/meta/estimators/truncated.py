@@ -26,6 +26,8 @@ class Truncated(Estimator):
             asked when an episode begins; the family's number by default.
     """
 
+    carries = True
+
     def __init__(self, window: int, steps: Length = None) -> None:
         self.window = Arguments("Truncated").integer("window", window, 1)
         self.steps = checked_length("Truncated", steps)
