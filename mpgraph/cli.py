@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from . import __version__, experiments
 from .agents.protocol import Protocol, list_protocols
 from .errors import FileError, InputError, MPGraphError, unknown
+from .meta.commands import add_commands
 from .network.network import Network
 from .program.program import compile
 from .registry import lookup
@@ -99,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--batch", type=_positive, default=32, help="examples in a step (default: 32)")
     explain.add_argument("--code", action="store_true", help="print the generated torch code")
     explain.set_defaults(run=_explain)
+    add_commands(commands)
     return parser
 
 
