@@ -22,7 +22,7 @@ from .meta.commands import add_commands
 from .network.network import Network
 from .program.program import compile
 from .registry import lookup
-from .serialization.protocol import load_protocol
+from .serialization.protocol import load_protocol, pretrained
 
 
 class Task(NamedTuple):
@@ -179,6 +179,9 @@ def _protocols(options: argparse.Namespace) -> int:
     for name in list_protocols():
         cls = lookup("mpgraph.protocols", name)
         rows.append({"name": name, "class": cls.__name__, "about": (inspect.getdoc(cls) or "").partition("\n")[0]})
+    for name in pretrained():
+        rule = load_protocol(name)
+        rows.append({"name": name, "class": type(rule).__name__, "about": f"pretrained {rule.name}"})
     if options.json:
         print(json.dumps(rows, indent=1))
     else:
@@ -201,10 +204,12 @@ def _network(options: argparse.Namespace) -> Network:
 
 def _maker(name: str, options: argparse.Namespace) -> Callable[[], Protocol]:
     """A function that makes the rule with those of the options that it takes, or reads it, as ``name:FOLDER``."""
+    if name in pretrained():
+        return lambda: load_protocol(name)
     name, colon, folder = name.partition(":")
     cls = lookup("mpgraph.protocols", "backprop" if name == experiments.READOUT_ONLY else name)
     if cls is None:
-        raise InputError(unknown("protocol", name, list_protocols()))
+        raise InputError(unknown("protocol", name, [*list_protocols(), *pretrained()]))
     if colon:
         found = load_protocol(folder)
         if type(found) is not cls:

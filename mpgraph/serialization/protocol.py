@@ -28,6 +28,7 @@ from .atomic import write
 VERSION = 1
 FORMAT = "mpgraph.protocol"
 TENSORS, ABOUT = "protocol.safetensors", "protocol.json"
+PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"  # rules that ship, a folder each
 GROUPS = ("protocols", "combinations", "optimizers", "schedules")  # entry points whose classes a file may name
 
 
@@ -60,18 +61,19 @@ def save_protocol(protocol: Protocol, folder: Any, record: Mapping[str, Any] | N
 
 
 def load_protocol(folder: Any) -> Protocol:
-    """Read a rule that :meth:`mpgraph.Protocol.save` wrote, with what it learned, on the CPU.
+    """Read a rule that :meth:`mpgraph.Protocol.save` wrote, with what it learned, on the CPU; or one that ships.
 
     Parts that a rule makes for each node of a network are filled in when it is compiled for one.
 
     Args:
-        folder: that holds ``protocol.json`` and ``protocol.safetensors``.
+        folder: that holds ``protocol.json`` and ``protocol.safetensors``; or the name of a pretrained rule.
 
     Raises:
         FileError: for missing, damaged or newer files, a class that is not registered, arguments that it does not
             take, tensors that it lacks or that have another shape.
     """
-    folder = _folder(folder)
+    known = isinstance(folder, str) and folder in pretrained() and not Path(folder).is_dir()
+    folder = PRETRAINED / folder if known else _folder(folder)
     about = _about(_read(folder / ABOUT), folder / ABOUT)
     tensors, inside = _tensors(folder / TENSORS)
     digest = _digest(tensors)
@@ -91,6 +93,11 @@ def load_protocol(folder: Any) -> Protocol:
     protocol.waiting = Waiting(tensors, folder / TENSORS)
     protocol.waiting.fill(protocol)
     return protocol
+
+
+def pretrained() -> list[str]:
+    """Names of the pretrained rules that ship, for :func:`load_protocol`."""
+    return sorted(path.parent.name for path in PRETRAINED.glob(f"*/{ABOUT}"))
 
 
 class Waiting:
@@ -178,7 +185,8 @@ def _read(path: Path) -> bytes:
 
 
 def _unreadable(path: Path, why: str | None) -> str:
-    return f"cannot read {path}: {why}; a rule is a folder with {ABOUT} and {TENSORS}"
+    names = ", ".join(pretrained())
+    return f"cannot read {path}: {why}; a rule is a folder with {ABOUT} and {TENSORS}, or one of {names or 'no others'}"
 
 
 # -- values of arguments --------------------------------------------------------------------------------------
