@@ -19,10 +19,11 @@ from typing import Any, NamedTuple, NoReturn
 from . import __version__, experiments
 from .agents.protocol import Protocol, list_protocols
 from .errors import FileError, InputError, MPGraphError, unknown
+from .meta.commands import add_commands
 from .network.network import Network
 from .program.compile import compile
 from .registry import lookup
-from .serialization.protocol import load_protocol
+from .serialization.protocol import load_protocol, pretrained
 
 
 class Task(NamedTuple):
@@ -111,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--batch", type=_positive, default=32, help="examples in a step (default: 32)")
     explain.add_argument("--code", action="store_true", help="print the generated torch code")
     explain.set_defaults(run=_explain)
+    add_commands(commands)
     return parser
 
 
@@ -200,6 +202,9 @@ def _protocols(options: argparse.Namespace) -> int:
     for name in list_protocols():
         cls = lookup("mpgraph.protocols", name)
         rows.append({"name": name, "class": cls.__name__, "about": (inspect.getdoc(cls) or "").partition("\n")[0]})
+    for name in pretrained():
+        rule = load_protocol(name)
+        rows.append({"name": name, "class": type(rule).__name__, "about": f"pretrained {rule.name}"})
     if options.json:
         print(json.dumps(rows, indent=1))
     else:
@@ -221,11 +226,13 @@ def _network(options: argparse.Namespace) -> Network:
 
 
 def _maker(name: str, options: argparse.Namespace) -> Callable[[], Protocol]:
-    """A function that makes the rule with the options that it takes, or loads it if its name is ``name:FOLDER``."""
+    """A function that makes the rule with the options that it takes, or loads it: pretrained, or ``name:FOLDER``."""
+    if name in pretrained():
+        return lambda: load_protocol(name)
     name, colon, folder = name.partition(":")
     cls = lookup("mpgraph.protocols", "backprop" if name == experiments.READOUT_ONLY else name)
     if cls is None:
-        raise InputError(unknown("protocol", name, list_protocols()))
+        raise InputError(unknown("protocol", name, [*list_protocols(), *pretrained()]))
     if colon:
         found = load_protocol(folder)
         if type(found) is not cls:

@@ -30,8 +30,8 @@ class Window(NamedTuple):
     Attributes:
         state: after them, stacked over tasks.
         loss: their share of the meta-loss ``(tasks,)``.
-        metrics: ``(tasks,)`` each: the terms without their weights, and ``accuracy`` on the query where the episode
-            ends here (NaN where it does not).
+        metrics: ``(tasks,)`` each: the terms without their weights, and for class labels ``accuracy`` on the query
+            where the episode ends here (NaN where it does not).
     """
 
     state: State
@@ -80,8 +80,7 @@ class Episode:
         self._classes = program.graph.nodes[network.outputs[0]].shape[-1]
         if not self.parameters():
             raise InputError(
-                f"Episode: {program.protocol.name} has no meta-parameters; make a number one: "
-                "lr=mg.learnable(0.1)"
+                f"Episode: {program.protocol.name} has no meta-parameters; make a number one: lr=mg.learnable(0.1)"
             )
 
     def parameters(self) -> dict[str, Tensor]:
@@ -125,7 +124,7 @@ class Episode:
         starts = torch.as_tensor(start).expand(many)
         if bool((starts + length > batch.lengths).any()):
             raise InputError(f"a window of {length} inner steps goes beyond the end of an episode")
-        share = (1.0 / batch.lengths).to(batch.x.device, self.program.dtype)
+        share = (1.0 / batch.lengths.double()).to(batch.x.device, self.program.dtype)
         totals = {name: torch.zeros((), device=batch.x.device, dtype=self.program.dtype) for name in self.terms}
         x = y = batch.x[:, 0]
         for t in range(length):
@@ -147,7 +146,8 @@ class Episode:
         if bool(ends.any()):
             ended = ends.to(batch.x.device)
             loss, right = self._asked(parameters, each, state, batch.query_x, batch.query_y)
-            metrics["accuracy"] = torch.where(ended, right.detach(), torch.nan)
+            if not batch.query_y.is_floating_point():
+                metrics["accuracy"] = torch.where(ended, right.detach(), torch.nan)
             if "query" in totals:
                 totals["query"] = torch.where(ended, loss, 0.0)
             if "final" in totals:
@@ -184,9 +184,7 @@ class Episode:
 
         return mapped(one, state, x, y, normal, *([parameters] if each else []))
 
-    def _asked(
-        self, parameters: Parameters, each: bool, state: State, x: Tensor, y: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _asked(self, parameters: Parameters, each: bool, state: State, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Mean loss and share of right answers of each task ``(tasks,)``; NaN for targets that are not labels."""
 
         def one(state: State, x: Tensor, y: Tensor, own: Parameters = parameters) -> tuple[Tensor, Tensor]:

@@ -61,6 +61,8 @@ class MetaTrainer:
         step: outer steps that are done.
         parameters: the meta-parameters by name.
         best: validation loss of the best parameters so far, if any.
+        audited: meta-parameters that the first gradient did not reach, with the reason; ``None`` before it is known.
+        stopped: why the guard ended the run, if it did.
     """
 
     def __init__(
@@ -97,9 +99,9 @@ class MetaTrainer:
         self.optimizer = self._make(list(self.parameters.values()))
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._previous, self._mean, self._best = (self._copy() for _ in range(3))
-        self.step, self.best, self._scale = 0, None, 1.0
-        self.audited: dict[str, str] = {}
-        self.best: float | None
+        self.step, self._scale = 0, 1.0
+        self.audited: dict[str, str] | None = None
+        self.best: float | None = None
         self.stopped: str | None = None
 
     # -- one outer step -------------------------------------------------------------------------------------------
@@ -119,7 +121,7 @@ class MetaTrainer:
         else:
             mine = tasks.shard(self.group.rank, self.group.size)
             estimate = self.group.mean(self.estimator.estimate(self.episode, self.parameters, mine, generator))
-            if self.step == 0:
+            if self.audited is None:
                 self._audit(estimate, row)
         row["loss"] = float(estimate.loss)
         row |= {name: _mean(value) for name, value in estimate.metrics.items() if name != "loss"}
@@ -154,7 +156,9 @@ class MetaTrainer:
     def _descend(self, estimate: Estimate) -> float:
         """An optimizer step; the norm of the gradient before clipping."""
         given = {name: g.detach().clone() for name, g in estimate.gradient.items() if g is not None}
-        norm = torch.stack([g.double().square().sum() for g in given.values()]).sum().sqrt() if given else torch.zeros(())
+        norm = (
+            torch.stack([g.double().square().sum() for g in given.values()]).sum().sqrt() if given else torch.zeros(())
+        )
         for name, p in self.parameters.items():
             p.grad = given.get(name)
             if p.grad is None:
@@ -172,12 +176,16 @@ class MetaTrainer:
         return float(norm)
 
     def _audit(self, estimate: Estimate, row: dict[str, Any]) -> None:
-        """Name the meta-parameters that the first gradient does not reach."""
+        """Name the meta-parameters that the first gradient does not reach; once, at the first loss that tells."""
+        assert isinstance(self.estimator, Estimator)
+        nothing = not any(g is not None and bool(g.any()) for g in estimate.gradient.values())
+        if not bool(torch.isfinite(estimate.loss)) or (nothing and self.estimator.carries):
+            return
         self.audited = audit(estimate.gradient)
         if self.audited:
             row["audit"] = self.audited
             named = "; ".join(f"{name}: {reason}" for name, reason in self.audited.items())
-            warnings.warn(f"meta-parameters without a usable gradient in the first outer step: {named}", stacklevel=3)
+            warnings.warn(f"meta-parameters without a usable gradient in outer step {self.step}: {named}", stacklevel=3)
 
     def _recover(self, problem: str, row: dict[str, Any]) -> None:
         """Do what the guard's policy says."""
@@ -292,7 +300,7 @@ class MetaTrainer:
                 if log is not None:
                     log.close()
         if place is not None and self.group.rank == 0:
-            self.protocol().save(place / "rule", {**(record or {}), **self.describe()})
+            self.protocol().save(place / "rule", _strict({**(record or {}), **self.describe()}))
         if self.stopped is not None:
             raise DivergenceError(self.stopped)
         return rows
@@ -346,6 +354,7 @@ class MetaTrainer:
         about = {
             "step": self.step, "best": self.best, "scale": self._scale, "optimizer": rest, "seed": self.seed,
             "tasks": self.tasks, "recent": self.guard.recent, "faults": self.guard.faults, "stopped": self.stopped,
+            "audited": self.audited,
         }  # fmt: skip
         return tensors, about
 
@@ -378,6 +387,7 @@ class MetaTrainer:
         self.estimator.load(carried)
         self.step, self.best, self._scale = about["step"], about["best"], about["scale"]
         self.guard.recent, self.guard.faults, self.stopped = about["recent"], about["faults"], about["stopped"]
+        self.audited = about["audited"]
         return int(about["log_bytes"])
 
     def _copy(self) -> dict[str, Tensor]:
@@ -411,6 +421,6 @@ def _strict(value: Any) -> Any:
     """What JSON can hold: ``null`` for a number that is not finite."""
     if isinstance(value, dict):
         return {key: _strict(part) for key, part in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [_strict(part) for part in value]
     return None if isinstance(value, float) and not abs(value) < float("inf") else value

@@ -27,6 +27,7 @@ from .tensors import digest, packed, path_of, read
 
 FORMAT = "mpgraph.protocol"
 TENSORS, COPY = "protocol.safetensors", "protocol.json"
+PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"  # rules that ship, a folder each
 GROUPS = ("protocols", "combinations", "optimizers", "schedules")  # entry points whose classes a file may name
 
 
@@ -51,18 +52,22 @@ def save_protocol(protocol: Protocol, folder: Any, record: Mapping[str, Any] | N
 
 
 def load_protocol(folder: Any) -> Protocol:
-    """Read a rule that :meth:`mpgraph.Protocol.save` wrote, with what it learned, on the CPU.
+    """Read a rule that :meth:`mpgraph.Protocol.save` wrote, with what it learned, on the CPU; or one that ships.
 
     Parts that a rule makes for each node of a network are filled in when it is compiled for one.
 
     Args:
-        folder: that holds ``protocol.safetensors``.
+        folder: that holds ``protocol.safetensors``, or the name of a pretrained rule.
 
     Raises:
         FileError: for a missing, damaged or newer file, a class that is not registered, arguments that it does not
             take, tensors that it lacks or that have another shape.
     """
-    path = path_of(folder, "a rule is kept in a folder") / TENSORS
+    known = isinstance(folder, str) and folder in pretrained() and not Path(folder).is_dir()
+    path = (PRETRAINED / folder if known else path_of(folder, "a rule is kept in a folder")) / TENSORS
+    if not path.is_file():
+        names = ", ".join(pretrained()) or "none"
+        raise FileError(f"there is no file {path}; a rule is a folder that holds it, or a pretrained one: {names}")
     tensors, metadata = read(path, FORMAT, ("about",))
     about = _about(metadata.get("about", ""), path)
     if "version" not in metadata and about.get("tensors_sha256") != digest(tensors):  # version 1: of the tensors only
@@ -78,6 +83,11 @@ def load_protocol(folder: Any) -> Protocol:
         protocol.to(dtypes.pop())
     PendingTensors(tensors, path).fill(protocol)
     return protocol
+
+
+def pretrained() -> list[str]:
+    """Names of the pretrained rules that ship, for :func:`load_protocol`."""
+    return sorted(path.parent.name for path in PRETRAINED.glob(f"*/{TENSORS}"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,7 +47,9 @@ def packed(file_format: str, tensors: Mapping[str, Tensor], about: Mapping[str, 
     """
     own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     metadata = {**(about or {}), "format": file_format, "version": str(VERSION)}
-    return save(own, metadata={**metadata, "sha256": digest(own, metadata)})
+    inside = json.dumps({**metadata, "sha256": digest(own, metadata)}, sort_keys=True)
+    # One entry, as safetensors writes several in any order: the same content is always the same bytes.
+    return save(own, metadata={"mpgraph": inside})
 
 
 def read(path: Path, file_format: str, extra: tuple[str, ...] = ()) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -65,9 +67,9 @@ def read(path: Path, file_format: str, extra: tuple[str, ...] = ()) -> tuple[dic
         raise FileError(f"there is no file {path}")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            metadata: dict[str, str] = file.metadata() or {}
+            metadata: dict[str, str] = _unpacked(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, RecursionError) as error:
         raise FileError(f"{path} is not a safetensors file, or is damaged: {error}") from None
     found, version = metadata.get("format"), metadata.get("version", "1")
     if found != file_format:
@@ -85,6 +87,16 @@ def read(path: Path, file_format: str, extra: tuple[str, ...] = ()) -> tuple[dic
     if unknown:
         raise FileError(f"{path} is damaged: it has the unknown metadata {', '.join(map(repr, sorted(unknown)))}")
     return tensors, metadata
+
+
+def _unpacked(metadata: dict[str, str]) -> dict[str, str]:
+    """What is said of a file: of version 1 as entries, from 2 on in one."""
+    if "mpgraph" not in metadata:
+        return metadata
+    inside = json.loads(metadata["mpgraph"])
+    if not isinstance(inside, dict) or not all(isinstance(value, str) for value in inside.values()):
+        raise ValueError("its description is not a dictionary of strings")
+    return inside
 
 
 def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:

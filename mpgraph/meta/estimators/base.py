@@ -34,7 +34,13 @@ class Estimate(NamedTuple):
 
 
 class Estimator(ABC):
-    """Base of estimators."""
+    """Base of estimators.
+
+    Class attributes:
+        carries: whether an outer step sees only a window of an episode, which may hold no part of the meta-loss.
+    """
+
+    carries = False
 
     @abstractmethod
     def estimate(

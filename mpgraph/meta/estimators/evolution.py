@@ -43,6 +43,8 @@ class Evolution(Estimator):
         unlocked: spread the first episodes over all phases, so that every outer step sees all of them.
     """
 
+    carries = True
+
     def __init__(
         self,
         sigma: float = 0.01,
@@ -88,11 +90,11 @@ class Evolution(Estimator):
             window = self._pairs(episode, theta, batch, workers.start(), length)
         for copy, name in enumerate(workers.copies):
             workers.states[name] = {n: {c: t[copy] for c, t in cs.items()} for n, cs in window.state.items()}
-        share = (workers.length / length).to(window.loss)
+        share = (workers.length.double() / length).to(window.loss)
         plus, minus = window.loss * share
         workers.age = workers.age + length
         finite = torch.isfinite(plus) & torch.isfinite(minus)
-        difference = torch.where(finite, plus - minus, 0.0) / (2.0 * self.sigma**2 * finite.sum())
+        difference = torch.where(finite, plus - minus, 0.0) / (2.0 * self.sigma**2 * int(finite.sum()))
         gradient = {name: torch.tensordot(difference, xi, 1) for name, xi in self._sum.items()}
         loss = (plus + minus) / 2.0
         metrics = {"loss": loss, **{name: value.mean(0) for name, value in window.metrics.items()}}
@@ -102,18 +104,22 @@ class Evolution(Estimator):
         self, theta: Mapping[str, Tensor], tasks: Tasks, which: range | list[int], length: int, generator: Generator
     ) -> None:
         """New perturbations for the pairs whose turn it is."""
-        for i in which:
-            windows = int(self._workers.age[i]) // length
-            if windows and (self.resample is None or windows % self.resample):
-                continue
-            own = generator_of(generator.initial_seed(), "noise", tasks.first + i, windows)
-            drawn = self.noise(theta, tasks.first + i, own)
-            for name, unit in drawn.items():
-                row = torch.tensor([i], device=unit.device)
-                new = self.sigma * unit[None]
-                before = self._sum[name][i : i + 1] if windows and self.accumulate else 0.0
-                self._present = {**self._present, name: self._present[name].index_copy(0, row, new)}
-                self._sum = {**self._sum, name: self._sum[name].index_copy(0, row, new + before)}
+        windows = {i: int(self._workers.age[i]) // length for i in which}
+        due = [i for i, n in windows.items() if not n or (self.resample is not None and n % self.resample == 0)]
+        if not due:
+            return
+        rows = torch.tensor(due)
+        goes_on = torch.tensor([bool(windows[i]) and self.accumulate for i in due])
+        drawn = []
+        for i in due:
+            own = generator_of(generator.initial_seed(), "noise", tasks.first + i, windows[i])
+            drawn.append(self.noise(theta, tasks.first + i, own))
+        for name, p in theta.items():
+            new = self.sigma * torch.stack([one[name] for one in drawn])
+            at, kept = rows.to(p.device), goes_on.to(p.device).reshape(-1, *(1,) * p.ndim)
+            before = torch.where(kept, self._sum[name][at], 0.0)
+            self._present[name] = self._present[name].index_copy(0, at, new)
+            self._sum[name] = self._sum[name].index_copy(0, at, before + new)
 
     def _pairs(
         self, episode: Episode, theta: Mapping[str, Tensor], batch: TaskBatch, start: int | Tensor, length: int

@@ -26,6 +26,8 @@ class Truncated(Estimator):
             asked when an episode begins; the family's number by default.
     """
 
+    carries = True
+
     def __init__(self, window: int, steps: Length = None) -> None:
         self.window = Arguments("Truncated").integer("window", window, 1)
         self.steps = checked_length("Truncated", steps)
@@ -38,7 +40,7 @@ class Truncated(Estimator):
         batch, _, _ = workers.begin(episode, tasks, self.window, self.steps, generator, unlocked=False)
         theta = leaves(parameters)
         window = episode.window(theta, workers.states["state"], batch, workers.start(), self.window)
-        loss = window.loss * (workers.length / self.window).to(window.loss)
+        loss = window.loss * (workers.length.double() / self.window).to(window.loss)
         gradient = gradient_of(loss.mean(), theta)
         workers.states["state"] = detached(window.state)
         workers.age = workers.age + self.window

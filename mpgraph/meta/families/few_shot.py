@@ -65,7 +65,7 @@ class FewShot(TaskFamily):
         self.data, self.splits = found.name, None if splits is None else check.numbers("splits", splits, 3)
         self.inputs = found.train_x.shape[1]
         pool = sorted(set(range(found.classes) if classes is None else classes))
-        self.classes = {split: pool for split in SPLITS}
+        self.classes = dict.fromkeys(SPLITS, pool)
         if self.splits is not None:
             order = torch.randperm(len(pool), generator=generator_of(seed, "classes")).tolist()
             bounds = [round(len(pool) * sum(self.splits[:i]) / sum(self.splits)) for i in range(4)]

@@ -53,7 +53,7 @@ class _Toys(TaskFamily):
         """Inputs ``(count, 2)`` and targets ``(count, 1)``, -1 or 1."""
         raise NotImplementedError
 
-    def draw(self, generator: Generator, steps: int | None = None, split: str = "train") -> Task:  # noqa: D102
+    def draw(self, generator: Generator, steps: int | None = None, split: str = "train") -> Task:
         names = self.names[checked_split(split)]
         name = names[int(torch.randint(len(names), (), generator=generator))]
         steps = steps or self.steps
@@ -61,7 +61,7 @@ class _Toys(TaskFamily):
         support = [t[: steps * self.batch].unflatten(0, (steps, self.batch)) for t in (x, y)]
         return Task(support[0], support[1], x[steps * self.batch :], y[steps * self.batch :], name)
 
-    def describe(self) -> dict[str, Any]:  # noqa: D102
+    def describe(self) -> dict[str, Any]:
         return {**super().describe(), "names": {split: list(chosen) for split, chosen in self.names.items()}}
 
 

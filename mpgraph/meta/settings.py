@@ -1,0 +1,228 @@
+"""Meta-training from a file of settings: what a run is, in TOML, and the trainer that does it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mpgraph as mg
+from mpgraph.agents.protocol import Protocol, learnable, list_protocols
+from mpgraph.errors import FileError, InputError, unknown
+from mpgraph.network.activations import Softplus
+from mpgraph.network.network import Network
+from mpgraph.program.program import Program
+from mpgraph.registry import lookup, registered
+
+from .distributed import Group
+from .episode import Episode
+from .estimators import Cloning, Evolution, Growing, LogUniform, Recomputed, Truncated, Unroll
+from .families import PermutedLabels, RandomProjection
+from .guard import Guard
+from .search import CMAES
+from .task import TaskFamily, make_family
+from .trainer import MetaTrainer
+
+ESTIMATORS: dict[str, Any] = {
+    "unroll": Unroll,
+    "truncated": Truncated,
+    "recomputed": Recomputed,
+    "evolution": Evolution,
+    "cma_es": CMAES,
+    "cloning": Cloning,
+}
+LENGTHS: dict[str, Any] = {"growing": Growing, "log_uniform": LogUniform}
+SCHEDULES = ("constant", "cosine")
+USUAL: dict[str, Any] = {
+    "network": {"name": "mlp"},
+    "estimator": {"name": "unroll"},
+    "terms": {"query": 1.0},
+    "trainer": {"optimizer": "adam", "lr": 1e-3, "tasks": 1, "seed": 0},
+}
+TABLES = ("protocol", "network", "family", "estimator", "terms", "trainer", "guard")
+
+
+def read(path: Any) -> dict[str, Any]:
+    """The settings of a file.
+
+    Raises:
+        FileError: for a file that is missing or is not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise FileError(f"{path} is not TOML: {error}") from None
+
+
+def changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with some of them replaced: ``{"trainer.lr": 1e-4}``."""
+    made = copy.deepcopy(dict(settings))
+    for key, value in changes.items():
+        *tables, last = key.split(".")
+        inside = made
+        for table in tables:
+            inside = inside.setdefault(table, {})
+            if not isinstance(inside, dict):
+                raise InputError(f"setting {key!r}: {table} is not a table")
+        inside[last] = value
+    return made
+
+
+def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the usual ones filled in.
+
+    Raises:
+        InputError: for an unknown table, or without a protocol or a family.
+    """
+    for name, table in settings.items():
+        if name not in TABLES:
+            raise InputError("settings: " + unknown("table", name, TABLES))
+        if not isinstance(table, Mapping):
+            raise InputError(f"settings: {name} must be a table, as [{name}] begins it, got {table!r}")
+    made = {**{name: dict(table) for name, table in USUAL.items()}, **{n: dict(t) for n, t in settings.items()}}
+    made["trainer"] = {**USUAL["trainer"], **made["trainer"]}
+    for name in ("protocol", "family"):
+        if "name" not in made.get(name, {}):
+            raise InputError(f"settings: say which {name}, by name = ... in [{name}], or --{name} NAME")
+    for name in ("network", "estimator"):
+        made[name].setdefault("name", USUAL[name]["name"])
+    return made
+
+
+def protocol_of(table: Mapping[str, Any]) -> Protocol | dict[str, Protocol]:
+    """A rule; its ``learn`` table names the numbers that are meta-parameters, with their initial values.
+
+    ``regions`` is a table of such tables by pattern of node names, for a rule of its own at each place.
+    """
+    given = dict(table)
+    regions, learned, name = given.pop("regions", None), given.pop("learn", {}), given.pop("name")
+    if regions is not None:
+        return {pattern: protocol_of({"name": name, **given, **part}) for pattern, part in regions.items()}  # type: ignore[misc]
+    cls = lookup("mpgraph.protocols", name)
+    if cls is None:
+        raise InputError(unknown("protocol", name, list_protocols()))
+    try:
+        made: Protocol = cls(**{key: learnable(value) for key, value in learned.items()}, **given)
+    except TypeError as error:
+        raise InputError(f"protocol {name}: {error}") from None
+    return made
+
+
+def network_of(table: Mapping[str, Any], family: TaskFamily) -> Network:
+    """An architecture; of ``mlp``, sizes may leave out inputs and outputs, which are the family's: ``hidden``."""
+    given = dict(table)
+    name = given.pop("name")
+    build = lookup("mpgraph.architectures", name)
+    if build is None:
+        raise InputError(unknown("architecture", name, registered("mpgraph.architectures")))
+    if "sizes" not in given and name == "mlp":
+        sizes = [getattr(family, "inputs", None), *given.pop("hidden", [32]), getattr(family, "outputs", None)]
+        if None in sizes:
+            raise InputError("network: this family does not say how many inputs and outputs it needs; give sizes")
+        given["sizes"] = sizes
+    activation = given.get("activation")
+    if isinstance(activation, Mapping):
+        if list(activation) != ["softplus"]:
+            raise InputError(f"network: activation={dict(activation)} must be a name, or {{ softplus = beta }}")
+        given["activation"] = Softplus(float(activation["softplus"]))
+    try:
+        network: Network = build(**given)
+    except TypeError as error:
+        raise InputError(f"network {name}: {error}") from None
+    return network
+
+
+def family_of(table: Mapping[str, Any], root: Any = None) -> TaskFamily:
+    """A family, in ``projection`` and ``permuted_labels`` if asked for."""
+    given = dict(table)
+    name, size, classes = given.pop("name"), given.pop("projection", None), given.pop("permuted_labels", None)
+    if root is not None and ("data" in given or name == "online_stream"):
+        given["root"] = root
+    family = make_family(name, **given)
+    inputs, outputs = getattr(family, "inputs", None), getattr(family, "outputs", None)
+    if size is not None:
+        family, inputs = RandomProjection(family, size), size
+    if classes is not None:
+        family = PermutedLabels(family, classes)
+    for key, value in (("inputs", inputs), ("outputs", outputs)):
+        if value is not None and not hasattr(family, key):
+            setattr(family, key, value)
+    return family
+
+
+def estimator_of(table: Mapping[str, Any], network: Network, dtype: torch.dtype) -> Any:
+    """An estimator, or the search; ``steps`` may be ``{ growing = [5, 50, 1000] }`` or ``{ log_uniform = [10, 60] }``."""
+    given = dict(table)
+    name = given.pop("name")
+    if name not in ESTIMATORS:
+        raise InputError(unknown("estimator", name, ESTIMATORS))
+    steps = given.get("steps")
+    if isinstance(steps, Mapping):
+        (kind, numbers), *more = steps.items()
+        if kind not in LENGTHS or more:
+            raise InputError(f"estimator: steps={dict(steps)} must be a number or one of {', '.join(LENGTHS)}")
+        given["steps"] = LENGTHS[kind](*numbers)
+    if name == "cloning":
+        if "teacher" not in given:
+            raise InputError('estimator cloning: say whom, for example teacher = { name = "backprop", lr = 0.1 }')
+        given["teacher"] = mg.compile(network, protocol_of(given["teacher"]), dtype=dtype)
+    try:
+        return ESTIMATORS[name](**given)
+    except TypeError as error:
+        raise InputError(f"estimator {name}: {error}") from None
+
+
+def optimizer_of(name: str, lr: float, options: Mapping[str, Any]) -> Callable[..., torch.optim.Optimizer]:
+    """A maker of optimizers of torch, by name: ``adam``, ``sgd``, ``rmsprop`` and the like."""
+    classes = {
+        n.lower(): c
+        for n, c in vars(torch.optim).items()
+        if isinstance(c, type) and issubclass(c, torch.optim.Optimizer) and c is not torch.optim.Optimizer
+    }
+    if name not in classes:
+        raise InputError(unknown("optimizer", name, classes))
+    return lambda tensors: classes[name](tensors, lr=lr, **options)
+
+
+def trainer_of(
+    settings: Mapping[str, Any], *, root: Any = None, steps: int = 0, group: Group | None = None
+) -> MetaTrainer:
+    """The trainer that the settings describe.
+
+    Args:
+        settings: tables ``protocol``, ``network``, ``family``, ``estimator``, ``terms``, ``trainer``, ``guard``.
+        root: folder of data files.
+        steps: outer steps in all, for a schedule that ends with them.
+        group: the processes that share the tasks.
+    """
+    given = complete(settings)
+    dtype = torch.get_default_dtype()
+    family = family_of(given["family"], root)
+    network = network_of(given["network"], family)
+    program: Program = mg.compile(network, protocol_of(given["protocol"]), dtype=dtype)
+    options = dict(given["trainer"])
+    schedule = options.pop("schedule", "constant")
+    if schedule not in SCHEDULES:
+        raise InputError(unknown("schedule", schedule, SCHEDULES))
+    penalised = options.pop("penalised", "*")
+    maker = optimizer_of(options.pop("optimizer"), options.pop("lr"), options.pop("optimizer_options", {}))
+    try:
+        return MetaTrainer(
+            Episode(program, given["terms"], penalised),
+            family,
+            estimator_of(given["estimator"], network, dtype),
+            optimizer=maker,
+            schedule=None if schedule == "constant" else lambda t: 0.5 * (1.0 + math.cos(math.pi * t / max(1, steps))),
+            guard=Guard(**given.get("guard", {})),
+            group=group,
+            **options,
+        )
+    except TypeError as error:
+        raise InputError(f"settings: {error}") from None

@@ -1,0 +1,275 @@
+"""The outer loop: exact resume after SIGKILL, the guard, the audit, clipping by torch's own functions, memory."""
+
+import json
+import os
+import random
+import signal
+import time
+import warnings
+
+import pytest
+import torch
+
+import mpgraph as mg
+from mpgraph.architectures import mlp
+from mpgraph.meta import (
+    CMAES,
+    Cloning,
+    DivergenceError,
+    Episode,
+    Evolution,
+    Guard,
+    LogUniform,
+    MetaTrainer,
+    Sinusoids,
+    TaskFamily,
+    Tasks,
+    Truncated,
+    Unroll,
+)
+from mpgraph.protocols import Backprop, Plasticity
+
+
+def episode(rule=None, terms=None):
+    rule = rule or Backprop(optimizer=mg.SGD(mg.learnable(0.02), momentum=mg.learnable(0.5)))
+    return Episode(mg.compile(mlp([1, 3, 1], "tanh", "l2"), rule), terms)
+
+
+class Multiples:
+    """Random episode lengths that a window of two divides."""
+
+    def __call__(self, step, generator):
+        return 2 * LogUniform(1, 4)(step, generator)
+
+    def __repr__(self):
+        return "Multiples()"
+
+
+def trainer(name, **options):
+    estimator = {
+        "unroll": lambda: Unroll(LogUniform(1, 5)),
+        "truncated": lambda: Truncated(2, Multiples()),
+        "evolution": lambda: Evolution(0.01, 1, 2),
+        "cma_es": lambda: CMAES(0.05, 4, restarts="ipop", steps=2),
+        "cloning": lambda: Cloning(mg.compile(mlp([1, 3, 1], "tanh", "l2"), Backprop(0.05)), {"weights": 1.0}),
+    }[name]()
+    made = {
+        "tasks": 2, "seed": 5, "average": 0.9, "validate_every": 4, "validation_tasks": 2, "clip": "norm",
+        "schedule": lambda step: 1.0 / (1.0 + step), "guard": Guard(factor=1.5, policy="back_off"),
+    }  # fmt: skip
+    return MetaTrainer(episode(), Sinusoids(shots=3, queries=3, steps=4), estimator, **{**made, **options})
+
+
+def files(folder):
+    """What a run leaves, by name: its log, its rule, its checkpoints."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def killed(name, folder, steps, lines, delay):
+    """Run in a process of its own, killed so many seconds after its log has so many lines; whether it was in time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads that torch has are not used in the child
+        child = os.fork()
+    if child == 0:
+        try:
+            trainer(name).run(steps, folder, resume=True, every=1)
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    log = folder / "log.jsonl"
+    while not log.exists() or log.read_bytes().count(b"\n") < lines:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert status == 0
+            return False
+        time.sleep(0.001)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("name", ["unroll", "truncated", "evolution", "cma_es"])
+def test_a_run_that_is_killed_and_resumed_leaves_the_same_files(name, tmp_path):
+    steps, chance = 12, random.Random(name)
+    trainer(name).run(steps, tmp_path / "whole", every=1)
+    kills = 0
+    for lines in (1, 4, 7, 10):
+        kills += killed(name, tmp_path / "killed", steps, lines, chance.uniform(0.0, 0.03))
+    trainer(name).run(steps, tmp_path / "killed", resume=True, every=1)
+    assert kills > 0
+    whole, found = files(tmp_path / "whole"), files(tmp_path / "killed")
+    assert whole.keys() == found.keys()
+    assert {key for key in whole if whole[key] != found[key]} == set()
+    assert len(whole["log.jsonl"].splitlines()) == steps
+    assert sum(key.startswith("checkpoints") for key in whole) == 3
+
+
+def test_a_write_that_is_killed_leaves_the_checkpoint_before_it(tmp_path):
+    """What a killed write leaves beside it is never read, and is cleaned up."""
+    trainer("unroll").run(3, tmp_path, every=1)
+    newest = max((tmp_path / "checkpoints").iterdir())
+    partial = newest.with_name(".step-00000004.safetensors.1.partial")
+    partial.write_bytes(newest.read_bytes()[:100])
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(log.read_bytes() + b'{"step": 3, "lo')  # as cut off in the middle of a line
+    trainer("unroll").run(6, tmp_path, resume=True, every=1)
+    trainer("unroll").run(6, tmp_path / "whole", every=1)
+    assert (tmp_path / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
+    assert not partial.exists()
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path):
+    trainer("unroll").run(1, tmp_path)
+    with pytest.raises(mg.FileError, match="holds a run; go on with it by resume=True"):
+        trainer("unroll").run(2, tmp_path)
+    with pytest.raises(mg.FileError, match="of a run with seed=5, this one has seed=6"):
+        trainer("unroll", seed=6).run(2, tmp_path, resume=True)
+    (tmp_path / "checkpoints" / "step-00000009.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(mg.FileError, match="is not a checkpoint, or is damaged"):
+        trainer("unroll").run(2, tmp_path, resume=True)
+
+
+def test_the_saved_rule_is_the_best_and_knows_how_it_was_made(tmp_path):
+    made = trainer("unroll", average=None)
+    made.run(12, tmp_path, record={"command": "as typed"})
+    rule = mg.load_protocol(tmp_path / "rule")
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    validated = {row["step"]: row["validation"] for row in log if "validation" in row}
+    best = min(validated, key=validated.get)
+    for name, p in rule.named_parameters():
+        assert p.item() == log[best]["parameters"][name]
+    assert rule.record["command"] == "as typed"
+    assert rule.record["budget"] == {"outer_steps": 12, "tasks_in_a_step": 2}
+    assert rule.record["reached"]["validation_loss"] == validated[best]
+    loss = made.episode.run(dict(rule.named_parameters()), Tasks(made.family, 5, 2, 0, "validation").batch()).loss
+    assert abs(loss.mean().item() - validated[best]) < 1e-6
+
+
+@pytest.mark.parametrize("clip", ["norm", "value", "tensor", None])
+def test_updates_are_those_of_torch(clip):
+    made = trainer("unroll", clip=clip, limit=0.3, schedule=None, guard=Guard(factor=None), average=None, tasks=2)
+    made.estimator = Unroll(3)  # after one step alone, momentum has no gradient
+    theta = [p.detach().clone().requires_grad_() for p in made.parameters.values()]
+    adam = torch.optim.Adam(theta, lr=1e-3)
+    for step in range(4):
+        names = list(made.parameters)
+        tasks = Tasks(made.family, 5, 2, step)
+        from mpgraph.meta.randomness import generator_of
+
+        values = dict(zip(names, theta, strict=True))
+        found = made.estimator.estimate(made.episode, values, tasks, generator_of(5, "estimator", step))
+        for name, p in values.items():
+            p.grad = found.gradient[name].clone()
+        if clip == "norm":
+            torch.nn.utils.clip_grad_norm_(theta, 0.3)
+        elif clip == "value":
+            torch.nn.utils.clip_grad_value_(theta, 0.3)
+        elif clip == "tensor":
+            for p in theta:
+                p.grad = 0.3 * p.grad / p.grad.norm()
+        adam.step()
+        made.update()
+    for p, name in zip(theta, names, strict=True):
+        torch.testing.assert_close(p, made.parameters[name], rtol=1e-5, atol=1e-7)
+
+
+# -- guard and audit -------------------------------------------------------------------------------------------------
+
+
+class Poisoned(TaskFamily):
+    """Sinusoids, but for the second task of some outer steps, whose targets are what a test says."""
+
+    def __init__(self, value, turns):
+        self.value, self.turns, self.calls = value, turns, 0
+
+    def draw(self, generator, steps=None, split="train"):
+        task = Sinusoids(shots=3, queries=3, steps=4).draw(generator, steps)
+        bad = split == "train" and generator.initial_seed() in self.seeds
+        return task._replace(query_y=task.query_y * 0.0 + self.value, name="poison") if bad else task
+
+    @property
+    def seeds(self):
+        from mpgraph.meta.randomness import seed_of
+
+        return {seed_of(0, "task", "train", step, 1) for step in self.turns}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e15])
+@pytest.mark.parametrize("policy", ["skip", "back_off", "restore", "stop"])
+def test_the_guard_names_step_task_and_policy_and_the_best_rule_is_kept(value, policy, tmp_path):
+    made = MetaTrainer(
+        episode(), Poisoned(value, [7]), Unroll(), tasks=2, validate_every=2, validation_tasks=2,
+        guard=Guard(policy=policy),
+    )  # fmt: skip
+    before = []
+
+    def update():
+        before.append({name: p.detach().clone() for name, p in made.parameters.items()})
+        return MetaTrainer.update(made)
+
+    made.update = update
+    if policy == "stop":
+        with pytest.raises(DivergenceError, match=r"outer step 7: the loss is .*of task 1 \(poison\).*the run ends"):
+            made.run(12, tmp_path)
+    else:
+        rows = made.run(12, tmp_path)
+        assert [row["step"] for row in rows if "guard" in row] == [7]
+        assert all(torch.isfinite(p).all() for p in made.parameters.values())
+        after = before[8]
+        best = min(range(2, 8, 2), key=lambda step: rows[step - 1]["validation"])
+        wanted = {"skip": before[7], "back_off": before[6], "restore": before[best]}[policy]
+        assert all(torch.equal(after[name], wanted[name]) for name in wanted)
+        rate = made.optimizer.param_groups[0]["lr"]
+        assert rate == (0.0005 if policy == "back_off" else 0.001)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert "task 1 (poison)" in log[7]["guard"]
+    rule = dict(mg.load_protocol(tmp_path / "rule").named_parameters())
+    validated = {row["step"]: row["validation"] for row in log if "validation" in row}
+    best = min(validated, key=validated.get)
+    assert all(p.item() == log[best]["parameters"][name] for name, p in rule.items())
+
+
+def test_faults_in_a_row_end_the_run():
+    made = MetaTrainer(episode(), Poisoned(float("nan"), range(50)), Unroll(), tasks=2, guard=Guard(patience=3))
+    with pytest.raises(DivergenceError, match="outer step 2: the loss is nan.*3 faults in a row; the run ends"):
+        made.run(10)
+
+
+def test_a_rule_that_explodes_names_the_parameters():
+    rule = Backprop(optimizer=mg.SGD(mg.learnable(1e6)))
+    unbounded = Episode(mg.compile(mlp([1, 3, 1], "relu", "l2"), rule))
+    made = MetaTrainer(unbounded, Sinusoids(steps=30), Unroll(), tasks=2, guard=Guard(policy="stop"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        with pytest.raises(DivergenceError, match=r"outer step 0: the loss is .*task 0 .*gradient of optimizer.lr"):
+            made.run(3)
+
+
+def test_the_audit_names_what_has_no_gradient():
+    # No error reaches an input here, so a rule that multiplies errors at both ends of the first connection is idle.
+    rule = Plasticity(pseudo=mg.learnable(0.01), oja=mg.learnable(0.0))
+    network = mlp([1, 1], "tanh", "l2")
+    made = MetaTrainer(Episode(mg.compile(network, rule)), Sinusoids(), Unroll())
+    made.update()
+    assert made.audited == {}
+    rule = Backprop(optimizer=mg.SGD(mg.learnable(0.0), momentum=mg.learnable(0.5)))
+    made = MetaTrainer(episode(rule), Sinusoids(), Unroll())
+    with pytest.warns(UserWarning, match="optimizer.momentum: its gradient is exactly zero"):
+        row = made.update()
+    assert list(row["audit"]) == ["optimizer.momentum"]  # a rate of zero hides the momentum
+
+
+def test_memory_is_flat_over_outer_steps():
+    made = trainer("truncated", validate_every=None)
+    import gc
+
+    def tensors():
+        gc.collect()
+        return sum(1 for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor))
+
+    for _ in range(5):
+        made.update()
+    before = tensors()
+    for _ in range(50):
+        made.update()
+    assert tensors() <= before + 4
