@@ -3,9 +3,9 @@
 python benchmarks/plasticity.py --data FOLDER [--episodes 60] [--only rules,table,time]
 
 An episode is a fresh network of softplus units (beta 10, no biases), 5 of 47 classes (sampled with replacement, as in
-the published code), 50 examples of each in random order, one at a time, then 10 others of each as the query. Episodes are
-the same for all rules: classes, images, order, W and B. Coefficients are given, not learned here. The images are those
-of a 47-class subset of EMNIST, sampled anew in each episode.
+the published code), 50 examples of each in random order, one at a time, then 10 others of each as the query. Episodes
+are the same for all rules: classes, images, order, W and B. Coefficients are given, not learned here. The images are
+those of a 47-class subset of EMNIST, sampled anew in each episode.
 """
 
 import argparse
