@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mpgraph {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    task = argparse.ArgumentParser(add_help=False)
+    task = _Parser(add_help=False)
     task.add_argument("--task", choices=TASKS, default="digits", help="data set (default: digits, without files)")
     task.add_argument("--hidden", type=_sizes, metavar="N,N", help="hidden units of each layer (default: by task)")
     task.add_argument("--activation", default="tanh", help="of hidden units (default: tanh)")

@@ -47,14 +47,14 @@ def test_learning_to_learn_lowers_the_loss_after_learning(tmp_path):
 @pytest.mark.parametrize("unit", ["step", "sign", "quantizer", "winner_take_all", "numpy function"])
 def test_rules_train_through_nodes_without_a_derivative(unit):
     module = example("non_differentiable")
-    found = module.accuracies(*module.UNITS[unit], epochs=100)
+    found = module.accuracies(*module.UNITS[unit], epochs=50)
     assert found["direct_feedback_alignment"] > found["readout_only"] + 0.03
     assert found["node_perturbation"] > found["readout_only"] + 0.03
 
 
 @pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")
 def test_a_random_graph_of_step_neurons_learns():
-    points = example("step_graph").differences("erdos_renyi", 20, epochs=8)
+    points = example("step_graph").differences("erdos_renyi", 20, epochs=8, seeds=3)
     error = statistics.stdev(points) / len(points) ** 0.5
     assert statistics.mean(points) - 3 > 5 * error
 
@@ -62,9 +62,11 @@ def test_a_random_graph_of_step_neurons_learns():
 @pytest.mark.filterwarnings("ignore")
 def test_examples_run_from_any_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["step_graph.py", "--epochs", "1", "--seeds", "2"])
-    runpy.run_path(str(ROOT / "examples" / "step_graph.py"), run_name="__main__")
-    assert len(capsys.readouterr().out.splitlines()) == 3 * (1 + 2 + 1)  # a heading, two graphs, the mean
+    monkeypatch.setattr(sys, "argv", ["non_differentiable.py", "--epochs", "1"])
+    runpy.run_path(str(ROOT / "examples" / "non_differentiable.py"), run_name="__main__")
+    assert [line.split("  ")[0].strip() for line in capsys.readouterr().out.splitlines()] == [
+        "step", "sign", "quantizer", "winner_take_all", "numpy function"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
