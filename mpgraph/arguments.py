@@ -217,7 +217,7 @@ class Arguments:
         return tuple(self.number(f"{name}[{i}]", one) for i, one in enumerate(value))
 
     def patterns(self, name: str, value: Any) -> tuple[str, ...]:
-        """A sequence of patterns of names; a string alone would be one pattern for each of its letters."""
+        """A sequence of patterns of names; a string by itself would be one pattern for each of its letters."""
         if not _listed(value) or not all(isinstance(one, str) for one in value):
             hint = f"; write ({value!r},)" if isinstance(value, str) else ""
             self.refuse(name, value, f"a sequence of patterns, each a string{hint}")

@@ -11,7 +11,7 @@ class MPGraphError(Exception):
 
 
 class NetworkError(MPGraphError, ValueError):
-    """The network that was drawn cannot exist: a wrong name, size or cycle."""
+    """A network cannot exist as it was defined: a wrong name, size or cycle."""
 
 
 class ProtocolError(MPGraphError, ValueError):

@@ -1,6 +1,7 @@
-"""Names to classes by entry point, so that a package of one's own adds rules, kinds, connections and losses.
+"""Names to classes by entry point, so that a package of one's own adds rules, activations, connections and losses.
 
-Groups: ``mpgraph.protocols``, ``mpgraph.kinds``, ``mpgraph.connections``, ``mpgraph.losses``. In ``pyproject.toml``::
+Groups: ``mpgraph.protocols``, ``mpgraph.activations``, ``mpgraph.connections``, ``mpgraph.losses``. In a
+``pyproject.toml``::
 
     [project.entry-points."mpgraph.protocols"]
     my_rule = "my_package:MyRule"

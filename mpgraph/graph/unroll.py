@@ -73,7 +73,7 @@ class Unrolled:
         self.links: list[Link] = []
         self._constants: dict[tuple[str, Protocol], AgentNode] = {}
         self._into: dict[str, AgentNode] = {}  # where the messages of a unit's connections go
-        # Owners of weights that some unit sends through. Those of inputs alone send no error on to anything.
+        # Owners of weights that some unit sends through. Those of inputs only have nobody to send an error to.
         self._from_units = {w.tied or w.name for w in network.wires.values() if not network.units[w.pre].is_input}
         needed = _needed(network)
         self._last: dict[str, int] = {}

@@ -1,7 +1,7 @@
 """What a node computes: activations of units and functions of a user's own.
 
-A kind defines ``apply`` on the forward values; ``vjp`` carries a backward message through it, in closed form where
-one is known and by ``torch.func.vjp`` else. No rule needs a line about any kind.
+An activation defines ``apply`` on the forward values; ``vjp`` carries a backward message through it, in closed form
+where one is known, otherwise by ``torch.func.vjp``. No rule needs a line about any activation.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Activation:
     """Base of what nodes compute. Subclass it, define ``apply``, and pass an instance as ``activation``.
 
     Class attributes:
-        over: ``"agent"`` if ``apply`` acts on every number alone; ``"node"`` if it needs the whole population, and
+        over: ``"agent"`` if ``apply`` acts on every number by itself; ``"node"`` if it needs the whole population, and
             then it gets tensors ``(batch, *axes of the node)``; ``"batch"`` if it needs all examples as well.
         inline: whether ``apply`` and ``vjp`` are plain torch calls that may be written into the generated code;
-            else the code calls them.
+            otherwise the code calls them.
 
     Attributes:
-        size: shape of the unit for one example, known once the kind has been drawn in a network.
+        size: shape of the unit for one example, known once a network has a unit with this activation.
     """
 
     over: Literal["agent", "node", "batch"] = "agent"
@@ -85,7 +85,7 @@ class Activation:
         return self._flat
 
     def _probe(self) -> bool:
-        generator = np.random.default_rng(0)  # as torch draws nothing under vmap, where a program may be compiled
+        generator = np.random.default_rng(0)  # as torch samples nothing under vmap, where a program may be compiled
         shape = (2, 32, *(self.size or (8,)))
         for scale in (1.0, 10.0, 100.0, 1000.0):
             z, e = torch.from_numpy(generator.standard_normal(shape)).to(torch.get_default_dtype())
@@ -247,7 +247,7 @@ class Function(Activation):
 
     Args:
         function: maps a tensor to one of the same shape.
-        over: ``"agent"`` if it acts on every number alone, ``"node"`` if it needs the whole population.
+        over: ``"agent"`` if it acts on every number by itself, ``"node"`` if it needs the whole population.
         name: for listings; the function's own name by default.
     """
 
@@ -285,15 +285,15 @@ ACTIVATIONS: dict[str, Callable[[], Activation]] = {
 
 
 def activation(given: str | Activation | Callable[[Tensor], Tensor]) -> Activation:
-    """A kind from its name, from a function, or as it is.
+    """An activation from its name, from a function, or as it is.
 
     Raises:
-        NetworkError: for a name that is neither built in nor registered under ``mpgraph.kinds``.
+        NetworkError: for a name that is neither built in nor registered under ``mpgraph.activations``.
     """
     if isinstance(given, Activation):
         return given
     if isinstance(given, str):
-        found: Any = ACTIVATIONS.get(given) or lookup("mpgraph.kinds", given)
+        found: Any = ACTIVATIONS.get(given) or lookup("mpgraph.activations", given) or lookup("mpgraph.kinds", given)
         if found is None:
             raise NetworkError(unknown("activation", given, ACTIVATIONS))
         return found()

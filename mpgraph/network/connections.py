@@ -2,8 +2,8 @@
 
 A connection's agents, the synapses, have axes of their own. For each end the connection says which of its axes stand
 for axes of the unit there; a message between them is renamed on the way, and axes that the receiver lacks are
-aggregated. Where an end is not one axis for one axis, an :class:`~mpgraph.network.incidence.Incidence` says who meets
-whom. Nothing else distinguishes one connection from another, so every rule works on all of them.
+aggregated. Where an end is not one axis for one axis, an :class:`~mpgraph.network.incidence.Incidence` says which
+agents are joined. Nothing else distinguishes one connection from another, so every rule works on all of them.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class Connection(ABC):
 
     def weight_shape(self, pre: Shape, post: Shape) -> Shape:
         """Shape of the weights."""
-        meeting = self.build(_axes("pre", pre), _axes("post", post))
-        return tuple(axis.size or 0 for axis in meeting.axes if axis not in meeting.shared)
+        endpoints = self.build(_axes("pre", pre), _axes("post", post))
+        return tuple(axis.size or 0 for axis in endpoints.axes if axis not in endpoints.shared)
 
     def __repr__(self) -> str:
         return self.name

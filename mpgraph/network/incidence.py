@@ -1,8 +1,8 @@
-"""Which agent of a unit each synapse meets, where that is not one axis for one axis.
+"""Which agent of a unit each synapse joins, where that is not one axis for one axis.
 
 A synapse of a dense connection has the axes of both its ends, so a message is renamed on its way. The synapse of a
-convolution at offset ``(k, l)``, used at position ``(i, j)``, meets the pixel ``(i s + k d - p, j s + l d - p)``; an
-edge of a sparse pattern meets the agents that a list names. Such an end is an :class:`Incidence`: a table from *sites*
+convolution at offset ``(k, l)``, used at position ``(i, j)``, joins the pixel ``(i s + k d - p, j s + l d - p)``; an
+edge of a sparse pattern joins the agents that a list names. Such an end is an :class:`Incidence`: a table from *sites*
 (axes of the connection) to agents of the unit. Towards the connection a message is looked up, towards the unit it is
 added up.
 """
@@ -31,7 +31,7 @@ class Incidence(ABC):
     Attributes:
         unit: axes of the unit that are looked up.
         sites: axes of the connection that say where.
-        partial: whether some sites meet nobody (padding); these hear zero.
+        partial: whether some sites have no agent (padding); these receive zero.
     """
 
     partial = False
@@ -56,17 +56,17 @@ class Incidence(ABC):
 
     @cached_property
     def degrees(self) -> Tensor:
-        """How many sites meet each agent; shape of the unit."""
+        """How many sites join each agent; shape of the unit."""
         counts = torch.bincount(self.places, minlength=self.agents + 1)[: self.agents]
         return counts.reshape(sizes_of(self.unit))
 
     @property
     def full_degrees(self) -> Tensor:
-        """How many sites each agent would meet if nothing ended at an edge; shape of the unit."""
+        """How many sites would join each agent if nothing ended at an edge; shape of the unit."""
         return self.degrees
 
     def inside(self) -> Tensor:
-        """One for each site that meets an agent, else zero."""
+        """One for each site that has an agent, zero for padding."""
         return (self.grid >= 0).to(torch.get_default_dtype())
 
     @property

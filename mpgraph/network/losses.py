@@ -1,6 +1,6 @@
 """Losses: what the output should have been. A loss is a node with two roles, ``pre`` (logits) and ``target``.
 
-All are sums over the features of an example; the mean over the batch is taken by the program alone.
+All are sums over the features of an example; only the program takes the mean over the batch.
 """
 
 from __future__ import annotations

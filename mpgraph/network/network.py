@@ -101,16 +101,16 @@ class Network:
         value = None
         if not isinstance(bias, (bool, np.bool_)):
             value = _weight(f"{name}.bias", bias, tuple(n for i, n in enumerate(shape) if i not in shared))
-        kind = _activation(activation)
-        if isinstance(kind, Operation):
-            raise NetworkError(f"unit {name!r}: {kind!r} is an operation; use network.operation({name!r}, ...)")
-        kind = with_own_tensors(kind)
-        kind.size = shape
+        function = _activation(activation)
+        if isinstance(function, Operation):
+            raise NetworkError(f"unit {name!r}: {function!r} is an operation; use network.operation({name!r}, ...)")
+        function = with_own_tensors(function)
+        function.size = shape
         if not isinstance(values, Mapping | None):
             check.refuse("values", values, "a dictionary of initial values by channel")
         given = {channel: _weight(f"{name}.{channel}", number, None) for channel, number in (values or {}).items()}
         has_bias = value is not None or bool(bias)
-        self.units[name] = Unit(name, shape, kind, False, has_bias, value, bias_shared=shared, values=given)
+        self.units[name] = Unit(name, shape, function, False, has_bias, value, bias_shared=shared, values=given)
         return name
 
     def operation(self, name: str, operation: str | Operation, *operands: str) -> str:
@@ -135,10 +135,12 @@ class Network:
         if not operands or len(set(operands)) < len(operands):
             raise NetworkError(f"operation {name!r} needs operands, each once, got {list(operands)}")
         try:
-            kind = (with_own_tensors(found) if isinstance(found, Operation) else found()).on(*map(self.shape, operands))
+            function = (with_own_tensors(found) if isinstance(found, Operation) else found()).on(
+                *map(self.shape, operands)
+            )
         except NetworkError as error:
             raise NetworkError(f"operation {name!r}: {error}") from None
-        self.units[name] = Unit(name, kind.size, kind, operands=operands)
+        self.units[name] = Unit(name, function.size, function, operands=operands)
         return name
 
     def connect(
@@ -158,9 +160,9 @@ class Network:
 
         Args:
             pre: where forward messages come from: an input or a unit.
-            post: where they go: a unit (or a loss, for connections that carry feedback alone).
+            post: where they go: a unit (or a loss, for connections that only carry feedback).
             connection: ``dense``, ``one_to_one``, ``identity`` (no weights) or a :class:`mpgraph.Connection`.
-            weight: initial weights, ``(*post, *pre)`` if dense, or one number; by default the rule draws them.
+            weight: initial weights, ``(*post, *pre)`` if dense, or one number; by default the rule samples them.
             trained: ``False`` keeps the weights fixed under every rule.
             delay: ticks that a message travels; nothing arrives before. Delays start anew with each step.
             tied: name of a connection whose weights (and all that is kept with them) this one uses too.
@@ -180,25 +182,25 @@ class Network:
         delay = check.integer("delay", delay, 0)
         if not isinstance(pathway, str) or not pathway:
             check.refuse("pathway", pathway, "a name, such as 'feedback'")
-        meeting = _connection(connection)
+        synapses = _connection(connection)
         shapes = self.shape(pre), self.shape(post)
-        problem = meeting.check(*shapes)
+        problem = synapses.check(*shapes)
         if problem:
             raise NetworkError(f"{where}: {problem}")
         count = sum((w.pre, w.post) == (pre, post) for w in self.wires.values())
         name = f"{pre}->{post}" + (f"#{count}" if count else "")
         while name in self.wires:  # of a unit whose own name ends in #1
             name += "#1"
-        own = meeting.weight_shape(*shapes)
-        if transposed and not (tied and isinstance(meeting, Dense)):
+        own = synapses.weight_shape(*shapes)
+        if transposed and not (tied and isinstance(synapses, Dense)):
             raise NetworkError(f"{name!r}: transposed needs tied= and a dense connection")
         if tied is not None:
             self._tie(name, tied, (*shapes[0], *shapes[1]) if transposed else own)
         if weight is not None:
-            if tied or not meeting.weighted:
-                raise NetworkError(f"{name!r}: a {'tied' if tied else meeting} connection takes no weight of its own")
+            if tied or not synapses.weighted:
+                raise NetworkError(f"{name!r}: a {'tied' if tied else synapses} connection takes no weight of its own")
             weight = _weight(name, weight, own)
-        self.wires[name] = Wire(name, pre, post, meeting, weight, trained, delay, tied, transposed, pathway)
+        self.wires[name] = Wire(name, pre, post, synapses, weight, trained, delay, tied, transposed, pathway)
         return name
 
     def _tie(self, name: str, tied: str, shape: tuple[int, ...]) -> None:

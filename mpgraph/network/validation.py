@@ -45,15 +45,15 @@ def check_functions(network: Network, dtype: torch.dtype, device: torch.device) 
 
     with _generators_restored(device):
         for name, unit in network.units.items():
-            kind = unit.activation
+            function = unit.activation
             if unit.is_input:
                 continue
-            z = [sample(s) for s in (kind.operands if isinstance(kind, Operation) else (unit.shape,))]
-            what = f"unit {name!r}, {kind}"
-            y = _try(what, kind.apply, z, (EXAMPLES, *unit.shape))
-            if type(kind).vjp not in (Activation.vjp, Operation.vjp):
-                operands = tuple(z) if isinstance(kind, Operation) else z[0]
-                _same(f"{what}, vjp", partial(kind.vjp, torch.ones_like(y), operands, y))
+            z = [sample(s) for s in (function.operands if isinstance(function, Operation) else (unit.shape,))]
+            what = f"unit {name!r}, {function}"
+            y = _try(what, function.apply, z, (EXAMPLES, *unit.shape))
+            if type(function).vjp not in (Activation.vjp, Operation.vjp):
+                operands = tuple(z) if isinstance(function, Operation) else z[0]
+                _same(f"{what}, vjp", partial(function.vjp, torch.ones_like(y), operands, y))
         for name, node in network.losses.items():
             shape = network.shape(node.pre)
             target = sample(shape).softmax(-1) if shape else sample(shape)
@@ -84,7 +84,7 @@ def _try(what: str, function: Callable[..., Any], given: list[Tensor], shape: tu
 
 
 def _same(what: str, function: Callable[[], Any]) -> None:
-    """Refuse a function that draws random numbers, or returns others when it is called again.
+    """Refuse a function that samples random numbers, or returns others when it is called again.
 
     A generator that moved shows what two equal results may hide: a dropout that drops nothing this time.
     """
@@ -98,7 +98,7 @@ def _same(what: str, function: Callable[[], Any]) -> None:
     if _positions() == before and all(torch.equal(_bits(a), _bits(b)) for a, b in zip(one, two, strict=True)):
         return
     raise NetworkError(
-        f"{what}: is not a pure function: it draws random numbers, or returns other numbers when it is called again. "
+        f"{what}: is not a pure function: it samples random numbers, or returns other numbers when it is called again. "
         "Steps and predictions must depend on state and batch only. Noise belongs to the rule, as s.normal(); call "
         "module.eval() on a module with dropout"
     )

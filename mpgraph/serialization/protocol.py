@@ -203,7 +203,7 @@ def _value(found: Any, path: Path) -> Any:
 
 
 def _made(found: Mapping[str, Any], path: Path) -> Any:
-    """The rule, optimiser or schedule of a registered class, made with the arguments."""
+    """The rule, optimizer or schedule of a registered class, made with the arguments."""
     group, name, given = found.get("group", GROUPS[0]), found.get("class"), found.get("arguments")
     if not isinstance(name, str) or not isinstance(given, dict) or group not in GROUPS:
         raise FileError(f"{path}: {str(found)[:80]} does not describe a rule, optimizer or schedule")
