@@ -1,7 +1,7 @@
 """What the lowering of one agent's methods may ask for: the code being written, and ways to add to it.
 
 A :class:`Context` knows nothing of schedules and arrows; :class:`~mpgraph.lowering.trace.Trace` adds those. Views,
-segments and aggregation by modules are lowered with a context alone.
+segments and aggregation by modules need only a context.
 """
 
 from __future__ import annotations

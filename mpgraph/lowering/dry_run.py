@@ -136,6 +136,7 @@ def check_borders(graph: AgentGraph) -> None:
     if not crossing or not wide:  # every message is a single number, so they fit
         return
     alone = {rule: _alone(graph.network, rule) for rule in graph.protocol.parts}
+    unchecked: dict[Protocol, list[str]] = {}
     for arrow in crossing:
         name, sender, receiver = arrow.pass_name, rule_of(arrow.source), rule_of(arrow.target)
         # The second key is for an arrow that the rule alone would not have: its target reads another role, say.
@@ -148,13 +149,14 @@ def check_borders(graph: AgentGraph) -> None:
                 f"{_listed(expected)}. Rules that meet must exchange messages of one width; () is a single number"
             )
         for rule, found in ((sender, sent), (receiver, expected)):
-            problem = alone[rule][1]
-            if not found and problem:
-                warnings.warn(
-                    f"Regions: whether messages fit at the border {arrow} is not checked: {rule!r} fails on a "
-                    f"network of its own ({problem})",
-                    stacklevel=3,
-                )
+            if not found and alone[rule][1]:
+                unchecked.setdefault(rule, []).append(str(arrow))
+    for rule, arrows in unchecked.items():
+        warnings.warn(
+            f"Regions: {rule!r} fails on a network of its own ({alone[rule][1]}), so it was not checked "
+            f"whether messages fit at the borders {'; '.join(arrows)}",
+            stacklevel=3,
+        )
 
 
 def _shapes_at(shapes: Mapping[Any, Shapes], *keys: Any) -> Shapes:
