@@ -81,6 +81,8 @@ def check_borders(graph: AgentGraph) -> None:
     Raises:
         ProtocolError: naming the arrow and both rules.
     """
+    if len(graph.protocol.parts) < 2:
+        return
     rule_of = graph.protocol.rule_of
     crossing = [a for a in graph.all_arrows() if rule_of(a.source) is not rule_of(a.target)]
     wide = any(graph.agents[n].size_of(c) for n, channels in graph.channels.items() for c in channels.values())

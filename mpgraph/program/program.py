@@ -137,7 +137,7 @@ class Program(nn.Module):
             still = ", ".join(dict.fromkeys(without_signal))
             rule = type(self.protocol).__name__
             takes = "surrogate" in self.protocol.declared
-            choice = f", or choose a surrogate: {rule}(surrogate='tanh')" if takes else ""
+            choice = f", or choose a surrogate: {rule}(surrogate='tanh')" * takes
             warnings.warn(
                 f"{rule}: {units} has zero derivative everywhere, so these receive no learning signal and stay as they "
                 f"are: {still}. Use a rule that needs no derivative{choice}",
@@ -448,6 +448,5 @@ def compile(
         raise ProtocolError(f"{type(protocol).__name__}.rewrite must return a network, got {drawn!r}")
     check_functions(drawn, dtype, place)
     graph = AgentGraph(drawn, protocol)
-    if len(protocol.parts) > 1:
-        check_borders(graph)
+    check_borders(graph)
     return Program(graph, place, dtype, checks)
