@@ -2,7 +2,7 @@
 
 Fiete and Seung (2006), "Gradient learning in spiking neural networks by dynamic perturbation of conductances", Physical
 Review Letters 97, 048104; Werfel, Xie and Seung (2005), Neural Computation 17. The network runs twice, the second time
-with noise at every unit; what the noise did to the loss tells each unit which way to go:
+with noise at every unit; what the noise did to the loss shows each unit its direction:
 
     forward     z_i = sum_j w_ij x_j                      loss L
     perturb     z'_i = sum_j w_ij x'_j + sigma xi_i       loss L'

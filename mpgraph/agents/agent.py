@@ -68,7 +68,7 @@ class Agent(RuleModule):
         return getattr(self, f"{name}_{what}", None)
 
     def roles(self, name: str) -> dict[str, bool]:
-        """Roles that the update of a pass reads; the value says whether the role must be filled."""
+        """Roles that the update of a pass reads; the value is whether the role must be filled."""
         update = self.update_of(name)
         if update is None:
             return {}

@@ -1,4 +1,4 @@
-"""The engine's own agents, for types of node about which a protocol says nothing.
+"""The engine's own agents, for types of node that a protocol does not mention.
 
 A unit applies its function forward and carries backward messages through the function's transposed derivative.
 For an error message that is the chain rule; which message is carried, and what weights make of it, is the rule's.

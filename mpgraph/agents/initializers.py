@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 
 class Sized(Interface):
-    """What an initialiser may ask of a node."""
+    """What an initializer may ask of a node."""
 
     @property
     def fan_in(self) -> int:
@@ -34,10 +34,10 @@ def xavier_uniform(shape: tuple[int, ...], node: Sized, generator: Generator, dt
 def normal(std: float = 1.0, mean: float = 0.0) -> Initializer:
     """Gaussian of the given mean and standard deviation."""
 
-    def draw(shape: tuple[int, ...], node: Sized, generator: Generator, dtype: torch.dtype) -> Tensor:
+    def sample(shape: tuple[int, ...], node: Sized, generator: Generator, dtype: torch.dtype) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").mul(std).add(mean).to(dtype)
 
-    return draw
+    return sample
 
 
 def constant(value: float) -> Initializer:

@@ -1,8 +1,8 @@
-"""Inner optimisers: what turns a rule's update signal into a new value of the channel.
+"""Inner optimizers: what turns a rule's update signal into a new value of the channel.
 
-An optimiser is an agent of the weight: it may keep channels of its own beside the one it writes. They are part of the
-state under the channel's name, ``state["x->h"]["w_momentum"]``, at exactly the nodes whose rule hands that channel to
-``s.descend``. So they are saved, mapped and differentiated like every other number.
+An optimizer is an agent of the weight: it may keep channels of its own in addition to the one it writes. They are part
+of the state under the channel's name, ``state["x->h"]["w_momentum"]``, at exactly the nodes whose rule hands that
+channel to ``s.descend``. So they are saved, mapped and differentiated like every other number.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from .module import RuleModule
 
 
 class Optimizer(RuleModule, ABC):
-    """Base of inner optimisers, written like a rule: for one agent, on its view.
+    """Base of inner optimizers, written like a rule: for one agent, on its view.
 
     Attributes:
-        rereads: whether ``update`` uses the signal more than once; then it is worth a tensor of its own.
+        rereads: whether ``update`` reads the signal more than once, so that it is materialized first.
     """
 
     rereads = False
@@ -37,7 +37,7 @@ class Optimizer(RuleModule, ABC):
 
         Args:
             s: the agent; ``getattr(s, channel)`` is the present value, ``getattr(s, f"{channel}_{name}")`` that of
-                a channel of the optimiser's own.
+                a channel of the optimizer's own.
             channel: name of the channel to write.
             signal: the increment to go against, averaged over the batch.
         """
@@ -169,7 +169,7 @@ class Adam(Optimizer):
             own = f"{channel}_{name}"
             s = s.set(**{own: beta * getattr(s, own) + (1.0 - beta) * new})
         mean, square, mean_of_one, square_of_one = (getattr(s, f"{channel}_{name}") for name in averaged)
-        # The root has no derivative at 0, where a synapse never heard anything: differentiating through learning
+        # The root has no derivative at 0, where a synapse never received a message: differentiating through learning
         # would give NaN. 1e-30 is far below what eps hides.
         spread = sqrt(square + 1e-30) / sqrt(square_of_one) + self.eps
         return s.set(**{channel: value - self.lr / mean_of_one * (mean / spread)})

@@ -3,8 +3,8 @@
     class SignSymmetry(Backprop):
         magnitudes: Literal["uniform", "fixed"] = option("uniform", "equal for all synapses, or fixed for each")
 
-The annotation says what is allowed. The declaration makes the argument of the constructor, its entry in the docstring,
-its place in the ``repr``, and the attribute ``self.magnitudes``.
+The annotation defines what is allowed. The declaration makes the argument of the constructor, its entry in the
+docstring and in the ``repr``, and the attribute ``self.magnitudes``.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ def declare(cls: type) -> None:
     known: dict[str, Option] = {}
     for base in reversed(cls.__mro__[1:]):
         known.update(vars(base).get("declared", {}))
+        for name in vars(base).get("without", ()):
+            known.pop(name, None)
     annotations = inspect.get_annotations(cls)
     new = {
         name: value for name, value in vars(cls).items() if isinstance(value, Option) or _is_default(value, known, name)
@@ -96,7 +98,8 @@ def declare(cls: type) -> None:
             kept = {"annotation": before.annotation, "module": before.module}
             fresh = replace(fresh, check=fresh.check or before.check, bounds=fresh.bounds or before.bounds, **kept)
         known[name] = fresh
-        delattr(cls, name)  # an instance has the value
+        if isinstance(value, Option) or "__init__" not in vars(cls):
+            delattr(cls, name)  # an instance has the value
     for name in vars(cls).get("without", ()):
         known.pop(name, None)
     cls.declared = known  # type: ignore[attr-defined]
@@ -122,7 +125,7 @@ def _parameters(options: Mapping[str, Option]) -> Iterable[Parameter]:
 
 
 def documented(cls: type, options: Mapping[str, Option]) -> str:
-    """The docstring of a class with its arguments, before what else it says in sections."""
+    """The docstring of a class with its arguments, before a section on errors."""
     text = inspect.cleandoc(cls.__doc__ or "")
     if "Args:" in text:
         return text
@@ -147,6 +150,8 @@ def shown(value: Any) -> str:
     """An argument as people write it."""
     if isinstance(value, (bool, str, type(None))):
         return repr(value)
+    if isinstance(value, Tensor):
+        value = value.detach()
     if hasattr(value, "__float__") and not getattr(value, "ndim", 0):
         return f"{float(value):g}"
     return getattr(value, "__name__", repr(value))

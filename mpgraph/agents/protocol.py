@@ -79,7 +79,7 @@ class Protocol(RuleModule):
     optimizers: Any = option(None, 'others, for channels of a name: ``{"b": mg.SGD(0.01)}``.')
     surrogate: Any = option(None, "activation whose derivative stands in for units that have none (a step).")
 
-    agents: Mapping[str, Any] = MappingProxyType(
+    agents: Any = MappingProxyType(
         {
             "input": Input,
             "target": Input,
@@ -136,9 +136,12 @@ class Protocol(RuleModule):
             self.__dict__[name] = value  # not registered: a parameter belongs to the agent that uses it
             if name in self.arguments and isinstance(value, (bool, int, float)):
                 self.arguments[name] = value  # plain Python, which a file can hold
-        self._equip()
-        self.setup()
-        own = {kind: _made(entry, self) for kind, entry in self._table().items() if kind not in others}
+        table = self._table()
+        self.chosen = (*others, *(kind for kind, entry in table.items() if entry is not Protocol.agents.get(kind)))
+        with torch.device("cpu"):  # generators sample there, whatever the default device is
+            self._equip()
+            self.setup()
+            own = {kind: _made(entry, self) for kind, entry in table.items() if kind not in others}
         held = nn.ModuleDict({**own, **others})
         if "operation" not in held and not getattr(held["unit"], "operations", False):
             held["operation"] = UnitAgent()
@@ -329,14 +332,19 @@ def _made(entry: Any, rule: Protocol) -> Agent:
     """An agent from an entry of a table."""
     if isinstance(entry, Agent):
         return copy.deepcopy(entry)
-    made = entry(rule) if _takes_rule(entry) else entry()
-    assert isinstance(made, Agent)
+    made = (entry(rule) if _takes_rule(entry) else entry()) if callable(entry) else entry
+    if not isinstance(made, Agent):
+        raise ProtocolError(
+            f"{type(rule).__name__}.agents: {entry!r} must be an agent, or a class or function that makes "
+            f"one, got {made!r}"
+        )
     return made
 
 
 def _takes_rule(entry: Any) -> bool:
-    parameters = list(inspect.signature(entry.__init__ if isinstance(entry, type) else entry).parameters.values())
-    known = parameters[1:] if isinstance(entry, type) else parameters
+    """Whether a class or function must be given an argument."""
+    made_by: Any = entry.__init__ if isinstance(entry, type) else entry
+    known = list(inspect.signature(made_by).parameters.values())[isinstance(entry, type) :]
     return any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in known)
 
 

@@ -62,7 +62,7 @@ class Regions(Protocol):
                 f"Regions: rules of one network must take turns alike, but they are {self.parts}. Say whose turn it "
                 "is: Regions(..., phase=lambda step: ...)"
             )
-        self.phase = phase or first.phase  # type: ignore[method-assign]
+        self.phase = phase or first.phase  # type: ignore[method-assign, assignment]
         self.passes = tuple(passes or max((rule.passes for rule in self.parts), key=len))
         self.predict_passes = max((rule.predict_passes for rule in self.parts), key=len)
         if not all(_occurs(rule.passes, self.passes) for rule in self.parts):
@@ -166,7 +166,7 @@ def _occurs(part: Sequence[str], whole: Sequence[str]) -> bool:
 
 
 def _turns(rule: Protocol) -> Any:
-    """What says whose turn it is, to be compared: a value that the rule has set, or its method and its arguments."""
+    """What decides whose turn it is, to be compared: a value that the rule has set, or its method and arguments."""
     method = getattr(rule.phase, "__func__", None)
     if method is None:
         return rule.phase

@@ -92,7 +92,8 @@ class AgentGraph:
             if not any(agent.update_of(name) or agent.message_of(name) for agent in agents):
                 raise ProtocolError(f"{rule}: no agent has a {name}_update or {name}_message; is the pass misspelt?")
         for agent in agents:
-            updates = [n.removesuffix("_update") for n in dir(type(agent)) if n.endswith("_update")]
+            own = [n.removesuffix("_update") for n in dir(type(agent)) if n.endswith("_update")]
+            updates = [*own, *agent.same_as]
             roles = {role for name in updates for role in agent.roles(name)}
             roles |= {f"{name}:{role}" for name in updates for role in agent.roles(name)}
             for role in agent.aggregate:
@@ -111,7 +112,7 @@ class AgentGraph:
             for kind in part.agents:
                 if kind not in known:
                     name = type(part).__name__
-                    raise ProtocolError(f"{name} holds an agent for an " + unknown("type of node", kind, shown))
+                    raise ProtocolError(f"{name} holds an agent for an " + unknown("kind of node", kind, shown))
 
     # -- arrows -------------------------------------------------------------------------------------------
 

@@ -151,7 +151,7 @@ class Program(nn.Module):
             still = ", ".join(dict.fromkeys(without_signal))
             rule = type(self.protocol).__name__
             takes = "surrogate" in self.protocol.declared
-            choice = f", or choose a surrogate: {rule}(surrogate='tanh')" if takes else ""
+            choice = f", or choose a surrogate: {rule}(surrogate='tanh')" * takes
             warnings.warn(
                 f"{rule}: {units} has zero derivative everywhere, so these receive no learning signal and stay as they "
                 f"are: {still}. Use a rule that needs no derivative{choice}",

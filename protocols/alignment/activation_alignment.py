@@ -6,7 +6,7 @@ weights, run forwards, are to make of the activity what the forward weights make
     b_ji <- b_ji - lr (sparse <x_i q_j> - amp <x_i y_j>)         y = W x, q = B' x
 
 With sparse = amp it descends |W x - B' x|^2 / 2, so that B' = W on all that the activity spans. That is ill conditioned
-where activities are correlated: the paper needs an adaptive optimiser for B, and so it is here by default.
+where activities are correlated: the paper needs an adaptive optimizer for B, and so it is here by default.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ feedback weights get the same increment, and the same decay:
     b_ji <- b_ji - lr (<e_j x_i> + decay b_ji)
 
 so that b - w shrinks by 1 - lr decay in each step, whatever is learned. Each synapse needs only what meets at it. Decay
-is within the rate, as in an optimiser; biases do not decay. Akrout et al. write 1 - lambda for the factor, and publish
+is within the rate, as in an optimizer; biases do not decay. Akrout et al. write 1 - lambda for the factor, and publish
 runs without decay (lambda = 0), where b - w stays as it is and only its share falls.
 
 That needs equal increments: ``scaling="code"``, which would decay B twice as fast as W, is refused. Options that part

@@ -3,7 +3,7 @@
 Kunin, Nayebi, Sagastuy-Brena, Ganguli, Bloom and Yamins (2020), "Two routes to scalable credit assignment without
 weight symmetry", ICML, Table 1: each is a gradient with respect to the feedback weights B of one connection. Here it
 is written for one synapse ``b``, in the layout of ``w`` (``b == w`` means B = W'). With x what drives the unit below,
-y = W x, q = B' x and r = B y, of this connection alone and before bias, normalisation and non-linearity:
+y = W x, q = B' x and r = B y, of this connection only and before bias, normalization and non-linearity:
 
     decay     B             b
     amp       -x y'         -<x y>
@@ -18,7 +18,7 @@ also takes squares without 1/2, hence twice the gradient of decay, null and spar
 What differs from the paper: its caption has x and y after the non-linearity; its code takes y before, as here, unless
 asked for ``forward=("activation",)``.
 
-``task`` is no primitive of the paper: it is the gradient that w itself gets, by which Kolen and Pollack's rule fits.
+``task`` is not a primitive of the paper: it is the gradient that w itself gets, by which Kolen and Pollack's rule fits.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Primitive(NamedTuple):
     Attributes:
         gradient: of one synapse, and of how to aggregate what it meets.
         code: how much larger it is in the published code.
-        passes: what must have been said before.
+        passes: that must run before.
         options: of a rule, which act on it.
     """
 

@@ -1,7 +1,7 @@
 """Parameter-free operations that keep the learning of feedback weights stable.
 
-Kunin et al. (2020), section 4, "Local stabilizing operations". Each acts on the numbers of one unit, and says with its
-value v how a gradient with respect to it goes back to what it was given, J' g:
+Kunin et al. (2020), section 4, "Local stabilizing operations". Each acts on the numbers of one unit, and returns its
+value v together with how a gradient with respect to v goes back to the input, J' g:
 
     centre         v - mean of the example over the unit
     normalise      the same, divided by its L2 norm (not by its deviation), as in the published code

@@ -12,7 +12,7 @@ import mpgraph as mg
 from mpgraph import Agent, fast
 from mpgraph.network.network import Wire
 
-from .parts import Options, States, first, vector
+from .parts import States, first, vector
 
 
 class Input(States):
@@ -26,12 +26,12 @@ class Input(States):
 
 
 class Constant(Agent):
-    """The same number in every state: one, from which biases are synapses; or zero, if nothing was heard yet."""
+    """The same number in every state: one, from which biases are synapses; or zero, if no message came yet."""
 
-    def __init__(self, k: int, number: float) -> None:
+    def __init__(self, rule: Any, number: float = 1.0) -> None:
         super().__init__()
         self.states: torch.Tensor
-        self.register_buffer("states", torch.full((k,), number, device="cpu"), persistent=False)
+        self.register_buffer("states", torch.full((rule.k,), number), persistent=False)
 
     def forward_message(self, s: mg.View) -> Any:
         """The number, k times."""
@@ -40,8 +40,8 @@ class Constant(Agent):
     remember_message = meet_message = forward_message
 
 
-class Operation(States, mg.OperationAgent):
-    """An operation acts on every state; what comes back takes the way of state 0."""
+class Operation(States, mg.UnitAgent):
+    """An operation acts on every state; messages go back by its derivative at state 0."""
 
     fed = fast("k")
 
@@ -70,11 +70,11 @@ class Operation(States, mg.OperationAgent):
 
 
 class Loss(mg.LossAgent):
-    """Tells the output what it should have been."""
+    """Sends the output what it should have been."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, rule: Any) -> None:
         super().__init__()
-        self.o = options
+        self.feedback = rule.feedback
 
     def forward_update(self, s: mg.View, pre: Any, target: Any) -> mg.View:
         """Keep state 0 and the target."""
@@ -84,11 +84,11 @@ class Loss(mg.LossAgent):
 
     def feedback_update(self, s: mg.View) -> mg.View:
         """The target, the target as +1 and -1, the derivative of the loss, or any function of view and both."""
-        if callable(self.o.feedback):
-            return s.set(e=self.o.feedback(s, s.z, s.t))
-        if self.o.feedback == "gradient":
+        if callable(self.feedback):
+            return s.set(e=self.feedback(s, s.z, s.t))
+        if self.feedback == "gradient":
             return s.set(e=s.gradient(s.z, s.t))
-        return s.set(e=s.t if self.o.feedback == "target" else 2.0 * s.t - 1.0)
+        return s.set(e=s.t if self.feedback == "target" else 2.0 * s.t - 1.0)
 
     def feedback_message(self, s: mg.View) -> Any:
         """That."""
@@ -101,4 +101,4 @@ def fixed_at_one(wire: Wire, dims: int) -> Wire:
     connection.weighted = True
     if isinstance(connection, mg.OneToOne):
         connection.shared = tuple(range(dims))
-    return replace(wire, connection=connection, weight=torch.ones((), device="cpu"), trained=False)
+    return replace(wire, connection=connection, weight=torch.ones(()), trained=False)

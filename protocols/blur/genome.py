@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 import mpgraph as mg
-from mpgraph.agents.protocol import AgentNode
-from mpgraph.arguments import Arguments
+from mpgraph.arguments import first_match
 
 Initial = Literal["random", "backprop"]
 
@@ -31,7 +29,7 @@ class Shape:
         single: whether a synapse has one channel rather than k.
         steps: how many steps have values of their own, or 0 if all have the same.
         synapse: names of further numbers of a synapse: gamma (Oja's term), alpha (saturation).
-        neuron: names of further numbers of a neuron: mean, deviation (normalisation), rho (length of weights).
+        neuron: names of further numbers of a neuron: mean, deviation (normalization), rho (length of weights).
         early: whether synapses also learn after the forward pass, by numbers of their own.
     """
 
@@ -44,20 +42,20 @@ class Shape:
 
     def parameter(self, value: Any) -> nn.Parameter:
         """A learned tensor, one copy for each step that has its own."""
-        tensor = torch.as_tensor(value, dtype=torch.get_default_dtype(), device="cpu")
+        tensor = torch.as_tensor(value, dtype=torch.get_default_dtype())
         return nn.Parameter(tensor.expand(self.steps, *tensor.shape).clone() if self.steps else tensor.clone())
 
 
 class SynapseGenome(nn.Module):
     """What synapses learn by: f~, eta~ (numbers), nu~ ``(k, c)``, mu~ ``(c, k)``; ``(k,)`` both with one channel."""
 
-    def __init__(self, shape: Shape, initial: Initial, eta_tilde: float, draw: torch.Generator) -> None:
+    def __init__(self, shape: Shape, initial: Initial, eta_tilde: float, generator: torch.Generator) -> None:
         super().__init__()
         self.steps = shape.steps
-        nu_tilde, mu_tilde = torch.eye(shape.k, device="cpu"), torch.eye(shape.k, device="cpu")
+        nu_tilde, mu_tilde = torch.eye(shape.k), torch.eye(shape.k)
         mu_tilde[:2] = mu_tilde[:2].flip(0)  # state 0 below meets state 1 above
         if initial == "random":
-            nu_tilde, mu_tilde = normal(shape.k, draw), normal(shape.k, draw)
+            nu_tilde, mu_tilde = normal(shape.k, generator), normal(shape.k, generator)
         self.f_tilde, self.eta_tilde = shape.parameter(1.0), shape.parameter(eta_tilde)
         self.nu_tilde = shape.parameter(nu_tilde[:, 0] if shape.single else nu_tilde)
         self.mu_tilde = shape.parameter(mu_tilde[0] if shape.single else mu_tilde)
@@ -80,36 +78,32 @@ class SynapseGenome(nn.Module):
 class Genome(SynapseGenome):
     """All of it: also f, eta (numbers), nu, mu ``(k, k)``.
 
-    ``"random"`` draws the four matrices from N(0, 1). ``"backprop"`` is the genome of Section 3.1, for any k: every
-    state hears the activity (nu), errors come back state by state (mu), the activity below meets the error above.
+    ``"random"`` samples the four matrices from N(0, 1). ``"backprop"`` is the genome of Section 3.1, for any k: every
+    state receives the activity (nu), errors come back state by state (mu), the activity below meets the error above.
 
     Args:
         shape: what it holds.
         initial: where the matrices start; f, eta and f~ start at 1.
         eta_tilde: where eta~ starts.
-        draw: from which random ones are drawn.
-
-    Raises:
-        ProtocolError: for another word.
+        generator: of random ones.
     """
 
-    def __init__(self, shape: Shape, initial: Initial, eta_tilde: float, draw: torch.Generator) -> None:
-        Arguments("BLUR").choice("initial", initial, ("random", "backprop"))
-        nu, mu = torch.zeros(shape.k, shape.k, device="cpu"), torch.eye(shape.k, device="cpu")
+    def __init__(self, shape: Shape, initial: Initial, eta_tilde: float, generator: torch.Generator) -> None:
+        nu, mu = torch.zeros(shape.k, shape.k), torch.eye(shape.k)
         nu[:, 0] = 1.0
         if initial == "random":
-            nu, mu = normal(shape.k, draw), normal(shape.k, draw)
-        super().__init__(shape, initial, eta_tilde, draw)
+            nu, mu = normal(shape.k, generator), normal(shape.k, generator)
+        super().__init__(shape, initial, eta_tilde, generator)
         self.f, self.eta = shape.parameter(1.0), shape.parameter(1.0)
         self.nu, self.mu = shape.parameter(nu), shape.parameter(mu)
         self.extra(shape, shape.neuron)
         if shape.early:
-            self.early = SynapseGenome(shape, initial, eta_tilde, draw)
+            self.early = SynapseGenome(shape, initial, eta_tilde, generator)
 
 
-def normal(k: int, draw: torch.Generator) -> Tensor:
+def normal(k: int, generator: torch.Generator) -> Tensor:
     """A k x k matrix of standard normal numbers."""
-    return torch.randn(k, k, generator=draw, dtype=torch.float64, device="cpu")
+    return torch.randn(k, k, generator=generator, dtype=torch.float64)
 
 
 class Layers:
@@ -152,15 +146,15 @@ class Layers:
         """That of the connections into a unit."""
         if not self.patterns:
             return self.genomes[0]
-        found = [g for p, g in zip(self.patterns, self.genomes, strict=True) if fnmatchcase(unit, p)]
-        if not found:
+        pattern = first_match(unit, self.patterns)
+        if pattern is None:
             raise mg.ProtocolError(f"BLUR: no pattern of layers={self.patterns} matches unit {unit!r}; add '*'")
-        return found[0]
+        return self.genomes[self.patterns.index(pattern)]
 
-    def below(self, node: AgentNode) -> Genome:
+    def below(self, node: mg.AgentNode) -> Genome:
         """That of a connection, or of those into a unit."""
         return self._of(self._upper.get(node.owner, node.owner))
 
-    def above(self, node: AgentNode) -> Genome:
+    def above(self, node: mg.AgentNode) -> Genome:
         """That of the connections from a unit."""
         return self._of(min(self._above.get(node.owner, ()), default=node.owner))

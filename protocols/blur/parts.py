@@ -2,84 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 import mpgraph as mg
 from mpgraph import Agent, fast
-from mpgraph.agents.initializers import Initializer
-from mpgraph.arguments import Arguments
-
-from .genome import Layers
-
-Function = Callable[[Any], Any]
-ALLOWED: dict[str, tuple[Any, ...]] = {
-    "backward": ("additive", "multiplicative", "second"),
-    "activation": ("unit", "derivative"),
-    "backward_activation": ("unit", None),
-    "feedback": ("target", "sign", "gradient"),
-    "batch": ("sum", "mean"),
-    "lengths": ("stored", "computing", None),
-    "oja": ("activation", "weights", "forgetting", "whole", None),
-    "saturation": ("tanh", "exp", None),
-}
-FLAGS = ("single", "symmetric", "normalise", "rescale", "early_pre", "keep_states")
-FUNCTIONS = ("activation", "backward_activation", "feedback", "saturation")
-
-
-@dataclass(frozen=True)
-class Options:
-    """How BLUR is varied; see :class:`BLUR` for what each means."""
-
-    k: int
-    single: bool
-    symmetric: bool
-    backward: str
-    activation: str | Function
-    backward_activation: str | Function | None
-    feedback: str | Callable[[mg.View, Any, Any], Any]
-    batch: str
-    normalise: bool
-    lengths: str | None
-    rescale: bool
-    oja: str | None
-    saturation: str | Function | None
-    early_pre: bool
-    init: Initializer
-    keep_states: bool
-    surrogate: str | None
-
-    def __post_init__(self) -> None:
-        given = Arguments("BLUR")
-        given.integer("k", self.k, 2), given.function("init", self.init, "mg.xavier_uniform")
-        _ = [given.flag(name, getattr(self, name)) for name in FLAGS]
-        _ = [given.choice(n, getattr(self, n), words, function=n in FUNCTIONS) for n, words in ALLOWED.items()]
-        if self.rescale and not self.lengths:
-            raise mg.ProtocolError("BLUR: rescale=True without lengths: there is nothing to rescale")
-
-    @property
-    def c(self) -> int | None:
-        """Size of what a synapse keeps: ``None`` for one number."""
-        return None if self.single else self.k
 
 
 class Part(Agent):
-    """Base of all agents: it knows the options, and where to find the genome, which is the protocol's."""
+    """Base of all agents: it knows the arguments of the rule (``o``), and where to find its genome.
 
-    def __init__(self, options: Options, layers: Layers) -> None:
+    Attributes:
+        k: states of a neuron.
+        c: size of what a synapse keeps: ``None`` for one number.
+    """
+
+    def __init__(self, rule: Any) -> None:
         super().__init__()
-        self.o, self.layers, self.k, self.c = options, layers, options.k, options.c
+        self.o, self.book, self.k = rule.given, rule.book, rule.k
+        self.c = None if rule.single else rule.k
 
     def gene(self, s: mg.View, name: str) -> Any:
         """A number of the genome: of this connection, or of those into this unit."""
-        return self.layers.below(s.node).at(s, name)
+        return self.book.below(s.node).at(s, name)
 
 
 class States(Part):
-    """Base of whatever has states ``a`` that synapses hear, and adds up what synapses tell about themselves."""
+    """Base of all that sends states ``a`` to synapses, and adds up what synapses send of themselves."""
 
     a = fast("k")
     w_sum, v_sum, w_drive, v_drive = fast("c"), fast("c"), fast("c"), fast("c")

@@ -1,10 +1,10 @@
 """The synapses of BLUR, the units' part in what holds them back, and how they learn (Eqs. 7 and 8).
 
-    meet        both units tell their states
-    measure     a synapse tells w^2 up and v^2 down; a unit sums them over its synapses: sum_r w_rj^2
-    compare     the unit answers with the sums
-    project     a synapse tells w (a nu~); a unit sums: sum_r w_rj (a_r nu~)
-    inhibit     the unit answers
+    meet        both units send their states
+    measure     a synapse sends w^2 up and v^2 down; a unit sums them over its synapses: sum_r w_rj^2
+    compare     the unit sends the sums back
+    project     a synapse sends w (a nu~); a unit sums: sum_r w_rj (a_r nu~)
+    inhibit     the unit sends the sums back
 
 A schedule has those of these passes that its options need.
 """
@@ -18,19 +18,19 @@ import torch
 import mpgraph as mg
 from mpgraph import fast, slow
 
-from .genome import Layers, SynapseGenome
-from .parts import Options, Part
+from .genome import SynapseGenome
+from .parts import Part
 
 
 class Synapse(Part):
-    """A synapse with weight ``w`` up and ``v`` down; a symmetric one has ``w`` alone.
+    """A synapse with weight ``w`` up and ``v`` down; a symmetric one has only ``w``.
 
     Where something treats the two directions of a symmetric synapse apart (Oja's term, stored lengths), their
     difference is kept as ``d``: v = w + d.
 
     Args:
-        options, layers: of the rule.
-        v: whether it may keep one: nothing goes down to the number one, and no input listens.
+        rule: the whole rule.
+        v: whether it may keep one: nothing goes down to the number one, and inputs receive nothing.
     """
 
     w, v, d = slow("c", init="start"), slow("own", init="start"), slow("apart")
@@ -38,11 +38,11 @@ class Synapse(Part):
     w_used, v_used = fast("c"), fast("c")  # what messages are multiplied by, if not w and v
     w_sum, v_sum, w_drive, v_drive = fast("c"), fast("c"), fast("c"), fast("c")
 
-    def __init__(self, options: Options, layers: Layers, v: bool = True) -> None:
-        super().__init__(options, layers)
-        self.has_v = v and not options.symmetric
-        self.has_d = v and options.symmetric and bool(options.oja or options.lengths == "stored")
-        self.own, self.apart = options.c if self.has_v else 0, options.c if self.has_d else 0
+    def __init__(self, rule: Any, v: bool = True) -> None:
+        super().__init__(rule)
+        self.has_v = v and not rule.symmetric
+        self.has_d = v and rule.symmetric and bool(rule.oja or rule.lengths == "stored")
+        self.own, self.apart = self.c if self.has_v else 0, self.c if self.has_d else 0
 
     def start(self, *given: Any) -> torch.Tensor:
         """Initial weights."""
@@ -57,7 +57,7 @@ class Synapse(Part):
         s = s.set(w=w)
         return s.set(v=v) if self.has_v else s.set(d=v - w) if self.has_d else s
 
-    # -- Eqs. 5 and 6: what units tell each other -----------------------------------------------------------
+    # -- Eqs. 5 and 6: what units send each other ----------------------------------------------------------
 
     def forward_update(self, s: mg.View, pre: Any) -> mg.View:
         """Keep the states of unit i."""
@@ -85,7 +85,7 @@ class Synapse(Part):
         return {"w": s.w * s.w, "v": v * v}
 
     def compare_update(self, s: mg.View, post: Any, pre: Any = None) -> mg.View:
-        """Keep the sums over all synapses of the unit that hears w, and of the one that hears v."""
+        """Keep the sums over all synapses of the unit that receives w, and of the one that receives v."""
         return s.set(w_sum=post["w"], v_sum=0.0 if pre is None else pre["v"])
 
     def normalise_update(self, s: mg.View) -> mg.View:
@@ -107,11 +107,11 @@ class Synapse(Part):
 
     def learn_update(self, s: mg.View) -> mg.View:
         """w^c <- f~ w^c + eta~ sum_ed a_i^e nu~^ec mu~^cd a_j^d; and v with the units exchanged."""
-        return self.learnt(s, self.layers.below(s.node))
+        return self.learnt(s, self.book.below(s.node))
 
     def early_update(self, s: mg.View) -> mg.View:
         """The same after the forward pass, by numbers of its own."""
-        return self.learnt(s, self.layers.below(s.node).early)
+        return self.learnt(s, self.book.below(s.node).early)
 
     def learnt(self, s: mg.View, g: SynapseGenome) -> mg.View:
         """The view with new weights."""
@@ -122,14 +122,14 @@ class Synapse(Part):
         hebb = self.hebb(s, g, s.y, s.x) if self.has_v else hebb
         return self.write(s, w, self.changed(s, g, self.down(s), hebb, s.x, "v"))
 
-    def hebb(self, s: mg.View, g: SynapseGenome, sent: Any, heard: Any) -> Any:
+    def hebb(self, s: mg.View, g: SynapseGenome, sent: Any, received: Any) -> Any:
         """eta~ (a nu~) (mu~ a) of all examples."""
-        heard = g.at(s, "eta_tilde") * (g.at(s, "mu_tilde") @ heard)
-        return s.examples((sent @ g.at(s, "nu_tilde")) * heard, self.o.batch)
+        received = g.at(s, "eta_tilde") * (g.at(s, "mu_tilde") @ received)
+        return s.examples((sent @ g.at(s, "nu_tilde")) * received, self.o.batch)
 
-    def changed(self, s: mg.View, g: SynapseGenome, w: Any, hebb: Any, heard: Any, which: str) -> Any:
+    def changed(self, s: mg.View, g: SynapseGenome, w: Any, hebb: Any, received: Any, which: str) -> Any:
         """A new weight: Eq. 7 with Oja's term and saturation."""
-        change = hebb + w * self.inhibition(s, g, heard, which) if self.o.oja else hebb
+        change = hebb + w * self.inhibition(s, g, received, which) if self.o.oja else hebb
         if self.o.saturation == "exp":
             change = change + (g.at(s, "f_tilde") - 1.0) * w
             return w + change * torch.exp(-torch.abs(w) * torch.abs(g.at(s, "alpha")))
@@ -141,27 +141,27 @@ class Synapse(Part):
 
     # -- Eq. 8 and its relatives ----------------------------------------------------------------------------
 
-    def inhibition(self, s: mg.View, g: SynapseGenome, heard: Any, which: str) -> Any:
+    def inhibition(self, s: mg.View, g: SynapseGenome, received: Any, which: str) -> Any:
         """What Oja's term multiplies the weight by."""
         eta, gamma = g.at(s, "eta_tilde"), torch.abs(g.at(s, "gamma"))
         if self.o.oja == "activation":
-            return -torch.abs(eta) * gamma * s.examples((g.at(s, "mu_tilde") @ heard) ** 2, self.o.batch)
+            return -torch.abs(eta) * gamma * s.examples((g.at(s, "mu_tilde") @ received) ** 2, self.o.batch)
         length = getattr(s, f"{which}_sum")
         if self.o.oja == "weights":
             return -torch.abs(eta) * gamma * length
         forgetting = -(g.at(s, "f_tilde") - 1.0) * gamma * length
         if self.o.oja == "forgetting":
             return forgetting
-        drive = getattr(s, f"{which}_drive") * (g.at(s, "mu_tilde") @ heard)
+        drive = getattr(s, f"{which}_drive") * (g.at(s, "mu_tilde") @ received)
         return forgetting - eta * gamma * s.examples(drive, self.o.batch)
 
     def project_message(self, s: mg.View) -> Any:
         """w (a nu~) for the unit above, v (a nu~) for the one below."""
-        return self.projected(s, self.layers.below(s.node))
+        return self.projected(s, self.book.below(s.node))
 
     def early_project_message(self, s: mg.View) -> Any:
         """The same after the forward pass."""
-        return self.projected(s, self.layers.below(s.node).early)
+        return self.projected(s, self.book.below(s.node).early)
 
     def projected(self, s: mg.View, g: SynapseGenome) -> Any:
         """By the numbers of one update or the other."""

@@ -10,20 +10,24 @@ from typing import Any
 import torch
 
 import mpgraph as mg
-from mpgraph import carry, fast, slow
+from mpgraph import Channel, carry, fast
+from mpgraph.agents.builtin import kept_channels
 
-from .genome import Layers
-from .parts import Options, States, vector
+from .parts import States, vector
 
 
 class Unit(States):
-    """A neuron. Its gates f, eta are those of the connections that it listens to: below, then above."""
+    """A neuron. Its gates f, eta are those of the connections whose messages it receives: below, then above."""
 
     z, old = fast("k"), carry("kept")
 
-    def __init__(self, options: Options, layers: Layers) -> None:
-        super().__init__(options, layers)
-        self.kept = options.k if options.keep_states else 0
+    def __init__(self, rule: Any) -> None:
+        super().__init__(rule)
+        self.kept = rule.k if rule.keep_states else 0
+
+    def channels_at(self, node: mg.AgentNode) -> dict[str, Channel]:
+        """Also what the function of the node keeps of each state."""
+        return {**self.channels(), **kept_channels(node, "k")}
 
     def become(self, s: mg.View, a: Any) -> mg.View:
         """The states from now on."""
@@ -33,22 +37,17 @@ class Unit(States):
         """a^c <- sigma(f a^c + eta pre^c), Eq. 5, where a is zero unless the states are kept."""
         z = self.gene(s, "eta") * pre
         z = z + self.gene(s, "f") * s.old if self.o.keep_states else z
-        s = s.set(z=self.standard(s, z, "below"))
-        return self.become(s, self.activated(s))
+        return self.become(*self.activated(s.set(z=self.standard(s, z, "below"))))
 
-    def activated(self, s: mg.View) -> Any:
+    def activated(self, s: mg.View) -> tuple[mg.View, Any]:
         """sigma(z), or sigma of state 0 and sigma' of the others."""
         if callable(self.o.activation):
-            return self.o.activation(s.z)
-        y = self.function(s, s.z)
+            return s, self.o.activation(s.z)
+        s, y = s.activate(s.z)
         if self.o.activation == "unit":
-            return y
+            return s, y
         slope = s.vjp(0.0 * s.z + 1.0, s.z, out=y)
-        return torch.cat([y[:1], slope[1:]])
-
-    def function(self, s: mg.View, z: Any) -> Any:
-        """The function that the network draws."""
-        return s.apply(z)
+        return s, torch.cat([y[:1], slope[1:]])
 
     def backward_message(self, s: mg.View) -> Any:
         """The states."""
@@ -60,7 +59,7 @@ class Unit(States):
 
     def backward(self, s: mg.View, post: Any) -> Any:
         """a^c <- sigma(f a^c + eta post^c), or sigma(f a^c post^c)."""
-        gates = self.layers.above(s.node)
+        gates = self.book.above(s.node)
         if self.o.backward == "additive":
             a = gates.at(s, "f") * s.a + gates.at(s, "eta") * post
         elif self.o.backward == "multiplicative":
@@ -70,7 +69,7 @@ class Unit(States):
         a = self.standard(s, a, "above")
         if callable(self.o.backward_activation):
             return self.o.backward_activation(a)
-        return a if self.o.backward_activation is None else self.function(s, a)
+        return a if self.o.backward_activation is None else s.apply(a)
 
     def multiplied(self, s: mg.View, post: Any) -> Any:
         """a^c post^c; with a^c = sigma' that is the transposed derivative, also of a function of a whole population."""
@@ -82,33 +81,14 @@ class Unit(States):
         """Section 3.4: each neuron and state over the batch, with a learned mean and deviation."""
         if not self.o.normalise:
             return z
-        uses, gates = s.examples(1.0), getattr(self.layers, side)(s.node)
+        uses, gates = s.examples(1.0), getattr(self.book, side)(s.node)
         centred = z - s.examples(z) / uses
         variance = s.examples(centred * centred) / uses
         return gates.at(s, "deviation") * centred * torch.rsqrt(variance + 1e-5) + gates.at(s, "mean")
 
 
-class BatchNorm(Unit):
-    """A batch normalisation: of every state, with running averages for predictions."""
-
-    mean, var = slow("k"), slow("k", init=1.0)
-
-    def forward_update(self, s: mg.View, pre: Any) -> mg.View:
-        """Eq. 5, and the running averages."""
-        s = super().forward_update(s, pre)
-        if not s.learning:
-            return s
-        new: Any = s.node.function.momentum  # type: ignore[union-attr]
-        mean, var = (torch.stack(parts) for parts in zip(*(s.statistics(z) for z in s.z), strict=True))
-        return s.set(mean=(1.0 - new) * s.mean + new * mean, var=(1.0 - new) * s.var + new * var)
-
-    def function(self, s: mg.View, z: Any) -> Any:
-        """(z - mean) / sqrt(var + eps), of the batch while learning."""
-        return s.apply(z) if s.learning else (z - s.mean) * torch.rsqrt(s.var + s.node.function.eps)  # type: ignore
-
-
 class Output(Unit):
-    """A neuron that the world answers: its state 0 stays, its state 1 becomes the feedback, others zero.
+    """A neuron that receives feedback: its state 0 stays, its state 1 becomes the feedback, others zero.
 
     If units above send something back as well, that is added to the feedback.
     """

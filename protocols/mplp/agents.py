@@ -1,4 +1,4 @@
-"""The agents of MPLP but for losses; see ``mplp.py``. Each keeps what it sees going forward, for its learner:
+"""The agents of MPLP except losses; see ``rule.py``. Each keeps what its learner reads from the forward pass:
 
     agent         its learner reads
     Weight        m, w, x
@@ -77,10 +77,6 @@ class Activation(Learned, mg.UnitAgent):
         return self.learn(s, post, s.z)
 
 
-class BatchNorm(Activation, mg.BatchNormAgent):
-    """A batch normalisation: likewise."""
-
-
 class Softmax(Activation):
     """The softmax between the output and the loss; of an output with several rows the sum is that of all."""
 
@@ -99,7 +95,7 @@ class Softmax(Activation):
 
 
 class Relay(mg.UnitAgent):
-    """A unit without a function: there is nothing to learn, it passes on what it hears.
+    """A unit without a function: there is nothing to learn, it sends on the messages that it receives.
 
     Args:
         how: the messages from above are aggregated.
@@ -117,19 +113,18 @@ class Relay(mg.UnitAgent):
     error_message = mg.UnitAgent.backward_message
 
 
-class Operation(mg.OperationAgent):
+class Operation(mg.UnitAgent):
     """An operation: carries messages to its operands by its transposed derivative, number by number.
 
     Args:
         how: the messages from above are aggregated.
     """
 
-    error_update = mg.OperationAgent.backward_update
-    error_message = mg.OperationAgent.backward_message
+    same_as = {"error": "backward"}
 
     def __init__(self, how: Any) -> None:
         super().__init__()
-        self.aggregate = {**mg.OperationAgent.aggregate, "backward:post": how, "error:post": "sum"}
+        self.aggregate = {"backward:post": how, "error:post": "sum"}
 
 
 def role(node: Any) -> tuple[str, type[Agent] | None]:
@@ -145,7 +140,5 @@ def role(node: Any) -> tuple[str, type[Agent] | None]:
     if node.inner:
         return "", Operation
     if "unit" in node.types:
-        if isinstance(node.function, mg.BatchNorm):
-            return "unit", BatchNorm
         return "unit", Relay if node.function.name == "identity" else Activation
     return "", None

@@ -1,4 +1,4 @@
-"""What all agents of MPLP have in common: a learner, its standardised inputs, its message. See ``mplp.py``."""
+"""What all agents of MPLP have in common: a learner, its standardised inputs, its message. See ``rule.py``."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Learned(Agent):
         self.k, self.gradient, self.measures = rule.k, rule.gradient, measures
         self.learner, self.standardiser, self.output = learner, standardiser, output
         self.count = 2 * standardiser.inputs + self.updates
-        heard = [name for name in ("error", "backward") if "post" in self.roles(name)]
-        self.aggregate = {f"{name}:post": "sum" if name == "error" else rule.aggregate for name in heard}
+        received = [name for name in ("error", "backward") if "post" in self.roles(name)]
+        self.aggregate = {f"{name}:post": "sum" if name == "error" else rule.aggregate for name in received}
 
     def channels(self) -> dict[str, mg.Channel]:
         """Also the learner's memories, and what is measured."""

@@ -1,4 +1,4 @@
-"""The networks inside MPLP's agents: f says how a parameter changes, g what is sent back.
+"""The networks inside MPLP's agents: f computes the change of a parameter, g the message that is sent back.
 
 Randazzo, Niklasson and Mordvintsev (2020), "MPLP: Learning a Message Passing Learning Protocol", arXiv 2007.00970.
 Sizes, initial values and activations are those of the authors' code where it differs from the paper:
@@ -7,7 +7,7 @@ Sizes, initial values and activations are those of the authors' code where it di
                 are tanh (paper: ReLU), both gates start at bias -1, the last layer of either inner MLP has no bias.
     Separate    f and g are GRUs with carries of their own, as Figure 2 draws them; the authors' code has no such form.
     Stateless   f and g are MLPs (Experiment 4.1.2), ReLU, tanh at the end. In the authors' code g is never trained, by
-                a misspelt attribute: it stays random. ``train_g=False`` is that, True what the paper says.
+                a misspelt attribute: it stays random. ``train_g=False`` is that, True is as in the paper.
 
 Every network reads numbers of one agent, so each is a segment (see ``mpgraph.View.segment``).
 """
@@ -23,6 +23,7 @@ from torch import Generator, nn
 
 import mpgraph as mg
 from mpgraph import carry, slow
+from mpgraph.agents.functions import fast_tanh
 
 MEMORIES: dict[str, Callable[[int], Any]] = {
     "slot": carry,  # for each synapse and slot of the batch, as published
@@ -31,14 +32,9 @@ MEMORIES: dict[str, Callable[[int], Any]] = {
 }
 
 
-def tanh(x: Any) -> Any:
-    """tanh(x) by the sigmoid; torch's own tanh takes ten times as long on a CPU."""
-    return 2.0 * torch.sigmoid(2.0 * x) - 1.0
-
-
 def kernel(inputs: int, outputs: int, generator: Generator) -> nn.Parameter:
     """Uniform in +-sqrt(6 / (inputs + outputs)), ``(inputs, outputs)``: applied as ``v @ K``."""
-    unit = 2.0 * torch.rand(inputs, outputs, generator=generator, dtype=torch.float64, device="cpu") - 1.0
+    unit = 2.0 * torch.rand(inputs, outputs, generator=generator, dtype=torch.float64) - 1.0
     return nn.Parameter((unit * math.sqrt(6.0 / (inputs + outputs))).to(torch.get_default_dtype()))
 
 
@@ -49,7 +45,7 @@ def twice(p: Any) -> Any:
 
 def vector(size: int, value: float = 0.0) -> nn.Parameter:
     """The same number everywhere."""
-    return nn.Parameter(torch.full((size,), value, device="cpu"))
+    return nn.Parameter(torch.full((size,), value))
 
 
 def joined(inputs: Sequence[Any]) -> Any:
@@ -80,7 +76,7 @@ class MLP(nn.Module):
             h = torch.sigmoid(v @ twice(self.K1) + twice(self.b1)) - 0.5
             h = torch.sigmoid(h @ twice(twice(self.K2)) + twice(self.b2)) - 0.5
             h = h @ twice(self.K3)
-        return h if self.b3 is None else tanh(h + self.b3)
+        return h if self.b3 is None else fast_tanh(h + self.b3)
 
 
 class GRU(nn.Module):
@@ -104,7 +100,7 @@ class GRU(nn.Module):
         x = joined(inputs)
         u = torch.sigmoid(x @ self.Wux + c @ self.Wuc + self.bu)
         r = torch.sigmoid(x @ self.Wrx + c @ self.Wrc + self.br)
-        return u * c + (1.0 - u) * tanh(self.x(x) + self.c(c * r) + self.bn)
+        return u * c + (1.0 - u) * fast_tanh(self.x(x) + self.c(c * r) + self.bn)
 
 
 class Learner(nn.Module):

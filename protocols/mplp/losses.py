@@ -1,4 +1,4 @@
-"""The loss agents of MPLP, with whose own loss the backward pass begins (Eq. 2); see ``mplp.py``.
+"""The loss agents of MPLP, with whose own loss the backward pass begins (Eq. 2); see ``rule.py``.
 
     agent           its learner reads
     CrossEntropy    loss, p, t, log p      p clipped to 1e-7 .. 1 - 1e-7, as published

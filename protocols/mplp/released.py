@@ -1,4 +1,4 @@
-"""The parameter files that the authors of MPLP released, as rules; see ``mplp.py``.
+"""The parameter files that the authors of MPLP released, as rules; see ``rule.py``.
 
 A file is one flat float32 vector without names (github.com/google-research/self-organising-systems, folder mplp,
 Apache-2.0). In it lie, layer by layer of a chain of layers and last the loss, for the weights, the biases, then the
@@ -101,4 +101,5 @@ def _fill(path: Any, tensors: list[Tensor]) -> None:
         raise mg.FileError(f"{path} holds {tuple(vector.shape)} numbers, this network and rule need {sum(sizes)}")
     parts = vector.split(sizes)
     with torch.no_grad():
-        _ = [tensor.copy_(part.view(tensor.shape)) for tensor, part in zip(tensors, parts, strict=True)]
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view(tensor.shape))

@@ -5,8 +5,8 @@ Where paper and code (github.com/google-research/self-organising-systems, folder
 made the figures. Every operation is an agent with a learner of its own kind, see ``learners.py``:
 
     forward     y = w x, z + b, f(z), softmax(z)     each agent keeps what it sees
-    backward    the loss agent hears its own loss (Eq. 2) and sends a vector of k numbers, m, down
-                every agent sends m' = g(m, what it keeps, its memory) (Eq. 1); units hear the mean (Eq. 5)
+    backward    the loss agent reads its own loss (Eq. 2) and sends a vector of k numbers, m, down
+                every agent sends m' = g(m, what it keeps, its memory) (Eq. 1); units receive the mean (Eq. 5)
                 w <- w + (<f(m, x, w, memory)> - o) * scale (Eq. 3 and 4); <.> is the average over the batch
 
 Every input of a learner is standardised by one mean and one deviation of its own. These, and the mean output o, are
@@ -17,56 +17,80 @@ of the paper proposes.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 from zlib import crc32
 
 import torch
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 import mpgraph as mg
 from mpgraph import Agent, Protocol
+from mpgraph.agents.options import option
 from mpgraph.arguments import Arguments
 
 from .agents import role
-from .choices import BETWEEN, pairs, seed_from, shares, warn_of_unrecorded
 from .learned import Learned
-from .learners import LEARNERS, MEMORIES
+from .learners import LEARNERS
 from .statistics import Measuring, Output, Standardiser
+
+ROLES = ("weight", "bias", "unit", "link", "loss")
+SHARES = ("node", "kind", "all")
 
 
 class MPLP(Protocol):
-    """Learners at every weight, bias, unit and loss, which talk in vectors; random until meta-trained.
-
-    Args:
-        k: numbers in a message.
-        n: numbers of private memory.
-        learner: ``recurrent`` (as published: one GRU is f and g), ``separate`` or ``stateless``.
-        share: whose learner is one: every ``node`` has its own, one for each ``kind`` (all weights, all sigmoids), or
-            ``all``: standardisers and scales too. A dictionary says it for ``weight``, ``bias``, ``unit``, ``link`` and
-            ``loss``; who is not named has its own.
-        aggregate: how a unit hears the messages from above: ``mean``, ``sum``, or a ``torch_geometric`` aggregation.
-        memory: kept for each synapse and ``slot`` of the batch (then a state serves one batch size), also for each
-            ``use`` of a synapse in an example, or for each ``synapse`` alone.
-        gradient: whether learners also hear the gradient, by backpropagation through the same network.
-        train_g: for ``separate`` and ``stateless`` whether g is a meta-parameter; the released stateless files have a
-            random g that was never trained.
-        hidden: sizes of the two hidden layers.
-        between: their activation, ``tanh`` or ``relu``; by default that of the authors' code.
-        gate_bias: initial bias of both gates.
-        scale: initial scale of updates, the authors' 0.2 deviations of the initial weights.
-        floor: smallest deviation by which an input is divided. The authors have none, but for 1e-5, below which they do
-            not divide at all; a nearly constant input then gets an enormous factor.
-        generator: of the initial learners; seed 0 by default.
-        agents: others for kinds of node, as in :class:`mpgraph.Protocol`.
+    """Learners at every weight, bias, unit and loss, which send each other vectors; random until meta-trained.
 
     Raises:
         ProtocolError: for an argument out of range.
     """
 
+    k: int = option(4, "numbers in a message.", positional=True, low=1)
+    n: int = option(7, "numbers of private memory.", positional=True, low=0)
+    learner: Literal["recurrent", "separate", "stateless"] = option(
+        "recurrent", "``recurrent`` (as published: one GRU is f and g), ``separate`` or ``stateless``."
+    )
+    share: Any = option(
+        "kind",
+        "which agents share one learner: ``node`` (none do), ``kind`` (all weights, all sigmoids), or ``all``, which "
+        "is ``kind`` with standardisers and scales shared too. A dictionary says it for ``weight``, ``bias``, "
+        "``unit``, ``link`` and ``loss``; a role that it does not name shares none.",
+    )
+    aggregate: Any = option(
+        "mean", "of the messages from above at a unit: ``mean``, ``sum``, or a ``torch_geometric`` aggregation."
+    )
+    memory: Literal["slot", "use", "synapse"] = option(
+        "slot",
+        "kept for each synapse and ``slot`` of the batch (then a state serves one batch size), also for each ``use`` "
+        "of a synapse in an example, or only for each ``synapse``.",
+    )
+    gradient: bool = option(
+        False, "whether learners also read the gradient, by backpropagation through the same network."
+    )
+    train_g: bool = option(
+        True,
+        "for ``separate`` and ``stateless`` whether g is a meta-parameter; the released stateless files have a random "
+        "g that was never trained.",
+    )
+    hidden: tuple[int, int] = option((80, 40), "sizes of the two hidden layers.", low=1)
+    between: Literal["tanh", "relu"] | None = option(
+        None, "their activation, ``tanh`` or ``relu``; by default that of the authors' code."
+    )
+    gate_bias: float = option(-1.0, "initial bias of both gates.")
+    scale: float = option(0.01, "initial scale of updates, the authors' 0.2 deviations of the initial weights.")
+    floor: float = option(
+        0.0,
+        "smallest deviation by which an input is divided. The authors have none, but for 1e-5, below which they do not "
+        "divide at all; a nearly constant input then gets an enormous factor.",
+        low=0,
+    )
+    generator: Generator | None = option(None, "of the initial learners; seed 0 by default.")
+    without = ("lr", "surrogate")
+
     passes: tuple[str, ...] = ("forward", "backward")
-    bias = "between"
-    link = "between"
+    bias = "agent"
+    loss_link = "agent"
     random_defaults = True
     source = """
 @article{randazzo2020mplp,
@@ -75,38 +99,15 @@ class MPLP(Protocol):
   journal={arXiv preprint arXiv:2007.00970}, year={2020}
 }"""
 
-    def __init__(
-        self,
-        k: int = 4,
-        n: int = 7,
-        *,
-        learner: str = "recurrent",
-        share: str | Mapping[str, str] = "kind",
-        aggregate: Any = "mean",
-        memory: str = "slot",
-        gradient: bool = False,
-        train_g: bool = True,
-        hidden: tuple[int, int] = (80, 40),
-        between: str | None = None,
-        gate_bias: float = -1.0,
-        scale: float = 0.01,
-        floor: float = 0.0,
-        generator: Generator | None = None,
-        **agents: Agent,
-    ) -> None:
-        others: dict[str, Any] = agents
-        super().__init__(**others)
-        given = Arguments("MPLP")
-        self.k, self.n = given.integer("k", k, 1), given.integer("n", n, 0)
-        self.learner, self.memory = given.choice("learner", learner, LEARNERS), given.choice("memory", memory, MEMORIES)
-        self.gradient, self.train_g = given.flag("gradient", gradient), given.flag("train_g", train_g)
-        if learner == "recurrent" and not train_g:
-            given.refuse("train_g", train_g, "True for the recurrent learner, whose one GRU is both f and g")
-        self.hidden, self.between = given.integers("hidden", hidden, 2, 1), given.choice("between", between, BETWEEN)
-        self.gate_bias, self.scale = given.number("gate_bias", gate_bias), given.number("scale", scale)
-        self.floor, self.aggregate, self.given = given.number("floor", floor, 0), aggregate, tuple(agents)
-        self.seed, self.share = seed_from(generator), shares(share)
-        if gradient:
+    def setup(self) -> None:
+        """Make room for the learners, each made when a node first needs it."""
+        if self.learner == "recurrent" and not self.train_g:
+            Arguments("MPLP").refuse(
+                "train_g", self.train_g, "True for the recurrent learner, whose one GRU is both f and g"
+            )
+        self.shares = shares(self.share)
+        self.seed = 0 if self.generator is None else int(torch.randint(2**62, (), generator=self.generator))
+        if self.gradient:
             self.passes = ("forward", "error", "backward")
         self.learners, self.standardisers, self.outputs = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
 
@@ -117,18 +118,19 @@ class MPLP(Protocol):
     def made(self, node: Any, measures: bool) -> Agent:
         """The agent of a node; one that ``measures`` records statistics."""
         what, make = role(node)
-        if make is None or any(kind in self.given for kind in node.types):
+        types = ("operation",) if node.inner else node.types
+        if make is None or any(one in self.chosen for one in types):
             return super().agent(node)
         if not issubclass(make, Learned):
             return make(self.aggregate)
-        how, own = self.share[what], node.owner.replace(".", "/") + "/" * hasattr(nn.ModuleDict, node.owner)
+        how, own = self.shares[what], node.owner.replace(".", "/") + "/" * hasattr(nn.ModuleDict, node.owner)
         kind = what if what in ("weight", "bias") else f"{node.function.name}_{what}".replace(".", "/")
         key, place = own if how == "node" else kind, kind if how == "all" else own
         states = make.states + self.gradient
         if key not in self.learners:
-            drawn = Generator().manual_seed(self.seed ^ crc32(key.encode()))  # whatever else is drawn before
-            heard = 1 if what == "loss" else self.k
-            self.learners[key] = LEARNERS[self.learner](heard + states, make.updates, self, drawn)
+            own_generator = Generator().manual_seed(self.seed ^ crc32(key.encode()))  # whatever was made before
+            message = 1 if what == "loss" else self.k
+            self.learners[key] = LEARNERS[self.learner](message + states, make.updates, self, own_generator)
         if place not in self.standardisers:
             self.standardisers[place] = Standardiser(1 + states, self.floor)
         if make.updates and place not in self.outputs:
@@ -167,7 +169,7 @@ class MPLP(Protocol):
         batches, size = pairs(batches)
         given = Arguments("MPLP.measure")
         share, seed = given.number("share", share, high=1, above=0), given.integer("seed", seed)
-        like = next(self.buffers(), torch.empty(0, device="cpu"))
+        like = next(self.buffers(), torch.empty(0))
         rule = Measuring(self)
         program = mg.compile(network, rule, device=like.device, dtype=like.dtype)
         fresh = program.init(seed, batch_size=size)
@@ -176,25 +178,73 @@ class MPLP(Protocol):
         rule.keep(program.graph, after, len(batches), share)
         return after
 
-    def check(self, agents: Any) -> None:
-        """Warn of nodes that nothing was recorded for, in a rule with records of others."""
-        warn_of_unrecorded(self, agents)
+    def check(self, agents: Mapping[mg.AgentNode, Agent]) -> None:
+        """Warn of nodes whose inputs are standardised by nothing while those of others are."""
+        parts: Any = () if self.waiting else tuple(self.standardisers.values())  # one from a file is not complete yet
+        neutral = [p for p in parts if not bool(p.shift.any()) and bool((p.factor == 1.0).all())]
+        bare = [node.name for node, agent in agents.items() if getattr(agent, "standardiser", None) in neutral]
+        if bare and len(neutral) < len(parts):
+            warnings.warn(
+                f"MPLP: nothing was recorded for {', '.join(bare)}, while other nodes have statistics; their learners "
+                "read inputs as they are. Record them: rule.measure(network, batches)",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def unused(self, graph: Any) -> list[str]:
         """Names of parameters on which nothing can depend in a network: they get no meta-gradient.
 
-        Nobody hears a weight from an input, so the part of its learner that makes messages is idle if no other node
-        uses it; so is the part that makes updates where all weights are fixed, and learners of other networks.
+        No node receives messages from a weight of an input, so the part of its learner that makes them is idle if no
+        other node uses it; so is the part that makes updates where all weights are fixed, and so are learners of other
+        networks.
         """
-        heard = {arrow.source.owner for arrow in graph.all_arrows() if arrow.pass_name == "backward"}
+        sending = {arrow.source.owner for arrow in graph.all_arrows() if arrow.pass_name == "backward"}
         learned = {n: a for n, a in graph.agents.items() if isinstance(a, Learned)}
-        parts = [a.learner.g for n, a in learned.items() if n in heard]
+        parts = [a.learner.g for n, a in learned.items() if n in sending]
         parts += [part for n, a in learned.items() if graph.nodes[n].trained for part in (a.learner.f, a.output)]
         needed = {p for part in parts if part is not None for p in part.parameters()}
         return [name for name, p in self.named_parameters() if p not in needed]
 
-    def extra_repr(self) -> str:
-        """Arguments, for ``repr``."""
-        usual = {"learner": "recurrent", "aggregate": "mean", "memory": "slot", "gradient": False, "train_g": True}
-        other = [f"{name}={getattr(self, name)!r}" for name, value in usual.items() if getattr(self, name) != value]
-        return ", ".join([f"k={self.k}", f"n={self.n}", f"share={self.arguments.get('share', 'kind')!r}", *other])
+
+def shares(share: Any) -> dict[str, str]:
+    """Which agents of each role share one learner.
+
+    Raises:
+        ProtocolError: for another word or role.
+    """
+    given = Arguments("MPLP")
+    if not isinstance(share, Mapping):
+        return dict.fromkeys(ROLES, given.choice("share", share, SHARES))
+    given.named("share", share, ROLES, "role")
+    own = {role: given.choice(f"share[{role!r}]", how, SHARES) for role, how in share.items()}
+    return {**dict.fromkeys(ROLES, "node"), **own}
+
+
+def pairs(batches: Any) -> tuple[list[tuple[Any, Any]], int]:
+    """Batches as a list, and how many examples the first one has.
+
+    Raises:
+        ProtocolError: for what is not a sequence of pairs of tensors, for no pair or no example, for NaN and infinity.
+    """
+    given = Arguments("MPLP.measure")
+    plain = isinstance(batches, Iterable) and not isinstance(batches, (Tensor, str, Mapping))
+    steps = list(batches) if plain else []
+    if not steps:
+        given.refuse("batches", batches, "pairs (x, y), one for each step and at least one")
+    tensors = {f"batches[{i}]{end}": t for i, step in enumerate(steps) for end, t in _ends(given, i, step)}
+    for name, t in tensors.items():
+        if not isinstance(t, Tensor) or t.ndim == 0 or not len(t):
+            given.refuse(name, t, "a tensor of at least one example")
+    for name, t in tensors.items():
+        if not bool(torch.isfinite(t).all()):
+            given.refuse(name, t, "finite; it holds NaN or infinity")
+    return steps, len(next(iter(tensors.values())))
+
+
+def _ends(given: Arguments, i: int, step: Any) -> list[tuple[str, Any]]:
+    """The tensors of a pair, with where they are found in it."""
+    if not isinstance(step, (tuple, list)) or len(step) != 2:
+        given.refuse(f"batches[{i}]", step, "a pair (x, y)")
+    held = [(end, half) for end, half in enumerate(step) if isinstance(half, Mapping) and half]
+    named = [(f"[{end}]", half) for end, half in enumerate(step) if not (isinstance(half, Mapping) and half)]
+    return named + [(f"[{end}][{name!r}]", t) for end, half in held for name, t in half.items()]

@@ -35,8 +35,8 @@ class Standardiser(nn.Module):
     def __init__(self, inputs: int, floor: float) -> None:
         super().__init__()
         self.inputs, self.floor = inputs, floor
-        self.register_buffer("shift", torch.zeros(inputs, device="cpu"))
-        self.register_buffer("factor", torch.ones(inputs, device="cpu"))
+        self.register_buffer("shift", torch.zeros(inputs))
+        self.register_buffer("factor", torch.ones(inputs))
 
     def forward(self, values: Sequence[Any]) -> list[Any]:
         """The values, standardised as recorded."""
@@ -68,8 +68,8 @@ class Output(nn.Module):
 
     def __init__(self, scale: float) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros((), device="cpu"))
-        self.scale = nn.Parameter(torch.tensor(scale, device="cpu"))
+        self.register_buffer("mean", torch.zeros(()))
+        self.scale = nn.Parameter(torch.tensor(scale))
 
     def mix(self, measured: Tensor, share: float) -> None:
         """Replace a share of what is recorded."""
@@ -83,8 +83,8 @@ class Measuring(Protocol):
         rule: an :class:`MPLP`.
     """
 
-    bias = "between"
-    link = "between"
+    bias = "agent"
+    loss_link = "agent"
 
     def __init__(self, rule: Any) -> None:
         super().__init__()
@@ -97,12 +97,13 @@ class Measuring(Protocol):
     def keep(self, graph: Any, state: Any, steps: int, share: float) -> None:
         """Mix the average over the steps into what is recorded; of nodes that share a record, the average of these."""
         found = {name: state[name]["measured"] / steps for name in state if "measured" in state[name]}
-        _ = [
-            Arguments("MPLP.measure").refuse(f"statistics of {name!r}", value, "finite; do the steps diverge?")
-            for name, value in found.items()
-            if not bool(torch.isfinite(value).all())
-        ]
-        parts = {name: (graph.agents[name].standardiser, graph.agents[name].output) for name in found}
-        kept = dict.fromkeys(part for pair in parts.values() for part in pair if part is not None)
-        averages = {p: torch.stack([v for n, v in found.items() if p in parts[n]]).mean(0) for p in kept}
-        _ = [part.mix(average, share) for part, average in averages.items()]
+        for name, value in found.items():
+            if not bool(torch.isfinite(value).all()):
+                Arguments("MPLP.measure").refuse(f"statistics of {name!r}", value, "finite; do the steps diverge?")
+        rows: dict[Any, list[Tensor]] = {}
+        for name, value in found.items():
+            for part in (graph.agents[name].standardiser, graph.agents[name].output):
+                if part is not None:
+                    rows.setdefault(part, []).append(value)
+        for part, values in rows.items():
+            part.mix(torch.stack(values).mean(0), share)

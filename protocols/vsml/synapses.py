@@ -4,14 +4,13 @@ Each gate has matrices of its own, so that tensors of the generated code stay co
 on the messages from below and above. The cells are those of torch, with offsets at the gates:
 
     LSTM (Eq. 6)    c <- f c + i u,     h <- o tanh(c)          gates input, candidate, forget, output
-    GRU             h <- k h + (1 - k) tanh(heard + r (h W))    gates reset, candidate, keep (Cho et al., 2014)
-    vanilla         h <- tanh(heard + h W)                      Eqs. 1-3 and 14
+    GRU             h <- k h + (1 - k) tanh(received + r (h W))    gates reset, candidate, keep (Cho et al., 2014)
+    vanilla         h <- tanh(received + h W)                      Eqs. 1-3 and 14
 """
 
 from __future__ import annotations
 
 import math
-from functools import reduce
 from typing import Any
 
 import torch
@@ -19,11 +18,12 @@ from torch import Generator, Tensor, nn
 
 import mpgraph as mg
 from mpgraph import Agent, carry, fast, slow
+from mpgraph.agents.functions import fast_tanh
 
 
 def truncated(*shape: int, std: float, generator: Generator) -> Tensor:
     """Normal numbers cut off at two deviations; the true deviation is then 0.88 of ``std``."""
-    tensor = torch.empty(shape, dtype=torch.float64, device="cpu")
+    tensor = torch.empty(shape, dtype=torch.float64)
     return nn.init.trunc_normal_(tensor, 0.0, std, -2.0 * std, 2.0 * std, generator=generator)
 
 
@@ -32,36 +32,25 @@ def places(shape: tuple[int, ...], node: Any, generator: Generator, dtype: torch
 
     def along(end: str) -> Tensor:
         sizes = [axis.size if axis in node.ends[end] else 1 for axis in node.kept]
-        return torch.linspace(-1.0, 1.0, math.prod(sizes), dtype=dtype, device="cpu").reshape(sizes).expand(shape[:-1])
+        return torch.linspace(-1.0, 1.0, math.prod(sizes), dtype=dtype).reshape(sizes).expand(shape[:-1])
 
     return torch.stack([along("pre"), along("post")], -1)
-
-
-def tanh(x: Any) -> Any:
-    """tanh(x) = 2 sigma(2x) - 1, which torch computes four times as fast; float32 rounds to 1e-7 of one, not of x."""
-    return 2.0 * torch.sigmoid(2.0 * x) - 1.0
 
 
 class Synapse(Agent):
     """A vanilla recurrent network between two units: base of all cells.
 
+    The genome is normal matrices of deviation 1/sqrt(fan-in), with offsets zero; see :class:`VSML` for the arguments
+    that shape it.
+
     Args:
-        n: length of the state h.
-        m: numbers in a message.
-        generator: for the genome: normal matrices of deviation 1/sqrt(fan-in), offsets zero.
-        ticks: of the cell for each message heard; what it hears is held meanwhile.
-        reverse: whether the cell also ticks when the sweep comes back with the error of the same example.
-        layer_norm: whether a synapse's message is normalised before it is merged.
-        offsets: added to the gates that keep (forget, keep) and that let in.
-        clip: bound on an LSTM's memory c, or ``None``; h is within 1 anyway.
-        average: share of the state's entries, counted from the first, that the batch has in common.
-        random: likewise the share that starts at random.
-        coordinates: whether the cell hears where it sits, two numbers.
+        rule: the whole rule.
+        generator: of the genome.
 
     Channels:
         h ``(n,)``: the state, for each slot of the batch. Positions of a convolution tick on their own and average it.
-        g ``(m,)``: what the unit above said last, held for the next example.
-        f ``(m,)``, out ``(n,)``: what the unit below said, and the own state that the outgoing messages are made of.
+        g ``(m,)``: the last message from above, kept for the next example.
+        f ``(m,)``, out ``(n,)``: the message from below, and the state that the outgoing messages are made of.
     """
 
     gates = 1
@@ -71,40 +60,28 @@ class Synapse(Agent):
     at = slow("d", init=places, frozen=True)
     f, out = fast("m"), fast("n")
 
-    def __init__(
-        self,
-        n: int,
-        m: int,
-        generator: Generator,
-        *,
-        ticks: int,
-        reverse: bool,
-        layer_norm: bool,
-        offsets: tuple[float, float],
-        clip: float | None,
-        average: float,
-        random: float,
-        coordinates: bool,
-    ) -> None:
+    def __init__(self, rule: Any, generator: Generator) -> None:
         super().__init__()
-        self.n, self.m, self.d = n, m, 2 if coordinates else 0
-        self.ticks, self.reverse, self.layer_norm, self.clip = ticks, reverse, layer_norm, clip
-        self.keep, self.admit = offsets
-        self.common, self.random = int(average * n + 1e-9), int(random * n + 1e-9)
+        n, m = self.n, self.m = rule.state, rule.width
+        self.d = 2 if rule.coordinates else 0
+        self.ticks, self.reverse = 1 if rule.exchange else rule.ticks, rule.error == "reverse"
+        self.layer_norm, self.clip = rule.layer_norm, rule.clip
+        self.keep, self.admit = rule.offsets
+        self.common, self.random = int(rule.average * n + 1e-9), int(rule.random * n + 1e-9)
 
         def matrix(rows: int, *sizes: int) -> nn.Parameter:
             return nn.Parameter(truncated(*sizes, std=rows**-0.5, generator=generator).to(torch.get_default_dtype()))
 
-        heard = n + 2 * m + self.d
-        self.W, self.F, self.G = (matrix(heard, self.gates, rows, n) for rows in (n, m, m))
-        self.b = nn.Parameter(torch.zeros(self.gates, n, device="cpu"))
-        if coordinates:
-            self.P = matrix(heard, self.gates, self.d, n)
+        inputs = n + 2 * m + self.d
+        self.W, self.F, self.G = (matrix(inputs, self.gates, rows, n) for rows in (n, m, m))
+        self.b = nn.Parameter(torch.zeros(self.gates, n))
+        if self.d:
+            self.P = matrix(inputs, self.gates, self.d, n)
         self.C, self.U = matrix(n, n, m), matrix(n, n, m)
-        self.C_b, self.U_b = (nn.Parameter(torch.zeros(m, device="cpu")) for _ in range(2))
-        if layer_norm:
-            self.C_scale, self.U_scale = (nn.Parameter(torch.ones(m, device="cpu")) for _ in range(2))
-            self.C_offset, self.U_offset = (nn.Parameter(torch.zeros(m, device="cpu")) for _ in range(2))
+        self.C_b, self.U_b = (nn.Parameter(torch.zeros(m)) for _ in range(2))
+        if self.layer_norm:
+            self.C_scale, self.U_scale = (nn.Parameter(torch.ones(m)) for _ in range(2))
+            self.C_offset, self.U_offset = (nn.Parameter(torch.zeros(m)) for _ in range(2))
 
     def start(self, shape: tuple[int, ...], node: Any, generator: Generator, dtype: torch.dtype) -> Tensor:
         """Initial state: part random, of deviation 1/sqrt(fan-in), the rest zero; the same in every slot."""
@@ -112,22 +89,24 @@ class Synapse(Agent):
         one[..., self.random :] = 0.0
         return one.to(dtype).expand(shape).clone()
 
-    def heard(self, s: mg.View, gate: int) -> Any:
+    def received(self, s: mg.View, gate: int) -> Any:
         """b + f F + g G, for one gate."""
-        heard = s.f @ self.F[gate] + s.g @ self.G[gate] + self.b[gate]
-        return heard + s.at @ self.P[gate] if self.d else heard
+        received = s.f @ self.F[gate] + s.g @ self.G[gate] + self.b[gate]
+        return received + s.at @ self.P[gate] if self.d else received
 
     def drive(self, s: mg.View, gate: int) -> Any:
         """b + h W + f F + g G, for one gate."""
-        return s.h @ self.W[gate] + self.heard(s, gate)
+        return s.h @ self.W[gate] + self.received(s, gate)
 
     def tick(self, s: mg.View) -> mg.View:
         """h <- tanh(b + h W + f F + g G)."""
-        return s.set(h=(h := tanh(self.drive(s, 0))), out=h)
+        return s.set(h=(h := fast_tanh(self.drive(s, 0))), out=h)
 
     def visited(self, s: mg.View) -> mg.View:
         """As many ticks as one visit of the sweep has."""
-        return reduce(lambda s, _: self.tick(s), range(self.ticks), s)
+        for _ in range(self.ticks):
+            s = self.tick(s)
+        return s
 
     def average_update(self, s: mg.View) -> mg.View:
         """The first entries of the state become their mean over the batch, the others stay private."""
@@ -139,7 +118,7 @@ class Synapse(Agent):
         return mean if self.common == self.n else torch.cat([mean[: self.common], value[self.common :]])
 
     def forward_update(self, s: mg.View, pre: Any) -> mg.View:
-        """Hear the unit below, and tick."""
+        """Keep the message from below, and tick."""
         return self.visited(s.set(f=pre))
 
     def forward_message(self, s: mg.View) -> Any:
@@ -147,7 +126,7 @@ class Synapse(Agent):
         return self.normalised(s.out @ self.C + self.C_b, "C")
 
     def backward_update(self, s: mg.View, post: Any) -> mg.View:
-        """Hear the unit above; on a sweep back, tick."""
+        """Keep the message from above; on a sweep back, tick."""
         return self.visited(s.set(g=post)) if self.reverse else s.set(g=post)
 
     def backward_message(self, s: mg.View) -> Any:
@@ -155,13 +134,13 @@ class Synapse(Agent):
         return self.normalised(s.out @ self.U + self.U_b, "U")
 
     def clear_update(self, s: mg.View, post: Any) -> mg.View:
-        """Hear the unit above once more, now without the error."""
+        """Keep the message from above once more, now without the error."""
         return s.set(g=post)
 
     clear_message = backward_message
 
     def normalised(self, message: Any, matrix: str) -> Any:
-        """Layer normalisation of one message over its numbers, if there is to be any."""
+        """Layer normalization of one message over its numbers, if there is to be any."""
         if not self.layer_norm:
             return message
         scale, offset = (getattr(self, f"{matrix}_{name}") for name in ("scale", "offset"))
@@ -170,14 +149,14 @@ class Synapse(Agent):
 
 
 class GRU(Synapse):
-    """A gated recurrent unit; it keeps what the keep gate says and starts by keeping nearly all."""
+    """A gated recurrent unit, which starts by keeping nearly all of its state."""
 
     gates = 3
 
     def tick(self, s: mg.View) -> mg.View:
-        """h <- k h + (1 - k) tanh(heard + r (h W))."""
+        """h <- k h + (1 - k) tanh(received + r (h W))."""
         r, k = torch.sigmoid(self.drive(s, 0)), torch.sigmoid(self.drive(s, 2) + self.keep)
-        u = tanh(self.heard(s, 1) + r * (s.h @ self.W[1]))
+        u = fast_tanh(self.received(s, 1) + r * (s.h @ self.W[1]))
         return s.set(h=(h := u + k * (s.h - u)), out=h)
 
 
@@ -191,10 +170,10 @@ class LSTM(Synapse):
     def tick(self, s: mg.View) -> mg.View:
         """c <- f c + i u, h <- o tanh(c) (Eq. 6)."""
         i, f = torch.sigmoid(self.drive(s, 0) + self.admit), torch.sigmoid(self.drive(s, 2) + self.keep)
-        u, o = tanh(self.drive(s, 1)), torch.sigmoid(self.drive(s, 3))
+        u, o = fast_tanh(self.drive(s, 1)), torch.sigmoid(self.drive(s, 3))
         c = f * s.c + i * u
         c = c if self.clip is None else torch.clamp(c, -self.clip, self.clip)
-        return s.set(c=c, h=(h := o * tanh(c)), out=h)
+        return s.set(c=c, h=(h := o * fast_tanh(c)), out=h)
 
 
 CELLS: dict[str, type[Synapse]] = {"lstm": LSTM, "gru": GRU, "vanilla": Synapse}

@@ -12,21 +12,15 @@ from mpgraph import Agent, carry, fast
 
 
 class Form(nn.Module):
-    """What is where in a message of m numbers: data and errors first, labels second.
+    """What is where in a message of m numbers: data and errors first, labels second."""
 
-    Args:
-        m: how many numbers there are.
-        output: index of the one that an output predicts on.
-        bound: B of the prediction B tanh(y / B), or ``None``.
-    """
-
-    def __init__(self, m: int, output: int, bound: float | None) -> None:
+    def __init__(self, rule: Any) -> None:
         super().__init__()
-        self.m, self.output, self.bound = m, output, bound
+        self.m, self.output, self.bound = rule.width, rule.output, rule.bound
         self.first: torch.Tensor
         self.second: torch.Tensor
-        self.register_buffer("first", torch.eye(m, device="cpu")[0], persistent=False)
-        self.register_buffer("second", torch.eye(m, device="cpu")[1], persistent=False)
+        self.register_buffer("first", torch.eye(self.m)[0], persistent=False)
+        self.register_buffer("second", torch.eye(self.m)[1], persistent=False)
 
     def nothing(self) -> Any:
         """An empty message, known to be zero while compiling."""
@@ -43,56 +37,45 @@ class Source(Agent):
 
     value = fast()
 
-    def __init__(self, form: Form, number: float | None = None) -> None:
+    def __init__(self, rule: Any, number: float | None = None) -> None:
         super().__init__()
-        self.form, self.number = form, number
+        self.form, self.number = rule.form, number
 
     def forward_message(self, s: mg.View) -> Any:
         """(x, 0, ..., 0)."""
         return (s.value if self.number is None else self.number) * self.form.first
 
 
-class Target(Agent):
-    """Holds the label."""
-
-    value = fast()
-
-    def forward_message(self, s: mg.View) -> Any:
-        """The label."""
-        return s.value
-
-
 class Silent(Agent):
-    """A bias that is no synapse."""
+    """A bias that is not a synapse."""
 
 
 class Unit(Agent):
     """Where messages meet. What goes up is y; what goes down is ``up``, from above, and the error e of an output.
 
-    Args:
-        form: of messages.
-        merge: ``"mean"`` or ``"sum"``.
-        transform: whether the unit's function is applied to what goes up, on each channel.
+    With ``units="apply"`` the unit's function is applied to what goes up, on each channel. A function that keeps
+    statistics (batch normalization) is left out: there is no batch here that examples could be compared in.
     """
 
     y, up, e = fast("m"), fast("m"), fast("m")
 
-    def __init__(self, form: Form, merge: str, transform: bool) -> None:
+    def __init__(self, rule: Any) -> None:
         super().__init__()
-        self.form, self.m, self.transform = form, form.m, transform
-        self.aggregate = {"pre": merge, "backward:post": merge, "clear:post": merge}
+        self.form, self.m, self.transform = rule.form, rule.width, rule.units == "apply"
+        self.aggregate = dict.fromkeys(("pre", "backward:post", "clear:post"), rule.merged)
 
     def forward_update(self, s: mg.View, pre: Any = None) -> mg.View:
         """y = the merged messages from below."""
         y = self.form.nothing() if pre is None else pre
-        return s.set(y=s.apply(y) if self.transform else y)
+        function: Any = s.node.function
+        return s.set(y=s.apply(y) if self.transform and not function.kept else y)
 
     def forward_message(self, s: mg.View) -> Any:
         """What goes up."""
         return s.y
 
     def feedback_update(self, s: mg.View, post: Any = None) -> mg.View:
-        """e = what the loss says."""
+        """e = the message of the loss."""
         return s.set(e=self.form.nothing() if post is None else post)
 
     def backward_update(self, s: mg.View, post: Any = None) -> mg.View:
@@ -114,18 +97,18 @@ class Unit(Agent):
         return self.form.read(s.y)
 
 
-class Operation(mg.OperationAgent):
+class Operation(mg.UnitAgent):
     """An operation, channel by channel; messages from above take its transposed derivative."""
 
     error = fast("m")
 
-    def __init__(self, form: Form, merge: str) -> None:
+    def __init__(self, rule: Any) -> None:
         super().__init__()
-        self.form, self.m = form, form.m
-        self.aggregate = {"pre": "each", "backward:post": merge, "clear:post": merge}
+        self.form, self.m = rule.form, rule.width
+        self.aggregate = dict.fromkeys(("backward:post", "clear:post"), rule.merged)
 
     def feedback_update(self, s: mg.View, post: Any = None) -> mg.View:
-        """What the loss says."""
+        """The message of the loss."""
         return s.set(error=self.form.nothing() if post is None else post)
 
     def backward_update(self, s: mg.View, post: Any = None) -> mg.View:
@@ -137,7 +120,7 @@ class Operation(mg.OperationAgent):
         """The same once more, without the error."""
         return self.backward_update(s.set(error=self.form.nothing()), post)
 
-    clear_message = mg.OperationAgent.backward_message
+    clear_message = mg.UnitAgent.backward_message
 
     def readout(self, s: mg.View) -> Any:
         """The prediction."""
@@ -145,14 +128,14 @@ class Operation(mg.OperationAgent):
 
 
 class Loss(Agent):
-    """Compares the prediction with the target; holds what it says until it is asked for."""
+    """Compares the prediction with the target; keeps its message until the pass that sends it."""
 
     z, t = fast(), fast()
     e = carry("m", learned=True)
 
-    def __init__(self, form: Form, feed_label: bool) -> None:
+    def __init__(self, rule: Any) -> None:
         super().__init__()
-        self.form, self.m, self.feed_label = form, form.m, feed_label
+        self.form, self.m, self.feed_label = rule.form, rule.width, rule.feed_label
 
     def forward_update(self, s: mg.View, pre: Any, target: Any) -> mg.View:
         """Keep both."""
@@ -164,5 +147,5 @@ class Loss(Agent):
         return s.set(e=e + s.t * self.form.second if self.feed_label else e)
 
     def feedback_message(self, s: mg.View) -> Any:
-        """What was said last."""
+        """The message made last."""
         return s.e

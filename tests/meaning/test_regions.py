@@ -140,12 +140,15 @@ class Early(Backprop):
 @pytest.mark.parametrize(
     ("rules", "words"),
     [
-        ({"h3": Backprop(), "hidden*": Backprop(), "*": Backprop()}, ["no node matches 'h3', 'hidden\\*'", "h1->h2"]),
+        (
+            {"h3": Backprop(), "hidden*": Backprop(), "*": Backprop()},
+            ["'h3', 'hidden\\*' matches none of the nodes", "h1->h2"],
+        ),
         ({"*": Backprop(), "h1": Backprop()}, ["'h1'", "earlier patterns", "first match wins"]),
         ({"h*": Backprop(), "x*": Backprop()}, ["no pattern matches node 'y.bias'", "'h\\*', 'x\\*'", 'others: "\\*"']),
         ({"h1": Early(), "*": Backprop()}, ["occur in .'learn'", "'h1': Early", "'forward', 'backward', 'learn'"]),
         ({"h1": Phased(), "*": Backprop()}, ["agree on phases", "'h1': Phased", "'rest'"]),
-        ({"h1": Backprop, "*": Backprop()}, ["'h1'", "not a pattern of names and a protocol"]),
+        ({"h1": Backprop, "*": Backprop()}, ["'h1'", "expected .pattern: Protocol., got"]),
         ({}, ["no rules"]),
         ({"h1": Backprop(wieght=Agent()), "*": Backprop()}, ["unknown kind of node 'wieght'", "'weight'"]),
         ({"x->h1": DirectFeedbackAlignment(), "*": Backprop()}, ["needs a feedback connection", "one of 'h1', 'h2'"]),

@@ -584,7 +584,10 @@ def test_a_surrogate_teaches_units_without_derivative(rule):
         (lambda: KolenPollack(scaling="code"), "scaling='code' would decay B twice as fast as W"),
         (lambda: NoisyUpdates(0.1), "takes an mg.SGD or mg.Adam"),
         (lambda: NoisyUpdates(mg.SGD(0.1), -1.0), "sigma=-1.0 must not be negative"),
-        (lambda: SignSymmetry(magnitudes="random"), "magnitudes='random': allowed are uniform, fixed"),
+        (
+            lambda: SignSymmetry(magnitudes="random"),
+            "SignSymmetry: magnitudes='random' must be one of 'uniform', 'fixed'",
+        ),
     ],
 )
 def test_mistakes_are_named(make, text):

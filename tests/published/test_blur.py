@@ -82,7 +82,7 @@ class Case:
             options["feedback"] = lambda s, z, t: softmax(s, z) - (t + 1.0) / 2.0
         rule = BLUR.published(**options, input_backward=True)
         if act == "sigmoid_with_grad_linear_last":
-            rule.agents["output"] = PlainOutput(rule.agents["output"].o, rule.layers)
+            rule.agents["output"] = PlainOutput(rule)
         return rule
 
     def genome(self, layer=None):
@@ -190,7 +190,7 @@ class PlainOutput(Output):
     """Applies its function to every state where hidden units apply its derivative to the second."""
 
     def activated(self, s):
-        return s.apply(s.z)
+        return s.activate(s.z)
 
 
 MATRICES = ("nu", "mu", "nu_tilde", "mu_tilde")

@@ -377,7 +377,9 @@ def test_defaults_learn_digits():
 
 
 def test_what_is_refused():
-    with pytest.raises(mg.ProtocolError, match="feedback='fixed'; allowed are random, symmetric, detached"):
+    with pytest.raises(
+        mg.ProtocolError, match="Plasticity: feedback='fixed' must be one of 'random', 'symmetric', 'detached'"
+    ):
         Plasticity(feedback="fixed")
     with pytest.raises(mg.ProtocolError, match="hebb=0.1 is neither one of its arguments"):
         Plasticity(hebb=0.1)
