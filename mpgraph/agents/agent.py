@@ -151,13 +151,21 @@ class View(ABC):
     def apply(self, z: Any) -> Any:
         """The function of this node's kind (an activation)."""
 
-    @abstractmethod
-    def vjp(self, e: Any, z: Any, *, out: Any, instead: str | None = None) -> Any:
+    def vjp(self, e: Any, z: Any, *, out: Any = None, instead: str | None = None) -> Any:
         """Carry ``e`` back through the node's function: its transposed derivative at ``z``, times ``e``.
 
         ``out`` is the function's value there. Where the function has zero derivative everywhere, ``instead`` names
         the activation whose derivative stands in (a surrogate); without one the result is zero.
         """
+        if out is None:
+            raise ProtocolError(
+                f"node {self.node.name!r}: s.vjp(e, z) also needs out=, the function's value at z: "
+                "s.vjp(post, s.z, out=s.y)"
+            )
+        return self._vjp(e, z, out=out, instead=instead)
+
+    @abstractmethod
+    def _vjp(self, e: Any, z: Any, *, out: Any, instead: str | None) -> Any: ...
 
     @abstractmethod
     def statistics(self, z: Any) -> tuple[Any, ...]:

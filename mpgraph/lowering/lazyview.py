@@ -207,7 +207,7 @@ class LazyView(View):
         parts = recorder.opaque(call, [recorder.coerce(z)], [(BATCH, *self.node.axes)], kind.inline)
         return tuple(self._trace.leaf(part, self.node.kept) for part in parts)
 
-    def vjp(self, e: Any, z: Any, *, out: Any, instead: str | None = None) -> Any:  # noqa: D102
+    def _vjp(self, e: Any, z: Any, *, out: Any, instead: str | None) -> Any:
         kind = self._function()
         e = self._trace.recorder.coerce(e)
         if isinstance(kind, Operation):
