@@ -73,18 +73,15 @@ def test_no_tensor_of_a_state_shares_memory(rule, network):
     program = mg.compile(network, rule(), dtype=torch.float64)
     x, y = batch(network, 3)
     before = program.init(batch_size=3)
-    record = {n: ["y"] for n in network.units if "y" in program.graph.channels[n]}
-    for asked in (None, record):
-        after, out = program.step(before, x, y, record=asked)
-        fed = [*(x.values() if isinstance(x, dict) else [x]), y]
-        predictions = out.prediction.values() if isinstance(out.prediction, dict) else [out.prediction]
-        recorded = [t for channels in out.recorded.values() for t in channels.values()]
-        others = [*fed, *predictions, *out.losses.values(), *recorded, *program.protocol.state_dict().values()]
-        old = {(n, c): t for n, k in before.items() for c, t in k.items()}
-        new = {(n, c): t for n, k in after.items() for c, t in k.items()}
-        for key, tensor in new.items():
-            rest = [t for other, t in new.items() if other != key] + [t for other, t in old.items() if other != key]
-            assert _memory(tensor).isdisjoint(set().union(*map(_memory, [*rest, *others]))), key
+    after, out = program.step(before, x, y)
+    fed = [*(x.values() if isinstance(x, dict) else [x]), y]
+    predictions = out.prediction.values() if isinstance(out.prediction, dict) else [out.prediction]
+    others = [*fed, *predictions, *out.losses.values(), *program.protocol.state_dict().values()]
+    old = {(n, c): t for n, k in before.items() for c, t in k.items()}
+    new = {(n, c): t for n, k in after.items() for c, t in k.items()}
+    for key, tensor in new.items():
+        rest = [t for both in (old, new) for other, t in both.items() if other != key]
+        assert _memory(tensor).isdisjoint(set().union(*map(_memory, [*rest, *others]))), key
 
 
 def _memory(tensor):
