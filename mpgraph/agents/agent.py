@@ -279,13 +279,21 @@ class View(ABC):
             return self.statistics(z)
         return tuple(torch.stack(parts) for parts in zip(*(self.statistics(one) for one in z), strict=True))
 
-    @abstractmethod
-    def vjp(self, e: Any, z: Any, *, out: Any) -> Any:
+    def vjp(self, e: Any, z: Any, *, out: Any = None) -> Any:
         """Carry ``e`` back through the node's function: its transposed derivative at ``z``, times ``e``.
 
         ``out`` is the function's value there. Where the function has zero derivative everywhere, the derivative of the
         rule's ``surrogate`` stands in; without one the result is zero.
         """
+        if out is None:
+            raise ProtocolError(
+                f"node {self.node.name!r}: s.vjp(e, z) also needs out=, the function's value at z: "
+                "s.vjp(post, s.z, out=s.y)"
+            )
+        return self._vjp(e, z, out)
+
+    @abstractmethod
+    def _vjp(self, e: Any, z: Any, out: Any) -> Any: ...
 
     @abstractmethod
     def statistics(self, z: Any) -> tuple[Any, ...]:

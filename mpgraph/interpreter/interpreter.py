@@ -384,7 +384,7 @@ class ScalarView(View):
         kept = [i for i, axis in enumerate(self.node.axes) if axis in self.node.kept]
         return self._ask((z,), Measured(kind.statistics, self.node.shape, kept))
 
-    def vjp(self, e: Any, z: Any, *, out: Any) -> Any:  # noqa: D102
+    def _vjp(self, e: Any, z: Any, out: Any) -> Any:
         kind = self.node.function
         assert isinstance(kind, Activation)
         if isinstance(kind, Operation):

@@ -184,7 +184,7 @@ class LazyView(View):
         parts = opaque(self._emitter, call, [coerce(self._emitter, z)], [(BATCH, *self.node.axes)], kind.inline)
         return tuple(self._context.leaf(part, self.node.kept) for part in parts)
 
-    def vjp(self, e: Any, z: Any, *, out: Any) -> Any:  # noqa: D102
+    def _vjp(self, e: Any, z: Any, out: Any) -> Any:
         kind = self._function()
         e = coerce(self._emitter, e)
         if isinstance(kind, Operation):

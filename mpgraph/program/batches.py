@@ -37,7 +37,8 @@ class Batches:
 
     def __init__(self, graph: AgentGraph, device: torch.device, dtype: torch.dtype, values: str) -> None:
         network = graph.network
-        self.device, self.dtype, self.values, self.losses = device, dtype, values, tuple(network.losses.values())
+        self.device, self.dtype, self.losses = device, dtype, tuple(network.losses.values())
+        self.values = "none" if device.type == "meta" else values  # which has shapes, but no values
         self.inputs = tuple(network.inputs)
         self.targets = tuple(dict.fromkeys(node.pre for node in network.losses.values()))
         self.names = (*self.inputs, *(f"{name}.target" for name in self.targets))

@@ -312,6 +312,11 @@ def no_state(state: Any, name: str, channel: str) -> NoReturn:
         )
     if not isinstance(state, Mapping):
         raise StateError(f"expected a state, as from program.init or program.step, got {_kind(state)}")
+    channels = state.get(name)
+    if isinstance(channels, Mapping) and channel in channels:
+        raise StateError(
+            f"state[{name!r}][{channel!r}] is {_kind(channels[channel])}, not a tensor; use torch.as_tensor"
+        )
     raise StateError(f"the state has no tensor {channel!r} at node {name!r}; was it made by this program's init?")
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 import mpgraph as mg
 from mpgraph.architectures import mlp
 from mpgraph.protocols import VSML, Alignment, Backprop, FeedbackAlignment, Plasticity, WeightMirror
+from mpgraph.protocols.backprop import Weight as PlainWeight
 
 
 def make(rule=None, dtype=torch.float64, activation="tanh"):
@@ -495,3 +496,48 @@ def test_other_parameters_for_one_call(name):
     assert before.keys() == after.keys()
     assert all(before[key] is after[key] for key in before)
     assert distance(program.step(state, x, y)[0], expected) == 0.0
+
+
+class Sharing(PlainWeight):
+    """Writes one value to several channels, its input, a parameter, another channel, and a part of a tensor."""
+
+    one, two, three, before = mg.carry(per="use"), mg.carry(per="use"), mg.carry(per="use"), mg.slow(init=1.0)
+    part, number = mg.carry(end="pre"), mg.slow("k")
+
+    def __init__(self):
+        super().__init__()
+        self.k = 2
+        self.own = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+
+    def learn_update(self, s):
+        e = s.e * s.x
+        return s.set(one=e, two=e, three=e, before=s.w, part=s.x, number=self.own)
+
+
+def test_channels_that_are_written_alike_do_not_share_memory():
+    program = mg.compile(mlp([5, 4, 3], "identity"), mg.Protocol(weight=Sharing()), dtype=torch.float64)
+    x, y = data()
+    before = program.init(batch_size=7)
+    for record in (None, {"x->h1": ["one", "w", "before", "number"], "y": ["y", "e"]}):
+        with torch.no_grad():
+            state, out = program.step(before, x, y, record=record)
+        assert torch.equal(state["x->h1"]["one"], state["x->h1"]["two"])
+        assert torch.equal(state["x->h1"]["before"], before["x->h1"]["w"])
+        assert torch.equal(state["x->h1"]["part"], x)
+        wanted = copy.deepcopy((before, x, out, dict(program.state_dict())))
+        for name, channels in state.items():
+            for channel, tensor in channels.items():
+                after = {n: {c: t.clone() for c, t in k.items()} for n, k in state.items()}
+                kept = tensor is before[name].get(channel)
+                with torch.no_grad():
+                    tensor.add_(1)
+                for n, k in after.items():
+                    for c, t in k.items():
+                        assert torch.equal(state[n][c], t) == ((n, c) != (name, channel)), (name, channel, n, c)
+                if kept:  # left alone by the step: the very tensor that was passed in
+                    tensor.copy_(after[name][channel])
+        assert distance(before, wanted[0]) == 0.0
+        assert torch.equal(x, wanted[1])
+        assert torch.equal(out.prediction, wanted[2].prediction)
+        assert all(torch.equal(t, wanted[2].recorded[n][c]) for n, k in out.recorded.items() for c, t in k.items())
+        assert all(torch.equal(t, wanted[3][n]) for n, t in program.state_dict().items())

@@ -68,6 +68,26 @@ def test_pure_seeded_and_mappable(rule, network):
         assert distance(state, {n: {c: t[i] for c, t in k.items()} for n, k in mapped.items()}) < 1e-10
 
 
+@pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")
+def test_no_tensor_of_a_state_shares_memory(rule, network):
+    program = mg.compile(network, rule(), dtype=torch.float64)
+    x, y = batch(network, 3)
+    before = program.init(batch_size=3)
+    after, out = program.step(before, x, y)
+    fed = [*(x.values() if isinstance(x, dict) else [x]), y]
+    predictions = out.prediction.values() if isinstance(out.prediction, dict) else [out.prediction]
+    others = [*fed, *predictions, *out.losses.values(), *program.protocol.state_dict().values()]
+    old = {(n, c): t for n, k in before.items() for c, t in k.items()}
+    new = {(n, c): t for n, k in after.items() for c, t in k.items()}
+    for key, tensor in new.items():
+        rest = [t for both in (old, new) for other, t in both.items() if other != key]
+        assert _memory(tensor).isdisjoint(set().union(*map(_memory, [*rest, *others]))), key
+
+
+def _memory(tensor):
+    return {tensor.untyped_storage().data_ptr()} if tensor.numel() else set()
+
+
 def test_usable_by_its_defaults_and_carries_its_source(name, rule):
     protocol = rule()
     assert mg.make_protocol(name).name == protocol.name

@@ -215,3 +215,85 @@ def test_training_a_rule_that_remembers_examples_keeps_batches_whole():
     state, _, _ = train(plain, data, epochs=1, batch=4)
     assert int(state["program"]["step"]) == 3
     assert plain.slots(state) is None
+
+
+class Leaky(mg.UnitAgent):
+    """Half of what it was for the last example in its slot, and what it receives."""
+
+    level = carry(init=0.25)
+
+    def forward_update(self, s, pre):
+        return s.set(z=pre, level=(y := 0.5 * s.level + pre), y=y)
+
+
+class Learner(mg.UnitAgent):
+    level = carry(init=0.25, learned=True)
+    forward_update = Leaky.forward_update
+
+
+def leaky(unit):
+    network = mg.Network()
+    network.input("x", 3), network.unit("y", 2, "identity", bias=False), network.connect("x", "y")
+    network.loss("y", "l2")
+    return mg.compile(network, Protocol(weight=PlainWeight(), unit=unit), dtype=torch.float64)
+
+
+def test_predictions_start_from_fresh_memories():
+    program = leaky(Leaky())
+    x, t = torch.randn(4, 3, dtype=torch.float64), torch.zeros(4, 2, dtype=torch.float64)
+    state, _ = program.step(program.init(batch_size=4), x, t)
+    z = x @ state["y"]["level"].new_tensor(state["x->y"]["w"].tolist()).T
+    fresh = program.predict(state, x)
+    torch.testing.assert_close(fresh, 0.125 + z)
+    torch.testing.assert_close(program.predict(state, x[:3]), fresh[:3])  # at any size
+    torch.testing.assert_close(program.predict(state, x.flip(0)), fresh.flip(0))  # whatever slot
+    torch.testing.assert_close(program.predict(state, x, memories="state"), 0.5 * state["y"]["level"] + z)
+    with pytest.raises(mg.StateError, match=r"each of 4 examples, but the batch has 3"):
+        program.predict(state, x[:3], memories="state")
+    with pytest.raises(mg.InputError, match="unknown memories 'stale': allowed are fresh, state"):
+        program.predict(state, x, memories="stale")
+    states = mg.stack([state, program.init(1, batch_size=4)])
+    many = torch.func.vmap(program.predict, (0, None))(states, x)
+    torch.testing.assert_close(many[0], fresh)
+    torch.compiler.reset()
+    compiled = torch.compile(program.predict, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(state, x), fresh)
+
+
+def test_predictions_start_from_what_was_learned_in_memories():
+    program = leaky(Learner())
+    x, t = torch.randn(4, 3, dtype=torch.float64), torch.zeros(4, 2, dtype=torch.float64)
+    state, _ = program.step(program.init(batch_size=4), x, t)
+    wanted = 0.5 * state["y"]["level"] + x @ state["x->y"]["w"].T
+    torch.testing.assert_close(program.predict(state, x), wanted)
+    torch.testing.assert_close(program.predict(state, x, memories="state"), wanted)
+    with pytest.raises(mg.StateError, match=r"each of 4 examples, but the batch has 3"):
+        program.predict(state, x[:3])
+
+
+class Target(mg.UnitAgent):
+    def again_update(self, s, post):
+        return s.set(y=s.y + post)
+
+
+class Nudge(mg.LossAgent):
+    def again_message(self, s):
+        return s.e + s.t
+
+
+def test_predictions_that_need_a_target_name_pass_and_loss():
+    class Nudged(Protocol):
+        passes = ("forward", "backward", "learn")
+        predict_passes = ("forward", "backward")
+
+    class Again(Protocol):
+        passes = ("forward", "backward", "again")
+        predict_passes = ("forward", "again")
+
+    words = r"predict_passes=.*in pass '{0}', 'y' receives .* from 'loss', which needs the target.*Leave '{0}' out"
+    with pytest.raises(mg.ProtocolError, match=words.format("backward")):
+        mg.compile(GRAPHS["step"](), Nudged(weight=PlainWeight()))
+    network = mg.Network()
+    network.input("x", 3), network.unit("y", 2), network.connect("x", "y"), network.loss("y", "l2")
+    with pytest.raises(mg.ProtocolError, match=words.format("again")):
+        mg.compile(network, Again(weight=PlainWeight(), unit=Target(), loss=Nudge()))

@@ -1,0 +1,220 @@
+"""Programs under torch's ambient modes: autocast, default devices; in other processes; moved."""
+
+import copy
+import io
+import multiprocessing
+import pickle
+
+import networkx
+import pytest
+import torch
+from reference import distance
+
+import mpgraph as mg
+from mpgraph import data
+from mpgraph.architectures import convnet, mlp
+from mpgraph.experiments import train
+from mpgraph.protocols import MPLP, VSML, Backprop, FeedbackAlignment, WeightMirror
+from mpgraph.protocols.backprop import Weight
+
+pytestmark = pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")
+
+
+def problem(name, **options):
+    torch.manual_seed(0)
+    program = mg.compile(mlp([5, 4, 3]), mg.make_protocol(name), **options)
+    generator = torch.Generator("cpu").manual_seed(1)
+    x = torch.randn(4, 5, generator=generator, device="cpu", dtype=program.dtype)
+    return program, x, torch.tensor([0, 1, 2, 0], device="cpu")
+
+
+def same(one, two):
+    return {n: set(c) for n, c in one.items()} == {n: set(c) for n, c in two.items()} and all(
+        t.dtype == two[n][c].dtype and torch.equal(t, two[n][c]) for n, k in one.items() for c, t in k.items()
+    )
+
+
+# -- autocast -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", mg.list_protocols())
+def test_autocast_changes_nothing(name):
+    program, x, y = problem(name)
+    state = program.init(batch_size=4)
+    after, out = program.step(state, x, y)
+    prediction = program.predict(after, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.mm(x, x.t()).dtype == torch.bfloat16  # the mode does work here
+        inside, _, _ = problem(name)
+        for made in (program, inside):
+            assert same(made.init(batch_size=4), state)
+            mixed, found = made.step(state, x, y)
+            assert same(mixed, after)
+            assert torch.equal(found.prediction, out.prediction)
+            assert torch.equal(found.loss, out.loss)
+            assert torch.equal(made.predict(after, x), prediction)
+
+
+def test_autocast_changes_nothing_under_transforms():
+    torch.compiler.reset()
+    program, x, y = problem("backprop")
+    states = program.init(range(2))
+    wanted = torch.func.vmap(lambda s: program.step(s, x, y)[0])(states)
+    compiled = torch.compile(program.step, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert same(torch.func.vmap(lambda s: program.step(s, x, y)[0])(states), wanted)
+        fast, _ = compiled(program.init(), x, y)
+    assert all(t.dtype in (torch.float32, torch.int64) for k in fast.values() for t in k.values())
+    assert distance(fast, program.step(program.init(), x, y)[0]) < 1e-6
+
+
+# -- default devices: "meta" stands in for an accelerator ---------------------------------------------------
+
+
+@pytest.mark.parametrize("name", mg.list_protocols())
+def test_a_default_device_changes_nothing_on_the_cpu(name, tmp_path):
+    program, x, y = problem(name)
+    state = program.init(3, batch_size=4)
+    noise, (after, _) = program.noise(state, 4), program.step(state, x, y)
+    text = program.explain(4)
+    with torch.device("meta"):
+        inside, _, _ = problem(name, device="cpu")
+        for made in (program, inside):
+            assert same(made.init(3, batch_size=4), state)
+            assert same(made.step(state, x, y)[0], after)
+            assert made.noise(state, 4).keys() == noise.keys()
+            assert all(torch.equal(t, noise[n]) for n, t in made.noise(state, 4).items())
+            made.save(after, tmp_path / "state")
+            assert same(made.load(tmp_path / "state"), after)
+            assert torch.equal(made.predict(after, x), program.predict(after, x))
+            assert made.explain(4) == text
+        inside.protocol.save(tmp_path / "rule")
+        again = mg.compile(mlp([5, 4, 3]), mg.load_protocol(tmp_path / "rule"), device="cpu")
+        assert same(again.step(state, x, y)[0], after)
+
+
+@pytest.mark.parametrize("name", mg.list_protocols())
+def test_a_default_device_is_where_programs_are_made(name):
+    program, x, y = problem(name, device="cpu")
+    noise = {n: t.to("meta") for n, t in program.noise(program.init(batch_size=4), 4).items()}
+    with torch.device("meta"):
+        program, _, _ = problem(name)
+        state, out = program.step(program.init(batch_size=4), x.to("meta"), y.to("meta"), noise=noise)
+    assert {t.device.type for k in state.values() for t in k.values()} == {"meta"}
+    assert out.prediction.shape == (4, 3)
+
+
+def test_a_default_device_leaves_data_networks_and_training_alone():
+    digits = data.load("digits").flat()
+    rule = Backprop(lr=mg.learnable(0.1))
+    plain = train(mg.compile(mlp([64, 8, 10]), rule), digits, epochs=1)
+    with torch.device("meta"):
+        inside = data.load("digits").flat()
+        assert torch.equal(inside.train_x, digits.train_x)
+        under = train(mg.compile(mlp([64, 8, 10]), Backprop(lr=mg.learnable(0.1)), device="cpu"), inside, epochs=1)
+        assert mg.compile(convnet(), Backprop(), device="cpu").init()
+        graph = networkx.DiGraph([(0, 2), (1, 2), (2, 3)])
+        neurons = mg.Network.from_networkx(graph)
+        neurons.loss("y", "l2")
+        assert mg.compile(neurons, FeedbackAlignment(), device="cpu").init()
+        module = torch.nn.Sequential(torch.nn.Linear(3, 2, device="cpu"), torch.nn.Tanh())
+        assert mg.compile(mg.Network.from_torch(module, 3, loss="l2"), Backprop(), device="cpu").init()
+        sparse = mg.Network()
+        sparse.input("x", 3), sparse.unit("y", 2), sparse.loss("y", "l2")
+        sparse.connect("x", "y", mg.Sparse([[0, 1], [0, 1]]))
+        assert mg.compile(sparse, Backprop(), device="cpu").init()
+    assert same(plain[0], under[0])
+    assert plain[1:] == under[1:]
+
+
+# -- copies, pickles, processes -----------------------------------------------------------------------------
+
+
+def stepped(pair):
+    """What another process computes with a program that it was sent."""
+    program, state, x, y = pair
+    return program.step(state, x, y)[0]
+
+
+@pytest.mark.parametrize("rule", [Backprop(lr=mg.learnable(0.2)), WeightMirror(), MPLP(), VSML(4, 4)], ids=repr)
+@pytest.mark.parametrize("way", ["pickle", "torch.save", "deepcopy", "copy"])
+def test_a_program_goes_through_a_pickle(rule, way):
+    program = mg.compile(mlp([5, 4, 3], "step"), rule, dtype=torch.float64, checks="all")
+    _, x, y = problem("backprop", dtype=torch.float64)
+    state = program.init(batch_size=4)
+    with torch.no_grad():
+        for p in program.parameters():
+            p.add_(0.01)  # what was learned since it was compiled
+    if way == "torch.save":
+        file = io.BytesIO()
+        torch.save(program, file)
+        file.seek(0)
+        again = torch.load(file, weights_only=False)
+    else:
+        again = {"pickle": lambda p: pickle.loads(pickle.dumps(p)), "deepcopy": copy.deepcopy, "copy": copy.copy}[way](
+            program
+        )
+    assert same(stepped((again, state, x, y)), stepped((program, state, x, y)))
+    assert again.code == program.code
+    assert (again.dtype, again.device, again.checks) == (program.dtype, program.device, "all")
+    assert again.state_dict().keys() == program.state_dict().keys()
+
+
+class Own(mg.Protocol):
+    """A rule that makes a random agent and does not hold it."""
+
+    def agent(self, node):
+        return Gain() if node.type == "unit" else super().agent(node)
+
+
+class Gain(mg.UnitAgent):
+    def __init__(self):
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.rand(()))
+
+    def forward_update(self, s, pre):
+        return super().forward_update(s, self.gain * pre)
+
+
+def test_agents_that_the_rule_does_not_hold_keep_their_numbers():
+    program = mg.compile(mlp([5, 4, 3]), Own(weight=Weight()))
+    x, y = torch.randn(2, 5), torch.tensor([0, 1])
+    for again in (pickle.loads(pickle.dumps(program)), copy.deepcopy(program)):
+        assert same(again.step(program.init(), x, y)[0], program.step(program.init(), x, y)[0])
+
+
+def test_a_program_goes_to_a_spawned_process():
+    program, x, y = problem("feedback_alignment")
+    state = program.init()
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        (found,) = pool.map(stepped, [(program, state, x, y)])
+    assert same(found, program.step(state, x, y)[0])
+
+
+# -- moves --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "move", [lambda p: p.double(), lambda p: p.half(), lambda p: p.to(torch.float64), lambda p: p.to("meta"),
+             lambda p: p.bfloat16(), lambda p: p.to_empty(device="meta"), lambda p: torch.nn.Sequential(p).double()]
+)  # fmt: skip
+@pytest.mark.parametrize("rule", [Backprop, lambda: Backprop(lr=mg.learnable(0.1))])
+def test_moves_are_refused_with_the_way_to_go(move, rule):
+    program, x, y = mg.compile(mlp([5, 4, 3]), rule()), torch.randn(2, 5), torch.tensor([0, 1])
+    with pytest.raises(mg.ProtocolError, match=r"compile again, mg.compile\(network, protocol, (dtype|device)="):
+        move(program)
+    assert program.step(program.init(), x, y)
+
+
+def test_moves_to_where_it_is_and_modes_change_nothing():
+    program, x, y = problem("backprop")
+    wanted = program.step(program.init(), x, y)[0]
+    for same_program in (
+        program.to("cpu"), program.float(), program.cpu(), program.to(torch.float32), program.eval(), program.train(),
+        program.requires_grad_(False),
+    ):  # fmt: skip
+        assert same_program is program
+        assert same(program.step(program.init(), x, y)[0], wanted)
+    if not torch.cuda.is_available():
+        with pytest.raises(mg.ProtocolError, match="cannot be moved"):
+            program.cuda()
