@@ -351,7 +351,8 @@ def _takes_rule(entry: Any) -> bool:
 def learnable(value: Any) -> nn.Parameter:
     """A number or tensor as a meta-parameter: ``Backprop(lr=mg.learnable(0.1))``."""
     place = value.device if isinstance(value, torch.Tensor) else "cpu"
-    return nn.Parameter(torch.as_tensor(value, dtype=torch.get_default_dtype(), device=place))
+    own = torch.as_tensor(value, dtype=torch.get_default_dtype(), device=place).detach().clone()  # the caller keeps his
+    return nn.Parameter(own)
 
 
 def cite(protocol: Protocol | type[Protocol]) -> str:
