@@ -1,5 +1,7 @@
 """What a network is given stays the caller's, and what it computes is a pure function."""
 
+import copy
+import pickle
 import random
 
 import numpy as np
@@ -494,3 +496,18 @@ def test_agents_that_wait_for_each_other_in_one_pass(agents, words):
     with pytest.raises(mg.ProtocolError, match=f"pass 'forward'.*{words}.*in a later pass") as caught:
         mg.compile(network(), Backprop(**agents))
     assert "Remove" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [lambda t: t, lambda t: t.numpy(), torch.nn.Parameter])
+def test_a_learnable_number_is_a_copy(make):
+    given = torch.tensor([0.5, 0.25])
+    parameter = mg.learnable(make(given))
+    with torch.no_grad():
+        given.mul_(2.0)
+    assert parameter.tolist() == [0.5, 0.25]
+
+
+def test_regions_can_be_copied_and_pickled():
+    rule = mg.Regions({"h": Backprop(0.5), "*": Backprop(0.25)})
+    for other in (copy.deepcopy(rule), pickle.loads(pickle.dumps(rule))):
+        assert repr(other) == repr(rule)
