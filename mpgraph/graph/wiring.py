@@ -7,15 +7,15 @@ neighbour has a ``<pass>_message``. All wiring is derived here, once; both execu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
 from mpgraph.agents.agent import Agent
 from mpgraph.agents.channel import AGGREGATIONS, Channel
 from mpgraph.agents.node import AgentNode
-from mpgraph.errors import NetworkError, ProtocolError, unknown
+from mpgraph.errors import ProtocolError, unknown
 from mpgraph.network.activations import Activation
 from mpgraph.network.axes import Axis
+from mpgraph.network.cycles import in_order
 from mpgraph.network.incidence import Incidence
 from mpgraph.network.network import Network
 
@@ -135,14 +135,11 @@ class AgentGraph:
                     raise ProtocolError(self._unfilled(name, target, role))
                 into[target.name][role] = arrows
                 before[target.name] += [arrow.source.name for arrow in arrows]
-        try:
-            order = list(TopologicalSorter(before).static_order())
-        except CycleError as error:
-            cycle = " -> ".join(reversed(error.args[1]))
-            raise NetworkError(
-                f"pass {name!r} has a cycle without a delay: {cycle}. Remove one of these connections: every pass "
-                "needs an order in which each node hears its sources first"
-            ) from None
+        order = in_order(
+            before,
+            f"pass {name!r} has a cycle without a delay",
+            "Remove one of these connections: every pass needs an order in which each node hears its sources first",
+        )
         self.arrows[name] = into
         self.order[name] = [self.nodes[n] for n in order]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from mpgraph.errors import NetworkError
 
+from .cycles import in_order
 from .network import Network
 from .operations import Operation
 
@@ -86,14 +86,12 @@ def check(network: Network) -> None:
     for name in network.outputs:
         if not _reached(network, name):
             raise NetworkError(f"output {name!r} is not reached from any input ({', '.join(network.inputs)})")
-    try:
-        TopologicalSorter(_sources(network, delayed=False)).prepare()
-    except CycleError as error:
-        cycle = " -> ".join(reversed(error.args[1]))
-        raise NetworkError(
-            f"cycle without a delay: {cycle}. A unit cannot wait for itself: remove one of these connections, or give "
-            "it a delay (network.connect(..., delay=1) in a mg.Network(ticks=...))"
-        ) from None
+    in_order(
+        _sources(network, delayed=False),
+        "cycle without a delay",
+        "A unit cannot wait for itself: remove one of these connections, or give it a delay "
+        "(network.connect(..., delay=1) in a mg.Network(ticks=...))",
+    )
 
 
 def _sources(network: Network, delayed: bool) -> dict[str, list[str]]:
