@@ -83,7 +83,7 @@ def raw(network, batch):
     places = {name: torch.arange(network.shape(name)[0]) + start for name, start in starts.items()}
     for name, unit in network.units.items():
         if unit.operands:
-            places[name] = unit.activation.apply(*(places[operand][None] for operand in unit.operands))[0]
+            places[name] = torch.cat([places[operand] for operand in unit.operands])
     ends = [
         (places[wire.pre][wire.connection.edge_index[0]], places[wire.post][wire.connection.edge_index[1]])
         for wire in network.wires.values()

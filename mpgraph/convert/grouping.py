@@ -3,19 +3,20 @@
 Every node is one neuron with a bias (inputs have none), every edge one weight. Attributes of a node:
 
     kind        ``input``, ``unit`` or ``output``; by default ``input`` without incoming edges, ``output`` without
-                outgoing ones, else ``unit``
+                outgoing ones, otherwise ``unit``
     activation  a name, function or kind that acts on single numbers; by default ``tanh``, of outputs ``identity``
     index       place among the inputs or the outputs; by default their order in the graph
     bias        initial value, by default 0
 
-and of an edge: ``weight``, its initial value (of all edges or of none: then the rule draws them), and ``delay`` in
+and of an edge: ``weight``, its initial value (of all edges, or of none for the rule to choose), and ``delay`` in
 ticks, by default 0. Other attributes are ignored.
 
 All inputs are the unit ``x``, all outputs the unit ``y``. A neuron's level is the longest path without delay that
 leads to it from the inputs; the neurons of a level with the same activation are one unit, ``level1`` or, where a level
 has several activations, ``level1.step`` and ``level1.tanh``. Each unit has one sparse connection for each delay: where
-its sources are spread over several units it reads ``level3.sources``, in which they lie side by side. Edges between
-two units that join all their neurons once are a dense connection.
+its sources are spread over several units it reads a bus, the concatenation of levels, ``bus0to3``, that continues an
+earlier bus where one starts near enough. Edges between two units that join all their neurons once are a dense
+connection.
 
 Outputs that feed other neurons, or differ in activation, are grouped like all others, and ``y`` selects them.
 """
@@ -23,22 +24,60 @@ Outputs that feed other neurons, or differ in activation, are grouped like all o
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mpgraph.errors import NetworkError
 from mpgraph.network.connections import Connection, Dense, Sparse
 from mpgraph.network.losses import Loss
 from mpgraph.network.network import Network
+from mpgraph.network.operations import Concat, Operation, Shape
 
-from .gathering import Gather
 from .neurons import INPUT, OUTPUT, Edges, Neurons, check, levels, read_edges, read_neurons
 
-FEW = 4  # units whose neurons are taken from each; of more they are taken from blocks
+
+class Select(Operation):
+    """Some numbers of a unit, in a given order.
+
+    Args:
+        index: which, as integers, each at most once.
+    """
+
+    def __init__(self, index: Sequence[int]) -> None:
+        self.index = torch.as_tensor(index).long()
+
+    def shape(self, *operands: Shape) -> Shape:  # noqa: D102
+        if len(operands) != 1 or len(operands[0]) != 1 or int(self.index.max()) >= operands[0][0]:
+            raise NetworkError(f"select needs one operand with more than {int(self.index.max())} numbers")
+        return (len(self.index),)
+
+    def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
+        return torch.index_select(z[0], 1, self.index.to(z[0].device))
+
+    def vjp(self, e: Tensor, z: Sequence[Tensor], y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+        return (torch.index_add(torch.zeros_like(z[0]), 1, self.index.to(e.device), e),)
+
+    def __repr__(self) -> str:
+        return f"select({len(self.index)})"
+
+
+class Bus(Concat):
+    """Units one after the other, laid out agent by agent as sparse products read and write them.
+
+    The result is ``(batch, agents)`` with strides ``(1, batch)``. A plain concatenation would transpose every operand.
+    """
+
+    def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
+        return torch.cat([operand.t() for operand in z], 0).t()
+
+    @property
+    def name(self) -> str:  # noqa: D102
+        return "concat"
 
 
 def from_networkx(graph: Any, *, loss: str | Loss | None = None, ticks: int = 1) -> Network:
@@ -53,10 +92,34 @@ def from_networkx(graph: Any, *, loss: str | Loss | None = None, ticks: int = 1)
         NetworkError: naming the neurons or edges: for unknown or missing attributes, no inputs or outputs, edges into
             an input, neurons that nothing reaches, a delay that is too long, or a cycle without delay.
     """
-    if not graph.is_directed():
-        raise NetworkError("the graph is undirected: give edges a direction, for example with nx.DiGraph(edges)")
+    _directed(graph)
     edges = read_edges(graph)
     return group(read_neurons(graph, edges), edges, loss=loss, ticks=ticks)
+
+
+def _directed(graph: Any) -> None:
+    """Refuse what is not a directed graph, with the call that makes one of it."""
+    import networkx
+
+    if not isinstance(graph, networkx.Graph):
+        calls = {
+            "list": "nx.DiGraph(edges)",
+            "ndarray": "nx.from_numpy_array(matrix, create_using=nx.DiGraph)",
+            "Tensor": "nx.from_numpy_array(matrix.numpy(), create_using=nx.DiGraph)",
+            "scipy": "nx.from_scipy_sparse_array(matrix, create_using=nx.DiGraph)",
+        }
+        given = graph if isinstance(graph, type) else type(graph)
+        kind = "scipy" if given.__module__.startswith("scipy.sparse") else given.__name__
+        received = f"the class {given.__name__}" if given is graph else f"an object of class {given.__name__}"
+        raise NetworkError(
+            f"Network.from_networkx takes a networkx.DiGraph or MultiDiGraph, got {received}; make a graph of it, for "
+            f"example {calls.get(kind, calls['list'])}"
+        )
+    if not graph.is_directed():
+        raise NetworkError(
+            "the graph is undirected: give edges a direction, for example with nx.DiGraph(edges), or both with "
+            "graph.to_directed() and a delay for one of the two"
+        )
 
 
 def group(neurons: Neurons, edges: Edges, *, loss: str | Loss | None = None, ticks: int = 1) -> Network:
@@ -85,13 +148,16 @@ class _Inlet:
         unit: number of the unit.
         delay: in ticks.
         rows: which edges, in the order of the table.
-        idle: units that it reads too, though it has no edge from them: so that somebody does.
+        low, high: the first and the last unit that has sources.
+        single: whether it reads that one unit rather than a bus.
     """
 
     unit: int
     delay: int
     rows: np.ndarray
-    idle: list[int] = field(default_factory=list)
+    low: int
+    high: int
+    single: bool
 
 
 class _Grouping:
@@ -124,17 +190,24 @@ class _Grouping:
         self.names: list[str] = []
 
     def build(self, network: Network) -> None:
-        """Add units, concatenations and connections to a network."""
+        """Add units, buses and connections to a network."""
         inlets = self._inlets()
-        idle = self._unread(inlets)
-        if self.direct:  # a unit that leads nowhere is read by the last one, so that it has somebody to hear from
-            next(inlet for inlet in inlets if inlet.unit == len(self.level) - 1).idle = idle
-        self._units(network)
+        dead = self._unread(inlets)
+        if self.direct and dead:  # what y reads includes units that lead nowhere, as every unit needs a reader
+            last = next(inlet for inlet in inlets if inlet.unit == len(self.level) - 1)
+            last.low, last.high, last.single = min(last.low, *dead), max(last.high, *dead), False
+        buses = [(inlet.low, inlet.high) for inlet in inlets if not inlet.single]
+        chosen = self.number[self._outputs()]
         if not self.direct:
-            chosen = self.number[self._outputs()]
-            name, found = self._sources(network, "y.sources", chosen, idle)
-            network.operation("y", Gather(np.searchsorted(found, chosen)), name)
-        wires = [self._connect(network, inlet) for inlet in inlets]
+            ends = [*self.unit_of[chosen], *dead]
+            selected = (int(min(ends)), int(max(ends)))
+            buses += [selected] if selected[0] < selected[1] else []
+        self._units(network)
+        bus = self._buses(network, buses)
+        if not self.direct:
+            name, start = bus[selected] if selected[0] < selected[1] else self._unit(selected[0])
+            network.operation("y", Select(chosen - start), name)
+        wires = [self._connect(network, inlet, bus) for inlet in inlets]
         network.edges = EdgeTable(self, inlets, wires, network)
 
     def _outputs(self) -> np.ndarray:
@@ -148,15 +221,24 @@ class _Grouping:
         cuts = np.flatnonzero(np.diff(which[rows])) + 1
         found = []
         for part in np.split(rows, cuts):
+            sources = self.unit_of[self.pre[part]]
+            low, high = int(sources.min()), int(sources.max())
             first = part[0]
-            found.append(_Inlet(int(unit[first]), int(self.delay[first]), part))
+            found.append(_Inlet(int(unit[first]), int(self.delay[first]), part, low, high, low == high))
         return found
 
     def _unread(self, inlets: Sequence[_Inlet]) -> list[int]:
-        """Units of which no neuron has an edge to another one."""
-        read = np.zeros(len(self.level), bool)
-        read[self.unit_of[self.pre]] = True
+        """Units that no connection reads."""
+        covered = np.zeros(len(self.level) + 1, np.int64)
+        for inlet in inlets:
+            covered[inlet.low] += 1
+            covered[inlet.high + 1] -= 1
+        read = np.cumsum(covered) > 0
         return [unit for unit in range(len(self.level) - self.direct) if not read[unit]]
+
+    def _last(self, unit: int) -> int:
+        """The last unit of the same level."""
+        return int(np.searchsorted(self.level, self.level[unit], "right")) - 1
 
     def _units(self, network: Network) -> None:
         kinds, bias = self.neurons.kinds, self.neurons.bias
@@ -176,76 +258,41 @@ class _Grouping:
             given = True if bias is None else torch.from_numpy(bias[members])
             self.names.append(network.unit(name, len(members), kind, bias=given))
 
-    def _sources(
-        self, network: Network, name: str, neurons: np.ndarray, idle: Sequence[int] = ()
-    ) -> tuple[str, np.ndarray]:
-        """A node that holds some neurons side by side, and which these are; no copy where they are of one unit.
+    def _unit(self, unit: int) -> tuple[str, int]:
+        return self.names[unit], int(self.starts[unit])
 
-        Neurons of many units are taken from blocks, concatenations of 2, 4, 8, ... units that all readers share: so
-        each reader has few operands, and all together hold no more numbers than there are edges.
+    def _buses(self, network: Network, wanted: Sequence[tuple[int, int]]) -> dict[tuple[int, int], tuple[str, int]]:
+        """For each range of units that is read a concatenation that covers it: its name and first neuron.
 
-        Args:
-            network: gets the node, and blocks.
-            name: of the node.
-            neurons: by number, in any order.
-            idle: units of which nothing is taken.
+        A bus may start before the range, up to twice its size, so that it can be an earlier one continued.
         """
-        units = np.unique(self.unit_of[neurons])
-        idle = [unit for unit in idle if unit not in units]
-        if len(units) == 1 and not idle:
-            return self.names[units[0]], np.arange(*self.starts[units[0] : units[0] + 2])
-        found = np.unique(neurons)
-        blocks = [(int(unit), 1) for unit in units] if len(units) <= FEW else _blocks(int(units[0]), int(units[-1]) + 1)
-        names, index = [], []
-        for first, count in blocks:
-            start, end = self.starts[first], self.starts[first + count]
-            chosen = found[slice(*np.searchsorted(found, (start, end)))] - start
-            if len(chosen):
-                names.append(self._block(network, first, count))
-                index.append(None if len(chosen) == end - start else chosen)
-        names += [self.names[unit] for unit in idle]
-        return network.operation(name, Gather(*index, *([()] * len(idle))), *names), found
+        found: dict[tuple[int, int], tuple[str, int]] = {}
+        made: list[tuple[int, int, str]] = []  # first and last unit
+        for low, high in sorted(set(wanted), key=lambda ends: ends[::-1]):
+            end, first = self._last(high), int(np.searchsorted(self.level, self.level[low]))
+            earliest = 2 * self.starts[first] - self.starts[end + 1]
+            near = [bus for bus in made if bus[0] <= first and self.starts[bus[0]] >= earliest]
+            start, done, before = max(near, key=lambda bus: bus[1], default=(first, first, self.names[first]))
+            if done < end:
+                name = f"bus{self.level[start]}to{self.level[end]}"
+                before = network.operation(name, Bus(), before, *self.names[done + 1 : end + 1])
+                made.append((start, end, before))
+            found[low, high] = (before, int(self.starts[start]))
+        return found
 
-    def _block(self, network: Network, first: int, count: int) -> str:
-        """The concatenation of some units, made of those of its two halves."""
-        if count == 1:
-            return self.names[first]
-        name = f"units{first}to{first + count - 1}"
-        if name not in network.units:
-            halves = [self._block(network, start, count // 2) for start in (first, first + count // 2)]
-            network.operation(name, Gather(None, None), *halves)
-        return name
-
-    def _connect(self, network: Network, inlet: _Inlet) -> tuple[str, int]:
+    def _connect(self, network: Network, inlet: _Inlet, bus: dict[tuple[int, int], tuple[str, int]]) -> tuple[str, int]:
         """Add one connection; returns its name and, if it is dense, the number of its sources, else 0."""
-        unit, sources = self.names[inlet.unit], self.pre[inlet.rows]
-        name = f"{unit}.sources{inlet.delay or ''}"
-        source, found = self._sources(network, name, sources, inlet.idle)
-        post, pre = self.post[inlet.rows] - self.starts[inlet.unit], np.searchsorted(found, sources)
-        sizes = network.shape(source)[0], network.shape(unit)[0]
-        complete = len(pre) == sizes[0] * sizes[1] and bool((np.diff(self.pairs[inlet.rows]) != 0).all())
-        dense = complete and source in self.names
+        source, start = self._unit(inlet.low) if inlet.single else bus[inlet.low, inlet.high]
+        post = self.post[inlet.rows] - self.starts[inlet.unit]
+        pre = self.pre[inlet.rows] - start
+        sizes = network.shape(source)[0], network.shape(self.names[inlet.unit])[0]
+        dense = inlet.single and len(pre) == sizes[0] * sizes[1] and bool((np.diff(self.pairs[inlet.rows]) != 0).all())
         connection: Connection = Dense() if dense else Sparse(torch.from_numpy(np.stack([pre, post])))
         weight = None if self.weight is None else torch.from_numpy(self.weight[inlet.rows])
         if weight is not None and dense:
             weight = weight.reshape(sizes[1], sizes[0])
-        wire = network.connect(source, unit, connection, weight=weight, delay=inlet.delay)
-        return wire, sizes[0] if dense else 0
-
-
-def _blocks(low: int, high: int) -> list[tuple[int, int]]:
-    """Blocks that cover the units from ``low`` to before ``high``: first unit and count, a power of two.
-
-    A block starts at a multiple of its count, so that whoever needs one of about the same units needs the same.
-    """
-    blocks = []
-    while low < high:
-        count = 1 << ((high - low).bit_length() - 1)
-        while low % count:
-            count //= 2
-        blocks.append((low, count))
-        low += count
-    return blocks
+        name = network.connect(source, self.names[inlet.unit], connection, weight=weight, delay=inlet.delay)
+        return name, sizes[0] if dense else 0
 
 
 class EdgeTable:

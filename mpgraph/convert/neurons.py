@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from mpgraph.errors import NetworkError, unknown
 from mpgraph.network.activations import Activation, activation
+from mpgraph.network.cycles import in_order
 from mpgraph.network.operations import Operation
 
 KINDS = ("input", "unit", "output")
 INPUT, UNIT, OUTPUT = range(3)
+SHOWN = 60  # characters of what was received
 
 
 @dataclass
@@ -58,6 +62,10 @@ class Edges:
         key = "" if self.keys is None else f" (key {self.keys[row]!r})"
         return f"{self.names[self.source[row]]!r} -> {self.names[self.target[row]]!r}{key}"
 
+    def called(self, row: int) -> str:
+        """An edge at the beginning of an error."""
+        return f"edge {self.name(row)}"
+
 
 def listed(found: Iterable[int], name: Callable[[int], str], most: int = 8) -> str:
     """The names of what was found, of many the first few and how many there are."""
@@ -72,7 +80,7 @@ def read_edges(graph: Any) -> Edges:
     """The edges of a directed networkx graph.
 
     Raises:
-        NetworkError: for a weight or delay that is no number, or weights of some edges only.
+        NetworkError: for a weight or delay that is not a number, or weights of some edges only.
     """
     if not graph.number_of_edges():
         raise NetworkError("the graph has no edges")
@@ -81,17 +89,29 @@ def read_edges(graph: Any) -> Edges:
     source = np.fromiter((number[u] for u, _ in graph.edges()), np.int64, count)
     target = np.fromiter((number[v] for _, v in graph.edges()), np.int64, count)
     keys = [key for *_, key in graph.edges(keys=True)] if parallel else None
+    data = [attributes for *_, attributes in graph.edges(data=True)]
     edges = Edges(list(graph), source, target, np.zeros(count, np.int64), None, keys)
-    weights = [data.get("weight") for *_, data in graph.edges(data=True)]
-    edges.weight = numbers("weight", weights, lambda i: f"edge {edges.name(i)}")
-    delays = [data.get("delay", 0) for *_, data in graph.edges(data=True)]
-    given = numbers("delay", delays, lambda i: f"edge {edges.name(i)}")
-    assert given is not None
-    edges.delay = given.astype(np.int64)
-    wrong = np.flatnonzero((given < 0) | (given != edges.delay))
-    if len(wrong):
-        raise NetworkError(f"edge {edges.name(wrong[0])}: delay must be a number of ticks, got {delays[wrong[0]]!r}")
+    edges.weight = numbers("weight", [d.get("weight") for d in data], edges.called)
+    edges.delay = delays([d.get("delay") for d in data], edges.called)
     return edges
+
+
+def delays(values: Sequence[Any] | np.ndarray, name: Callable[[int], str]) -> np.ndarray:
+    """Delays as whole numbers of ticks; 0 where none is given.
+
+    Raises:
+        NetworkError: for one that is not a whole number of at least 0.
+    """
+    filled = values if isinstance(values, np.ndarray) else [0 if value is None else value for value in values]
+    given = numbers("delay", filled, name)
+    assert given is not None
+    wrong = np.flatnonzero((given < 0) | (given % 1 != 0) | (given >= 2**31))
+    if len(wrong):
+        first = int(wrong[0])
+        raise NetworkError(
+            f"{name(first)}: delay must be a number of ticks, such as 0 or 1, got {_shown(filled[first])}"
+        )
+    return given.astype(np.int64)
 
 
 def read_neurons(graph: Any, edges: Edges) -> Neurons:
@@ -141,14 +161,14 @@ def neurons(
 
 
 def _kinds(names: Sequence[Hashable], edges: Edges, given: Sequence[Any]) -> np.ndarray:
-    hears = np.bincount(edges.target, minlength=len(names)) > 0
-    speaks = np.bincount(edges.source, minlength=len(names)) > 0
-    kind = np.where(hears, np.where(speaks, UNIT, OUTPUT), INPUT)
+    receives = np.bincount(edges.target, minlength=len(names)) > 0
+    sends = np.bincount(edges.source, minlength=len(names)) > 0
+    kind = np.where(receives, np.where(sends, UNIT, OUTPUT), INPUT)
     for i, value in enumerate(given):
-        if value is None and not hears[i] and not speaks[i]:
+        if value is None and not receives[i] and not sends[i]:
             raise NetworkError(f"neuron {names[i]!r} has no edges; remove it, or give it kind='input'")
         if value is not None:
-            if value not in KINDS:
+            if not isinstance(value, str) or value not in KINDS:
                 raise NetworkError(f"neuron {names[i]!r}: {unknown('kind', value, KINDS)}")
             kind[i] = KINDS.index(value)
     return kind
@@ -158,20 +178,22 @@ def _activations(
     names: Sequence[Hashable], kind: np.ndarray, given: Sequence[Any]
 ) -> tuple[np.ndarray, list[Activation]]:
     """Number of each neuron's activation, and the activations."""
-    members: dict[Any, list[int]] = {}
+    members: dict[Hashable, tuple[Any, list[int]]] = {}
     for i, value in enumerate(given):
         if kind[i] == INPUT:
             if value is not None:
                 raise NetworkError(f"neuron {names[i]!r} is an input and has no activation, got {value!r}")
         else:
             default = "identity" if kind[i] == OUTPUT else "tanh"
-            members.setdefault(default if value is None else value, []).append(i)
-    found = {value: _activation(names[rows[0]], value) for value, rows in members.items()}
+            value = default if value is None else value
+            key = value if isinstance(value, Hashable) else id(value)
+            members.setdefault(key, (value, []))[1].append(i)
+    found = {key: _activation(names[rows[0]], value) for key, (value, rows) in members.items()}
     which = np.zeros(len(names), np.int64)
-    order = sorted(found, key=lambda value: found[value].name)
-    for number, value in enumerate(order):
-        which[members[value]] = number
-    return which, [found[value] for value in order]
+    order = sorted(found, key=lambda key: found[key].name)
+    for number, key in enumerate(order):
+        which[members[key][1]] = number
+    return which, [found[key] for key in order]
 
 
 def _activation(name: Hashable, value: Any) -> Activation:
@@ -205,7 +227,7 @@ def _places(names: Sequence[Hashable], kind: str, members: np.ndarray, index: Se
     return place
 
 
-def numbers(what: str, values: Sequence[Any], name: Callable[[int], str]) -> np.ndarray | None:
+def numbers(what: str, values: Sequence[Any] | np.ndarray, name: Callable[[int], str]) -> np.ndarray | None:
     """An attribute as float64, or ``None`` if nothing was given.
 
     Args:
@@ -216,33 +238,55 @@ def numbers(what: str, values: Sequence[Any], name: Callable[[int], str]) -> np.
     Raises:
         NetworkError: for a value that is not a finite number, or values for some only.
     """
-    missing = sum(value is None for value in values)
-    if missing == len(values):
-        return None
-    if missing:
-        with_one = next(i for i, value in enumerate(values) if value is not None)
-        without = next(i for i, value in enumerate(values) if value is None)
-        raise NetworkError(
-            f"{name(with_one)} has a {what} but {name(without)} has none ({missing} lack it): give one to all or "
-            "to none"
-        )
+    if not isinstance(values, np.ndarray):
+        missing = sum(value is None for value in values)
+        if missing == len(values):
+            return None
+        if missing:
+            with_one = next(i for i, value in enumerate(values) if value is not None)
+            without = next(i for i, value in enumerate(values) if value is None)
+            raise NetworkError(
+                f"{name(with_one)} has a {what} but {name(without)} has none ({missing} lack it): give one to all or "
+                "to none"
+            )
+        if not all(type(value) in (float, int) for value in values):  # the common ones are converted at once
+            return np.array([_number(what, value, name, i) for i, value in enumerate(values)])
     try:
-        array = np.asarray(values)
-    except (TypeError, ValueError):
-        array = np.asarray(None)
-    if array.dtype.kind in "iuf" and array.ndim == 1 and np.isfinite(array).all():
-        return array.astype(np.float64)
-    return np.array([_number(what, value, name, i) for i, value in enumerate(values)])
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        array = np.full(len(values), np.nan)
+    if not np.isfinite(array).all():
+        wrong = next(i for i, value in enumerate(values) if not _finite(value))
+        raise NetworkError(f"{name(wrong)}: {what} must be a finite number, got {_shown(values[wrong])}")
+    return array
 
 
 def _number(what: str, value: Any, name: Callable[[int], str], i: int) -> float:
+    if not _finite(value):
+        raise NetworkError(f"{name(i)}: {what} must be a finite number, got {_shown(value)}")
+    return float(value.detach() if isinstance(value, torch.Tensor) else value)
+
+
+def _finite(value: Any) -> bool:
+    """Whether it is one number: of Python or numpy, or a tensor that holds one."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach()
+    if isinstance(value, (str, bytes, bool, np.bool_)) or getattr(value, "dtype", None) == torch.bool:
+        return False
     try:
-        number = float("nan") if isinstance(value, str) else float(value)
-    except (TypeError, ValueError, RuntimeError):
-        number = float("nan")
-    if not np.isfinite(number):
-        raise NetworkError(f"{name(i)}: {what} must be a finite number, got {value!r}")
-    return number
+        return math.isfinite(float(value))
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return False
+
+
+def _shown(value: Any) -> str:
+    """A value in an error, shortened where it is long."""
+    value = value.item() if isinstance(value, np.generic) else value
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer with more digits than Python prints
+        text = f"an integer of {value.bit_length()} bits"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 # -- checking ---------------------------------------------------------------------------------------------
@@ -263,15 +307,17 @@ def check(neurons: Neurons, edges: Edges, ticks: int) -> None:
     def neuron(i: int) -> str:
         return repr(names[i])
 
-    for role in (INPUT, OUTPUT):
+    for role, where, ends in ((INPUT, "incoming", edges.target), (OUTPUT, "outgoing", edges.source)):
         if not (kind == role).any():
-            where = "incoming" if role == INPUT else "outgoing"
-            raise NetworkError(
-                f"the graph has no {KINDS[role]}: every neuron has {where} edges; mark some with kind={KINDS[role]!r}"
-            )
-    refuse(np.flatnonzero(kind[edges.target] == INPUT), "edges into inputs: {}; an input hears nothing", edges.name)
-    hears = np.bincount(edges.target, minlength=len(names)) > 0
-    refuse(np.flatnonzero(~hears & (kind != INPUT)), "no edge leads to {}; connect it, or make it an input", neuron)
+            without = np.flatnonzero(np.bincount(ends, minlength=len(names)) == 0)
+            why = f"every neuron has {where} edges; mark some with kind={KINDS[role]!r}"
+            if len(without):
+                marked = listed(without, lambda i: f"{names[i]!r} is marked {KINDS[kind[i]]!r}")
+                why = f"of the neurons without {where} edges, {marked}; mark one of them with kind={KINDS[role]!r}"
+            raise NetworkError(f"the graph has no {KINDS[role]}: {why}")
+    refuse(np.flatnonzero(kind[edges.target] == INPUT), "edges into inputs: {}; an input receives nothing", edges.name)
+    receives = np.bincount(edges.target, minlength=len(names)) > 0
+    refuse(np.flatnonzero(~receives & (kind != INPUT)), "no edge leads to {}; connect it, or make it an input", neuron)
     loops = (edges.source == edges.target) & (edges.delay == 0)
     refuse(np.flatnonzero(loops), "edges from a neuron to itself need a delay: {}", edges.name)
     late = np.flatnonzero(edges.delay >= ticks)
@@ -285,8 +331,8 @@ def _reached(neurons: Neurons, edges: Edges) -> np.ndarray:
     front = np.flatnonzero(reached)
     onward = _Onward(edges.source, edges.target, len(reached))
     while len(front):
-        heard = onward(front)
-        front = np.unique(heard[~reached[heard]])
+        next_ = onward(front)
+        front = np.unique(next_[~reached[next_]])
         reached[front] = True
     return reached
 
@@ -321,29 +367,22 @@ def levels(neurons: Neurons, edges: Edges) -> np.ndarray:
     depth = 0
     while len(front) or depth == 1:
         level[front] = depth
-        heard, times = np.unique(onward(front), return_counts=True)
-        waiting[heard] -= times
-        front = heard[waiting[heard] == 0]
+        receivers, times = np.unique(onward(front), return_counts=True)
+        waiting[receivers] -= times
+        front = receivers[waiting[receivers] == 0]
         depth += 1
         if depth == 1:
             front = np.concatenate([front, late])
     if (level < 0).any():
-        cycle = _cycle(level < 0, source, target)
-        path = listed(cycle, lambda i: repr(neurons.names[i])).replace(", ", " -> ")
-        raise NetworkError(
-            f"cycle without a delay: {path}. A neuron cannot wait for itself: remove an edge, or give one a delay "
-            "(with ticks=...)"
+        left = level < 0
+        inside = left[source] & left[target]
+        before: dict[int, list[int]] = {}
+        for one, two in zip(source[inside].tolist(), target[inside].tolist(), strict=True):
+            before.setdefault(two, []).append(one)
+        in_order(
+            before,
+            "cycle without a delay",
+            "A neuron cannot wait for itself: remove an edge, or give one a delay (with ticks=...)",
+            lambda i: repr(neurons.names[i]),
         )
     return level
-
-
-def _cycle(left: np.ndarray, source: np.ndarray, target: np.ndarray) -> list[int]:
-    """Some cycle among neurons each of which waits for another one of them, closed."""
-    before = np.full(len(left), -1)
-    inside = left[source] & left[target]
-    before[target[inside]] = source[inside]
-    path, place = [int(np.flatnonzero(left)[0])], {}
-    while path[-1] not in place:
-        place[path[-1]] = len(path) - 1
-        path.append(int(before[path[-1]]))
-    return path[place[path[-1]] :][::-1]

@@ -1,12 +1,10 @@
-"""Networks as PyTorch Geometric graphs, and back.
+"""Networks as PyTorch Geometric graphs; :mod:`mpgraph.convert.pyg_reading` leads back.
 
 ``to_pyg`` writes a ``HeteroData``: a node type for each input, unit and operation, an edge type ``(pre, connection,
 post)`` for each connection. What agents keep becomes node features (a unit's bias under ``bias``) and edge features
 (``w`` and whatever else the rule keeps), one row for each agent or edge; ``x`` of a node type is all its features side
-by side. What else makes a network (kind, activation, shape, delay, losses, ticks) is stored under its name.
-
-``from_pyg`` reads that back. It also reads graphs that come from elsewhere: a ``HeteroData`` whose node types are
-populations, or a ``Data`` in which every node is one neuron, as in :mod:`mpgraph.convert.grouping`.
+by side. What else makes a network (kind, activation, shape, delay, losses, ticks) is stored under its name. The data
+holds copies: changing it changes neither network nor state.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,20 +20,16 @@ from mpgraph.agents.node import AgentNode
 from mpgraph.errors import NetworkError, StateError
 from mpgraph.network.activations import ACTIVATIONS
 from mpgraph.network.axes import BATCH, Axis
-from mpgraph.network.connections import Connection, Dense, Identity, OneToOne, Sparse
-from mpgraph.network.losses import LOSSES, Loss
+from mpgraph.network.connections import Dense, OneToOne, Sparse
+from mpgraph.network.losses import LOSSES
 from mpgraph.network.network import Network, Unit, Wire
 from mpgraph.network.operations import OPERATIONS, Concat, Flatten, Product, Reshape
 
-from .gathering import Gather
-from .grouping import group
-from .neurons import Edges, numbers
-from .neurons import neurons as read_neurons
+from .grouping import Select
+from .pyg_reading import OPERAND
 
 if TYPE_CHECKING:
     from mpgraph.program.program import Program
-
-OPERAND = "operand"  # the connection of edges into an operation
 
 
 def to_pyg(program: Program, state: Mapping[str, Mapping[str, Tensor]]) -> Any:
@@ -67,43 +60,6 @@ def to_pyg(program: Program, state: Mapping[str, Mapping[str, Tensor]]) -> Any:
     return data
 
 
-def from_pyg(data: Any, *, loss: str | Loss | None = None, ticks: int | None = None) -> Network:
-    """A network from a PyTorch Geometric graph.
-
-    Args:
-        data: what :func:`to_pyg` wrote; or another ``HeteroData``, in which a node type without incoming edges is an
-            input and others are units (``tanh``; without outgoing edges ``identity``) unless ``kind`` and
-            ``activation`` say otherwise, and edge types are sparse connections with weights ``w``; or a ``Data`` of
-            single neurons with ``edge_index`` and optional ``w``, ``delay`` (of edges), ``kind``, ``activation``
-            (lists), ``index`` and ``bias`` (of nodes).
-        loss: on the outputs, if the data has none of its own.
-        ticks: how often the network runs for one example; by default what the data says, else once.
-
-    Raises:
-        NetworkError: for data that describes no network.
-    """
-    ticks = ticks or getattr(data, "ticks", None) or 1
-    if not hasattr(data, "node_types"):
-        return _from_neurons(data, loss, ticks)
-    network = Network(ticks)
-    for name in data.node_types:
-        _read_unit(network, data, name)
-    for kind in data.edge_types:
-        lost = [end for end in (kind[0], kind[2]) if end not in network.units]
-        if lost:
-            raise NetworkError(f"from_pyg: edge type {kind} joins {lost[0]!r}, which is no node type of the data")
-        if data[kind].get("connection") != OPERAND:
-            _read_wire(network, kind, data[kind])
-    losses = data.get("losses") if "losses" in data else None
-    if losses:
-        for name, (pre, drawn) in losses.items():
-            network.loss(pre, drawn, name)
-    elif loss is not None:
-        for name in network.outputs:
-            network.loss(name, loss)
-    return network
-
-
 # -- writing ----------------------------------------------------------------------------------------------
 
 
@@ -130,7 +86,8 @@ def _write_unit(program: Program, state: Mapping[str, Mapping[str, Tensor]], uni
         store.x = torch.cat([value.flatten(1) if value.ndim > 1 else value[:, None] for value in features.values()], 1)
     own = state.get(unit.name)
     if own:
-        store.initial = {name: value for name, value in own.items() if BATCH not in _layout(program, unit.name, name)}
+        fixed = [name for name in own if BATCH not in _layout(program, unit.name, name)]
+        store.initial = {name: own[name].detach().clone() for name in fixed}
 
 
 def _write_wire(program: Program, state: Mapping[str, Mapping[str, Tensor]], wire: Wire, store: Any) -> None:
@@ -139,7 +96,7 @@ def _write_wire(program: Program, state: Mapping[str, Mapping[str, Tensor]], wir
         raise NetworkError(f"to_pyg: {wire.name!r} is {wire.connection}, whose weights belong to no single edges")
     store.connection = wire.connection.name
     if isinstance(wire.connection, Sparse):
-        store.edge_index = wire.connection.edge_index
+        store.edge_index = wire.connection.edge_index.clone()
     elif isinstance(wire.connection, OneToOne):
         store.edge_index = torch.arange(math.prod(post)).expand(2, -1).contiguous()
         store.shared = list(wire.connection.shared)
@@ -185,7 +142,8 @@ def _channels(program: Program, state: Mapping[str, Mapping[str, Tensor]], name:
             for place, axis in enumerate(node.axes):  # along which one value serves several agents
                 tensor = tensor if axis in axes else tensor.unsqueeze(place)
             many = len(node.axes)
-            found[channel] = tensor.expand(*node.shape, *tensor.shape[many:]).flatten(0, many - 1).contiguous()
+            rows = tensor.expand(*node.shape, *tensor.shape[many:]).flatten(0, many - 1)
+            found[channel] = rows.clone(memory_format=torch.contiguous_format)
     return found
 
 
@@ -195,7 +153,7 @@ def _moves(network: Network, unit: Unit) -> list[Tensor]:
     sizes = [math.prod(shape) for shape in shapes]
     if isinstance(unit.activation, Product):
         return [torch.arange(size).expand(2, -1).contiguous() for size in sizes]
-    if not isinstance(unit.activation, (Concat, Flatten, Reshape, Gather)):
+    if not isinstance(unit.activation, (Concat, Flatten, Reshape, Select)):
         return []
     places = torch.arange(sum(sizes)).split(sizes)
     came = unit.activation.apply(*(p.reshape(1, *shape) for p, shape in zip(places, shapes, strict=True))).flatten()
@@ -204,107 +162,3 @@ def _moves(network: Network, unit: Unit) -> list[Tensor]:
         post = ((came >= place[0]) & (came <= place[-1])).nonzero().flatten()
         found.append(torch.stack([came[post] - place[0], post]))
     return found
-
-
-# -- reading ----------------------------------------------------------------------------------------------
-
-
-def _read_unit(network: Network, data: Any, name: str) -> None:
-    store = data[name]
-    hears = any(post == name for _, _, post in data.edge_types)
-    speaks = any(pre == name for pre, _, _ in data.edge_types)
-    kind = store.get("kind") or ("unit" if hears else "input")
-    shape = tuple(store.get("shape") or (store.num_nodes,))
-    if None in shape:
-        raise NetworkError(f"from_pyg: node type {name!r} has no number of nodes; set data[{name!r}].num_nodes")
-    if kind == "input":
-        network.input(name, shape)
-    elif kind == "operation":
-        network.operation(name, store.operation, *store.operands)
-    elif kind in ("unit", "output"):
-        bias, shared = store.get("bias"), store.get("bias_shared")
-        shared = tuple(shared) if shared is not None else ()
-        known = "shape" in store
-        if bias is not None:
-            bias = bias.reshape(shape)
-            for dim in sorted(shared, reverse=True):
-                bias = bias.select(dim, 0)
-        network.unit(
-            name,
-            shape,
-            store.get("activation") or ("tanh" if speaks else "identity"),
-            bias=(not known) if bias is None else bias,
-            bias_shared=shared,
-            values=store.get("initial"),
-        )
-        if store.get("bias_trained") is False and bias is not None:
-            network.units = network.frozen(f"{name}.bias").units
-    else:
-        raise NetworkError(f"from_pyg: node type {name!r} has kind {kind!r}; allowed are input, unit, operation")
-
-
-def _read_wire(network: Network, kind: tuple[str, str, str], store: Any) -> None:
-    pre, _, post = kind
-    connection, weight = _connection(network, kind, store), store.get("w")
-    tied = store.get("tied")
-    shapes = network.shape(pre), network.shape(post)
-    if weight is not None and weight.numel() != store.edge_index.shape[1]:
-        raise NetworkError(f"from_pyg: {kind} has {store.edge_index.shape[1]} edges but {weight.numel()} weights")
-    if weight is not None and not tied:
-        weight = weight.flatten()
-        if isinstance(connection, Dense):
-            place = store.edge_index[1] * math.prod(shapes[0]) + store.edge_index[0]
-            weight = torch.empty_like(weight).index_copy_(0, place, weight).reshape(*shapes[1], *shapes[0])
-        elif isinstance(connection, OneToOne):
-            weight = torch.empty_like(weight).index_copy_(0, store.edge_index[1], weight).reshape(shapes[1])
-            for dim in sorted(connection.shared, reverse=True):
-                weight = weight.select(dim, 0)
-    network.connect(
-        pre,
-        post,
-        connection,
-        weight=None if tied or not connection.weighted else weight,
-        trained=store.get("trained") is not False,
-        delay=int(store.get("delay") or 0),
-        tied=tied,
-        transposed=bool(store.get("transposed")),
-    )
-
-
-def _connection(network: Network, kind: tuple[str, str, str], store: Any) -> Connection:
-    """Dense or one-to-one where the data says so and its edges are still those, else sparse."""
-    if "edge_index" not in store:
-        raise NetworkError(f"from_pyg: edge type {kind} has no edge_index")
-    pre, post = (math.prod(network.shape(end)) for end in (kind[0], kind[2]))
-    edges, said = store.edge_index, store.get("connection")
-    if said == "dense" and edges.shape[1] == pre * post == len(torch.unique(edges[1] * pre + edges[0])):
-        return Dense()
-    if said in ("one_to_one", "identity") and edges.shape[1] == post and bool((edges[0] == edges[1]).all()):
-        return Identity() if said == "identity" else OneToOne(tuple(store.get("shared") or ()))
-    return Sparse(edges)
-
-
-def _from_neurons(data: Any, loss: str | Loss | None, ticks: int) -> Network:
-    """The network of a ``Data`` in which every node is one neuron."""
-    if data.get("edge_index") is None or not data.edge_index.shape[1]:
-        raise NetworkError("from_pyg: the data has no edge_index, so there are no connections")
-    names = range(data.num_nodes)
-    source, target = data.edge_index.cpu().numpy().astype(np.int64)
-    edges = Edges(names, source, target, np.zeros(len(source), np.int64), None)
-    for name in ("w", "delay"):
-        given = data.get(name)
-        if given is not None:
-            values = numbers(name, given.flatten().tolist(), lambda i: f"edge {edges.name(i)}")
-            if values is None or len(values) != len(source):
-                raise NetworkError(f"from_pyg: {name} must be one number for each of {len(source)} edges")
-            edges.weight, edges.delay = (
-                (values, edges.delay) if name == "w" else (edges.weight, values.astype(np.int64))
-            )
-    columns: dict[str, Any] = {}
-    for name in ("kind", "activation", "index", "bias"):
-        given = data.get(name)
-        values_ = given.flatten().tolist() if isinstance(given, Tensor) else given
-        columns[name] = [None] * len(names) if values_ is None else list(values_)
-        if len(columns[name]) != len(names):
-            raise NetworkError(f"from_pyg: {name} must be a list with one entry for each of {len(names)} nodes")
-    return group(read_neurons(names, edges, **columns), edges, loss=loss, ticks=ticks)

@@ -307,8 +307,8 @@ class Network:
 
     @classmethod
     def from_pyg(cls, data: Any, *, loss: str | Loss | None = None, ticks: int | None = None) -> Network:
-        """A network from a PyTorch Geometric ``HeteroData`` or ``Data``; see :func:`mpgraph.convert.pyg.from_pyg`."""
-        from mpgraph.convert.pyg import from_pyg
+        """A network from a PyTorch Geometric ``HeteroData`` or ``Data``; see :mod:`mpgraph.convert.pyg_reading`."""
+        from mpgraph.convert.pyg_reading import from_pyg
 
         return from_pyg(data, loss=loss, ticks=ticks)
 

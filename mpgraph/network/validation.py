@@ -11,7 +11,6 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from torch import Tensor
 from mpgraph.errors import NetworkError
 
 from .activations import Activation
+from .cycles import in_order
 from .losses import Loss
 from .network import Network
 from .operations import Operation
@@ -152,14 +152,12 @@ def check(network: Network) -> None:
     for name in network.outputs:
         if not _reached(network, name):
             raise NetworkError(f"output {name!r} is not reached from any input ({', '.join(network.inputs)})")
-    try:
-        TopologicalSorter(_sources(network, delayed=False)).prepare()
-    except CycleError as error:
-        cycle = " -> ".join(reversed(error.args[1]))
-        raise NetworkError(
-            f"cycle without a delay: {cycle}. A unit cannot wait for itself: remove one of these connections, or give "
-            "it a delay (network.connect(..., delay=1) in a mg.Network(ticks=...))"
-        ) from None
+    in_order(
+        _sources(network, delayed=False),
+        "cycle without a delay",
+        "A unit cannot wait for itself: remove one of these connections, or give it a delay "
+        "(network.connect(..., delay=1) in a mg.Network(ticks=...))",
+    )
 
 
 def _sources(network: Network, delayed: bool) -> dict[str, list[str]]:

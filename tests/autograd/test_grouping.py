@@ -3,15 +3,18 @@
 import math
 import random
 import warnings
+from fractions import Fraction
 
 import networkx as nx
+import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from reference import ACTIVATIONS, LOSSES, distance, randomised
 
 import mpgraph as mg
 from mpgraph.architectures import layered_sparse, mlp, random_graph
-from mpgraph.convert.gathering import Gather
+from mpgraph.convert.grouping import Bus
 from mpgraph.interpreter import interpreter
 from mpgraph.protocols import Backprop, FeedbackAlignment
 
@@ -174,63 +177,34 @@ def test_one_connection_a_level_and_buses_of_linear_size():
     assert sum(u.shape[0] for u in buses) <= 8 * len(levels)
 
 
-def test_what_connections_read_are_the_sources_side_by_side():
+def test_buses_are_concatenations_and_never_change():
     program = compiled(mg.Network.from_networkx(random_dag(2, 40, activations=("tanh", "tanh", "tanh")), loss="l2"))
     units = program.graph.network.units
     record = {name: ["y"] for name, unit in units.items() if not unit.is_input}
-    gathered = [name for name, unit in units.items() if unit.operands]
-    assert len(gathered) > 3
+    buses = [name for name, unit in units.items() if unit.operands]
+    assert len(buses) > 3
     state, seen = program.init(), []
     for size in (5, 1, 5):
         x = torch.randn(size, 4).double()
         seen.append((x, program.step(state, x, torch.randn(size, 3).double(), record=record)[1].recorded))
     for x, recorded in seen:
         values = {"x": x, **{name: channels["y"] for name, channels in recorded.items()}}
-        for name in gathered:
-            chosen = zip(units[name].operands, units[name].activation.index, strict=True)
-            parts = [values[n] if index is None else values[n][:, index] for n, index in chosen]
-            torch.testing.assert_close(values[name], torch.cat(parts, 1))
+        for bus in buses:
+            torch.testing.assert_close(values[bus], torch.cat([values[n] for n in units[bus].operands], 1))
 
 
-@pytest.mark.parametrize("index", [(None, [2, 0], []), ([1], None, [0, 1, 2]), ([0, 1, 2], [], None)], ids=str)
-def test_gather_carries_back_what_autograd_does(index):
-    operation = Gather(*index).on((2,), (3,), (3,)) if index[0] != [0, 1, 2] else Gather(*index).on((3,), (3,), (3,))
-    z = [torch.randn(4, *shape, dtype=torch.float64, requires_grad=True) for shape in operation.operands]
-    kept = [tensor.detach().clone() for tensor in z]
-    parts = [of if chosen is None else of[:, chosen] for of, chosen in zip(z, index, strict=True)]
-    expected = torch.cat(parts, 1)
-    y = operation.apply(*z)
-    assert torch.equal(y, expected)
-    e = torch.randn_like(y)
-    for one, two in zip(operation.vjp(e, z, y), torch.autograd.grad(expected, z, e), strict=True):
-        assert torch.equal(one, two)
-    own = operation.apply(*(tensor.detach() for tensor in z)).add_(1)  # what comes out is not what went in
-    assert own.shape == y.shape
-    assert all(torch.equal(one, two) for one, two in zip(z, kept, strict=True))
-
-
-def test_gather_refuses_what_does_not_fit():
-    for operands in [((3,),), ((3,), (2, 2))]:
-        with pytest.raises(mg.NetworkError, match="2 flat operands"):
-            Gather(None, [0]).on(*operands)
-    with pytest.raises(mg.NetworkError, match="an operand of 2 numbers has no number 5"):
-        Gather([1, 5]).on((2,))
-
-
-def test_deep_graphs_hold_no_more_than_their_edges_and_blocks():
-    """Every level reads neurons of all levels before: copies of all of them would be 40 * 40 / 2 units."""
-    draw, width, depth = random.Random(0), 6, 40
-    graph = nx.DiGraph()
-    for level in range(1, depth):
-        for neuron in range(width):
-            graph.add_edge((level - 1, neuron), (level, neuron))
-            graph.add_edge((draw.randrange(level), draw.randrange(width)), (level, neuron))
-    network = mg.Network.from_networkx(graph)
-    gathered = {n: u for n, u in network.units.items() if u.operands}
-    blocks = {n: u for n, u in gathered.items() if not n.endswith(".sources")}
-    assert sum(u.shape[0] for n, u in gathered.items() if n not in blocks) <= graph.number_of_edges()
-    assert sum(u.shape[0] for u in blocks.values()) <= len(graph) * math.log2(depth)
-    assert all(len(u.operands) <= 2 * math.log2(depth) for u in gathered.values())
+def test_a_bus_is_a_new_tensor_and_leaves_its_operands_alone():
+    parts = [torch.randn(3, 2), torch.randn(3, 4)]
+    kept = [part.clone() for part in parts]
+    bus = Bus().on((2,), (4,))
+    once = bus.apply(*parts)
+    longer = Bus().on((6,), (2,)).apply(once, parts[0])
+    assert torch.equal(longer, torch.cat([*kept, kept[0]], 1))
+    longer.zero_()
+    assert torch.equal(once, torch.cat(kept, 1))
+    once.zero_()
+    assert all(map(torch.equal, parts, kept))
+    assert not vars(once)
 
 
 def test_activations_of_a_level_are_units_of_their_own():
@@ -307,6 +281,85 @@ def test_unknown_edges_and_undirected_graphs_are_refused():
     assert [network.edge("a", "b", key)[1] for key in ("k", "l")] == [(0,), (1,)]
     with pytest.raises(mg.NetworkError, match="undirected"):
         mg.Network.from_networkx(nx.Graph([(0, 1)]))
+
+
+@pytest.mark.parametrize(
+    ("given", "call"),
+    [
+        ([(0, 1)], r"nx.DiGraph\(edges\)"), (((0, 1),), r"nx.DiGraph\(edges\)"), (None, "nx.DiGraph"),
+        (np.eye(2), "nx.from_numpy_array"), (torch.eye(2), r"matrix.numpy\(\)"),
+        (scipy.sparse.eye_array(2).tocsr(), "nx.from_scipy_sparse_array"), (nx.DiGraph, "the class DiGraph"),
+    ],
+    ids=lambda given: type(given).__name__,
+)  # fmt: skip
+def test_what_is_no_graph_is_refused_with_the_call_that_makes_one(given, call):
+    with pytest.raises(mg.NetworkError, match=f"takes a networkx.DiGraph or MultiDiGraph, got .*{call}"):
+        mg.Network.from_networkx(given)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.nn.Parameter(torch.tensor(2.0)), torch.tensor(2), torch.tensor([2.0], requires_grad=True), np.float32(2),
+        np.array(2.0), np.int8(2), Fraction(4, 2), 2,
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_weights_of_any_number(weight):
+    edges = [("a", "b", {"weight": weight, "delay": np.int64(1)}), ("c", "b", {"weight": 0.5})]
+    nodes = [("a", {"kind": np.str_("input")}), ("b", {"kind": np.str_("output"), "bias": weight})]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network = grouped(edges, nodes, loss="l2", ticks=2)
+    program = compiled(network)
+    if isinstance(weight, torch.Tensor):
+        weight.detach().zero_()
+    x = torch.tensor([[[10.0, 0.0], [0.0, 4.0]]]).double()
+    assert program.predict(program.init(), x).item() == 2 * 10 + 0.5 * 4 + 2
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (10**400, "1000"), (math.inf, "inf"), (-math.inf, "-inf"), (10**5000, "bits"), (1j, "1j"), (True, "True"),
+        ("1", "'1'"), (b"1", "b'1'"), (np.str_("1"), "1"), ([1.0], r"\[1.0\]"), (torch.ones(2), "tensor"),
+        (torch.tensor(True), "True"), (np.ones((2, 2)), "array"),
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_what_is_no_number_is_refused(value, shown):
+    for name in ("weight", "delay"):
+        with pytest.raises(mg.NetworkError, match=f"edge 'a' -> 'b': {name} must be a finite number, got .*{shown}"):
+            grouped([("a", "b", {name: value})], ticks=3)
+    with pytest.raises(mg.NetworkError, match=f"neuron 'b': bias must be a finite number, got .*{shown}"):
+        grouped([("a", "b")], [("b", {"bias": value})])
+
+
+@pytest.mark.parametrize("delay", [1e300, 2**70, -1, 0.5, np.float64(1.5)])
+def test_delays_are_numbers_of_ticks(delay):
+    with pytest.raises(mg.NetworkError, match="edge 'a' -> 'b': delay must be a number of ticks"):
+        grouped([("a", "b", {"delay": delay})], ticks=3)
+    assert not any(w.delay for w in grouped([("a", "b", {"delay": None})]).wires.values())
+
+
+def test_activations_that_cannot_be_are_refused_and_those_that_are_one_share_a_unit():
+    for given, match in ((["tanh"], "an activation is a name"), ({"a": 1}, "is a name"), (3, "is a name")):
+        with pytest.raises(mg.NetworkError, match=f"neuron 'b': .*{match}"):
+            grouped([("a", "b")], [("b", {"activation": given})])
+    nodes = [(n, {"activation": np.str_("relu")}) for n in "bc"] + [("d", {"activation": "relu"})]
+    network = grouped([("a", n) for n in "bcd"] + [(n, "e") for n in "bcd"], nodes)
+    assert network.shape("level1") == (3,)
+
+
+def test_why_there_is_no_input_or_output():
+    with pytest.raises(
+        mg.NetworkError, match="no input: of the neurons without incoming edges, 'a' is marked 'output'"
+    ):
+        grouped([("a", "b"), ("b", "c")], [("a", {"kind": "output"})])
+    with pytest.raises(mg.NetworkError, match="no output: .* without outgoing edges, 'c' is marked 'unit'; mark one"):
+        grouped([("a", "b"), ("b", "c")], [("c", {"kind": "unit"})])
+    with pytest.raises(mg.NetworkError, match="no input: every neuron has incoming edges"):
+        grouped([("a", "b", {"delay": 1}), ("b", "a", {"delay": 1})], ticks=2)
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -434,6 +487,173 @@ def test_single_neurons_from_pyg():
     populations["a", "to", "b"].edge_index, populations["a", "to", "b"].w = torch.tensor([[0, 1], [2, 0]]), w[:2]
     program = compiled(mg.Network.from_pyg(populations, loss="l2"))
     assert program.predict(program.init(), torch.ones(1, 2).double()).tolist() == [[2.0, 0.0, 1.0]]
+
+
+def chain(**attributes):
+    """Two inputs, one unit and one output, as a ``Data``."""
+    from torch_geometric.data import Data
+
+    return Data(**{"edge_index": torch.tensor([[0, 1, 2], [2, 2, 3]]), "num_nodes": 4, **attributes})
+
+
+def populations(**attributes):
+    """Two inputs into two outputs, as a ``HeteroData``; the attributes are those of its edges."""
+    from torch_geometric.data import HeteroData
+
+    data = HeteroData()
+    data["a"].num_nodes, data["b"].num_nodes = 2, 2
+    data["a", "to", "b"].update({"edge_index": torch.tensor([[0, 1, 1], [0, 0, 1]]), **attributes})
+    return data
+
+
+WEIGHTS = [2.0, 0.5, -1.0]
+
+
+@pytest.mark.parametrize("name", ["w", "weight", "edge_weight", "edge_attr"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        torch.tensor, lambda w: torch.tensor(w, dtype=torch.float64), lambda w: torch.tensor(w)[:, None], np.array,
+        list, lambda w: torch.nn.Parameter(torch.tensor(w)),
+    ],
+    ids=["float", "double", "column", "numpy", "list", "parameter"],
+)  # fmt: skip
+def test_edge_weights_are_read_under_their_usual_names(name, make):
+    given = {name: make(WEIGHTS)}
+    program = compiled(mg.Network.from_pyg(chain(activation=[None, None, "identity", None], **given), loss="l2"))
+    prediction = program.predict(program.init(), torch.tensor([[1.0, 4.0]]).double())
+    assert prediction.item() == (2 * 1 + 0.5 * 4) * -1
+    program = compiled(mg.Network.from_pyg(populations(**given), loss="l2"))
+    prediction = program.predict(program.init(), torch.tensor([[1.0, 4.0]]).double())
+    assert prediction.tolist() == [[2 * 1 + 0.5 * 4, -4.0]]
+
+
+@pytest.mark.parametrize("make", [chain, populations])
+def test_weights_under_two_names_must_agree(make):
+    mg.Network.from_pyg(make(weight=torch.tensor(WEIGHTS), edge_attr=torch.tensor(WEIGHTS)[:, None]))
+    with pytest.raises(mg.NetworkError, match="weight and edge_weight, that differ"):
+        mg.Network.from_pyg(make(weight=torch.tensor(WEIGHTS), edge_weight=torch.ones(3)))
+    with pytest.raises(mg.NetworkError, match="edge_attr of 2 columns.*edge_weight"):
+        mg.Network.from_pyg(make(edge_attr=torch.ones(3, 2)))
+    mg.Network.from_pyg(make(edge_attr=torch.ones(3, 2), weight=torch.tensor(WEIGHTS)))
+
+
+@pytest.mark.parametrize("trained", [False, torch.tensor(False), torch.tensor([0]), np.bool_(False), [False] * 3, 0])
+def test_whether_weights_are_trained_is_read_by_value(trained):
+    (wire,) = mg.Network.from_pyg(populations(trained=trained)).wires.values()
+    assert wire.trained is False
+    (wire,) = mg.Network.from_pyg(populations(trained=~torch.as_tensor(trained).bool())).wires.values()
+    assert wire.trained is True
+    with pytest.raises(mg.NetworkError, match=r"the data has trained=False.*frozen"):
+        mg.Network.from_pyg(chain(trained=trained))
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64, torch.uint8])
+@pytest.mark.parametrize("make", [chain, populations])
+def test_edges_of_any_integers(make, dtype):
+    reference = mg.Network.from_pyg(make(weight=torch.tensor(WEIGHTS)))
+    index = make()["edge_index"] if make is chain else make()["a", "to", "b"].edge_index
+    for given in (index.to(dtype), index.to(dtype).numpy()):
+        network = mg.Network.from_pyg(make(edge_index=given, weight=torch.tensor(WEIGHTS)))
+        assert repr(network) == repr(reference)
+    assert repr(mg.Network.from_pyg(make(edge_index=index.tolist(), weight=WEIGHTS))) == repr(reference)
+
+
+@pytest.mark.parametrize("delay", [1, torch.tensor(1), torch.tensor([1, 1, 1]), torch.tensor([1.0] * 3), np.int64(1)])
+def test_one_delay_of_a_type(delay):
+    (wire,) = mg.Network.from_pyg(populations(delay=delay), ticks=2).wires.values()
+    assert wire.delay == 1
+
+
+BAD = [
+    (
+        {"edge_index": torch.tensor([[0, 1], [2, 9], [1, 3]])},
+        r"shape \(3, 2\), not \(2, edges\).*\.t\(\)",
+    ),
+    ({"edge_index": torch.tensor([0, 1, 2])}, r"edge_index of shape \(3,\)"),
+    ({"edge_index": torch.tensor([[0.0, 1.0], [1.0, 1.0]])}, "edge_index of torch.float32; give integers"),
+    ({"edge_index": "all"}, "edge_index that is not a tensor"),
+    ({"edge_index": torch.tensor([[0, 1], [1, 9]])}, "edge 1 whose target is 9, but there are [24] nodes, 0 to [13]"),
+    ({"edge_index": torch.tensor([[0, -1], [1, 1]])}, "edge 1 whose source is -1, but there are"),
+    ({"edge_index": torch.zeros(2, 0, dtype=torch.long)}, "no connections"),
+    ({"weight": torch.ones(2)}, r"3 edges but 2 weights \(weight\)"),
+    ({"weight": torch.tensor([1.0, math.nan, 1.0])}, "edge 1: weight must be a finite number, got nan"),
+    ({"weight": ["1", 2, 3]}, "edge 0: weight must be a finite number, got '1'"),
+    ({"delay": torch.tensor([0.5, 0.5, 0.5])}, "edge .*: delay must be a number of ticks.* got .*0.5"),
+    ({"delay": torch.tensor([-1, -1, -1])}, "edge .*: delay must be a number of ticks.* got .*-1"),
+    ({"delay": ["a", "b", "c"]}, "edge .*: delay must be a finite number, got 'a'"),
+    ({"trained": [True, False, True]}, "trained that differs"),
+    ({"trained": 7}, "trained=7; allowed are True and False"),
+]
+
+
+@pytest.mark.parametrize(("attributes", "match"), BAD)
+@pytest.mark.parametrize("make", [chain, populations])
+def test_bad_edges_of_pyg_data_are_refused_by_name(make, attributes, match):
+    where = "the data" if make is chain else r"edge type \('a', 'to', 'b'\)"
+    with pytest.raises(mg.NetworkError, match=f"^from_pyg: {where} .*{match}"):
+        mg.Network.from_pyg(make(**attributes), ticks=3)
+
+
+def test_bad_types_of_pyg_data_are_refused_by_name():
+    with pytest.raises(mg.NetworkError, match=r"edge type \('a', 'to', 'b'\) has edges with the delays 0, 1.*for each"):
+        mg.Network.from_pyg(populations(delay=torch.tensor([0, 1, 1])), ticks=2)
+    for attributes, match in (
+        ({"kind": "inputs"}, "kind 'inputs'; allowed are input, unit"),
+        ({"bias": torch.ones(3)}, "3 values of bias"),
+        ({"activation": ["tanh", "relu"]}, "an activation is a name"),
+        ({"activation": "tan"}, "unknown activation 'tan'"),
+        ({"kind": "operation"}, "its operation and operands"),
+        ({"shape": [3]}, r"shape \(3,\) but 2 nodes"),
+        ({"bias": torch.ones(2), "bias_trained": 5}, "bias_trained=5"),
+    ):
+        data = populations()
+        data["b"].update(attributes)
+        with pytest.raises(mg.NetworkError, match=f"^from_pyg: node type 'b' .*{match}"):
+            mg.Network.from_pyg(data)
+    for attributes, match in (
+        ({"activation": "tanh"}, "activation must be a list with one entry for each of 4 nodes"),
+        ({"bias": torch.ones(3)}, "3 values of bias"),
+        ({"delay": torch.ones(2)}, "2 values of delay, of shape"),
+    ):
+        with pytest.raises(mg.NetworkError, match=f"^from_pyg: the data .*{match}"):
+            mg.Network.from_pyg(chain(**attributes), ticks=2)
+
+
+@pytest.mark.parametrize("given", [{"edge_index": 0}, torch.zeros(2, 3), [[0], [1]], nx.DiGraph([(0, 1)]), None, int])
+def test_what_is_no_pyg_data_is_refused(given):
+    with pytest.raises(mg.NetworkError, match=r"torch_geometric.data.Data or HeteroData, got (the|an object of) class"):
+        mg.Network.from_pyg(given)
+
+
+def test_what_was_given_stays_the_callers():
+    """Changing it later changes neither networks nor programs made before; nor does data that was written."""
+    from torch_geometric.data import HeteroData
+
+    x, tensors = torch.tensor([[1.0, 4.0]]).double(), {"w": torch.tensor(WEIGHTS).double()}
+    for make in (chain, populations):
+        data = make(**tensors)
+        index = data["edge_index"] if make is chain else data["a", "to", "b"].edge_index
+        if make is populations:
+            tensors["bias"] = data["b"].bias = torch.ones(2).double()
+        network = mg.Network.from_pyg(data, loss="l2")
+        program = compiled(network)
+        expected = program.predict(program.init(), x)
+        for tensor in (*tensors.values(), index):
+            tensor.zero_()
+        assert torch.equal(program.predict(program.init(), x), expected)
+        assert torch.equal(compiled(network).predict(compiled(network).init(), x), expected)
+        tensors["w"] = torch.tensor(WEIGHTS).double()
+    program = compiled(layered_sparse([2, 4, 3], 2))
+    state = program.init()
+    expected, written = program.predict(state, x), program.to_pyg(state)
+    assert isinstance(written, HeteroData)
+    for store in written.stores:
+        for value in store.values():
+            if isinstance(value, torch.Tensor):
+                value.zero_()
+    assert torch.equal(program.predict(state, x), expected)
+    assert torch.equal(compiled(program.graph.network).predict(state, x), expected)
 
 
 # -- architectures ----------------------------------------------------------------------------------------------
