@@ -239,7 +239,7 @@ def test_predict_with_a_memory_for_each_example():
     state = compiled.init(batch_size=5)
     assert compiled.predict(state, torch.ones(5, 4)).shape == (5, 2)
     with pytest.raises(mg.StateError, match="each of 5 examples, but the batch has 2"):
-        compiled.predict(state, torch.ones(2, 4))
+        compiled.predict(state, torch.ones(2, 4), memories="state")
 
 
 def test_lazily_compiled_variants_under_torch_compile():
