@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from mpgraph.agents.protocol import Protocol
 from mpgraph.errors import InputError
 from mpgraph.lowering.parameters import parameter_slots
 
 from . import checks
-
-if TYPE_CHECKING:
-    from .program import Program
 
 
 class RuleParameters:
     """Where a program's modules hold parameters and buffers, in the order in which generated code takes them.
 
     Args:
-        program: whose modules they are; none is added later.
+        program: the module that holds all of them; none is added later.
+        protocol: whose parameters have names.
     """
 
-    def __init__(self, program: Program) -> None:
-        self.rule = program.protocol.name
+    def __init__(self, program: nn.Module, protocol: Protocol) -> None:
+        self.rule = protocol.name
         self._slots = parameter_slots(program)
         held = self.now()
-        named = [*program.protocol.named_parameters(), *program.protocol.named_buffers()]
+        named = [*protocol.named_parameters(), *protocol.named_buffers()]
         # a tied one is held in several places
         self._places = {name: tuple(i for i, other in enumerate(held) if other is tensor) for name, tensor in named}
 

@@ -87,7 +87,7 @@ class Program(nn.Module):
         build.place_parameters(protocol, self.agents, device, dtype)  # before anything is traced: code has its dtype
         self._layout = StateLayout(graph, device, dtype)
         self._batches = Batches(graph, device, dtype, checks)
-        self._rule = RuleParameters(self)  # from here on no parameter is added
+        self._rule = RuleParameters(self, protocol)  # from here on no parameter is added
         self._outputs, self._phased = graph.network.outputs, bool(protocol.phases)
         self._autocast = autocast_device(device)
         self._compiled: dict[Any, Compiled] = {}

@@ -180,7 +180,7 @@ class MPLP(Protocol):
 
     def check(self, agents: Mapping[mg.AgentNode, Agent]) -> None:
         """Warn of nodes whose inputs are standardised by nothing while those of others are."""
-        parts: Any = () if self.waiting else tuple(self.standardisers.values())  # one from a file is not complete yet
+        parts: Any = () if self.pending else tuple(self.standardisers.values())  # one from a file is not complete yet
         neutral = [p for p in parts if not bool(p.shift.any()) and bool((p.factor == 1.0).all())]
         bare = [node.name for node, agent in agents.items() if getattr(agent, "standardiser", None) in neutral]
         if bare and len(neutral) < len(parts):

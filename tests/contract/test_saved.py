@@ -110,7 +110,7 @@ def test_what_a_file_cannot_hold_is_refused(tmp_path):
 def about(folder):
     """The description in the file of a rule."""
     with safe_open(folder / saved.TENSORS, framework="pt") as file:
-        return json.loads(file.metadata()["about"])
+        return json.loads(json.loads(file.metadata()["mpgraph"])["about"])
 
 
 def changed(folder, tensors=None, **new):
@@ -156,8 +156,9 @@ def test_wrong_metadata_are_refused(new, words, tmp_path):
     Backprop(lr=mg.learnable(0.1)).save(tmp_path)
     path = tmp_path / saved.TENSORS
     with safe_open(path, framework="pt") as file:
-        metadata = {**file.metadata(), **new}
-    save_file(load_file(path), path, metadata={k: v for k, v in metadata.items() if v is not None})
+        metadata = {**json.loads(file.metadata()["mpgraph"]), **new}
+    kept = {k: v for k, v in metadata.items() if v is not None}
+    save_file(load_file(path), path, metadata={"mpgraph": json.dumps(kept)})
     with pytest.raises(mg.FileError, match=words):
         mg.load_protocol(tmp_path)
 
