@@ -374,7 +374,7 @@ def test_files_of_others_are_refused(tmp_path):
     with pytest.raises(mg.FileError, match="damaged"):
         program.load(path)
     save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(mg.FileError, match="format is None, not .mpgraph.state."):
+    with pytest.raises(mg.FileError, match="contains no mpgraph state"):
         program.load(path)
     save_file({"a": torch.zeros(1)}, path, metadata={"format": "mpgraph.state", "version": "99"})
     with pytest.raises(mg.FileError, match="version 99"):
