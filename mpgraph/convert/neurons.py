@@ -118,7 +118,7 @@ def read_neurons(graph: Any, edges: Edges) -> Neurons:
     """The nodes of a directed networkx graph, with what they lack filled in.
 
     Raises:
-        NetworkError: for an unknown kind or activation, a bias that is no number, an index that is missing or twice.
+        NetworkError: for an unknown kind or activation, a bias that is not a number, an index that is missing or twice.
     """
     names, data = list(graph), [attributes for _, attributes in graph.nodes(data=True)]
     return neurons(

@@ -39,11 +39,11 @@ def from_pyg(data: Any, *, loss: str | Loss | None = None, ticks: int | None = N
     Args:
         data: what :func:`mpgraph.convert.pyg.to_pyg` wrote; or another ``HeteroData``, in which a node type without
             incoming edges is an input and others are units (``tanh``; without outgoing edges ``identity``) unless
-            ``kind`` and ``activation`` say otherwise, and edge types are sparse connections, whose ``delay`` and
+            ``kind`` and ``activation`` are given, and edge types are sparse connections, whose ``delay`` and
             ``trained`` hold for all their edges; or a ``Data`` of single neurons with ``edge_index`` and optional
             weights and ``delay`` (of edges), ``kind``, ``activation`` (lists), ``index`` and ``bias`` (of nodes).
         loss: on the outputs, if the data has none of its own.
-        ticks: how often the network runs for one example; by default what the data says, else once.
+        ticks: how often the network runs for one example; by default the number in the data, otherwise once.
 
     Raises:
         NetworkError: naming the node type, edge type or edge: for data that describes no network.
@@ -285,7 +285,7 @@ def _read_wire(network: Network, kind: tuple[str, str, str], store: Any) -> None
 
 
 def _connection(store: Any, edges: Tensor, sizes: tuple[int, int]) -> Connection:
-    """Dense or one-to-one where the data says so and its edges are still those, else sparse."""
+    """Dense or one-to-one where the data says so and its edges are still those, otherwise sparse."""
     (pre, post), written = sizes, store.get("connection")
     if written == "dense" and edges.shape[1] == pre * post == len(torch.unique(edges[1] * pre + edges[0])):
         return Dense()

@@ -1,4 +1,4 @@
-"""Draws a traced torch module as a network: sums of messages, the units that take them, and their names."""
+"""Builds a network from a traced torch module: sums of messages, the units that take them, and their names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .torch_trace import Shape, Traced, function_name, where
 
 @dataclass
 class Term:
-    """One connection into a unit that is still to be drawn."""
+    """One connection into a unit that is still to be added."""
 
     pre: str
     connection: Connection | str = "identity"
@@ -47,7 +47,7 @@ class Sum:
 
 
 @dataclass
-class Drawn:
+class Placed:
     """The numbers of a node of the network, in a shape that is made only where it matters."""
 
     name: str
@@ -55,7 +55,7 @@ class Drawn:
     label: str = ""
 
 
-Drawing = Sum | Drawn
+Result = Sum | Placed
 
 
 class Ones(Operation):
@@ -75,20 +75,20 @@ class Ones(Operation):
         return z[0].new_ones((z[0].shape[0], *self.wanted))
 
     def vjp(self, e: Any, z: Any, y: Any) -> tuple[Tensor, ...]:
-        """Nothing: one depends on no operand."""
+        """Zero: the number one does not depend on the operand."""
         return (torch.zeros_like(z[0]),)
 
 
 @dataclass
 class Builder:
-    """Draws a traced module, call by call.
+    """Adds a traced module to a network, call by call.
 
     Args:
         traced: the module's graph.
         module: the module, with its numbers.
 
     Attributes:
-        network: what has been drawn.
+        network: what has been added.
         places: node and channel of the state by the name of a parameter or buffer.
     """
 
@@ -98,7 +98,7 @@ class Builder:
     places: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._drawn: dict[fx.Node, Drawing] = {}
+        self._results: dict[fx.Node, Result] = {}
         self._wires: dict[int, str] = {}  # by parameter, the connection that holds it
         self._names = {id(p): name for name, p in self.module.named_parameters()}
         self._used = Counter(
@@ -109,14 +109,14 @@ class Builder:
         )
         self._ones: dict[Shape, str] = {}
 
-    def build(self, draw: Callable[[Builder, fx.Node], Drawing]) -> str:
-        """Draw everything, each call by ``draw``; returns the name of the output."""
+    def build(self, convert: Callable[[Builder, fx.Node], Result]) -> str:
+        """Add everything, each call by ``convert``; returns the name of the output."""
         for node in self.traced.nodes:
             if node.op == "placeholder":
                 name = self.network.input(self.traced.inputs[node], self.shape(node))
-                self._drawn[node] = Drawn(name, self.shape(node))
+                self._results[node] = Placed(name, self.shape(node))
             else:
-                self._drawn[node] = draw(self, node)
+                self._results[node] = convert(self, node)
         output = self.name_of(self.traced.output)
         if self.network.units[output].is_input:
             raise NetworkError(f"the module returns its input {output!r} as it is; there is nothing to learn")
@@ -151,7 +151,7 @@ class Builder:
         path = node.meta.get("path", "")
         return path if node.op == "call_module" else f"{path}.{function_name(node)}".lstrip(".")
 
-    # -- drawing ------------------------------------------------------------------------------------------
+    # -- adding -------------------------------------------------------------------------------------------
 
     def name(self, *labels: str) -> str:
         """A new name: paths with underscores for dots, what the later ones share with the first left out."""
@@ -168,7 +168,7 @@ class Builder:
 
     def name_of(self, node: fx.Node) -> str:
         """The node of the network that holds a call's result, in its shape."""
-        value = self._drawn[node]
+        value = self._results[node]
         if isinstance(value, Sum):
             name = self.unit(value, Identity())
         elif self.network.shape(value.name) == value.shape:
@@ -176,21 +176,21 @@ class Builder:
         else:
             reshape = Flatten() if len(value.shape) == 1 else Reshape(*value.shape)
             name = self.network.operation(self.name(value.label), reshape, value.name)
-        self._drawn[node] = Drawn(name, self.shape(node))
+        self._results[node] = Placed(name, self.shape(node))
         return name
 
     def take(self, node: fx.Node, label: str) -> Sum:
         """A call's result as a sum, to be continued by the only call that uses it."""
-        value = self._drawn[node]
+        value = self._results[node]
         if isinstance(value, Sum) and self.traced.uses[node] == 1:
             return value
         return Sum(self.shape(node), label, [Term(self.name_of(node))])
 
-    def passed(self, node: fx.Node, source: fx.Node) -> Drawing:
+    def passed(self, node: fx.Node, source: fx.Node) -> Result:
         """A call whose result is its operand."""
         if self.traced.uses[source] > 1:
             self.name_of(source)
-        return self._drawn[source]
+        return self._results[source]
 
     def weighted(self, label: str, shape: Shape, pre: str, connection: Connection | str, weight: Any, bias: Any) -> Sum:
         """Messages of one unit through weights, plus a bias."""
@@ -234,24 +234,24 @@ class Builder:
         self._wires[id(weight)] = wire
         self.places[self._names[id(weight)]] = (wire, "w")
 
-    def activated(self, node: fx.Node, source: fx.Node, kind: Activation) -> Drawn:
+    def activated(self, node: fx.Node, source: fx.Node, kind: Activation) -> Placed:
         """A function of one value."""
         if self.shape(source) != self.shape(node):
             self.refuse(node, f"must keep the shape of its operand, {self.shape(source)}; it makes {self.shape(node)}")
-        return Drawn(self.unit(self.take(source, self.label(node)), kind), self.shape(node))
+        return Placed(self.unit(self.take(source, self.label(node)), kind), self.shape(node))
 
-    def operation(self, node: fx.Node, operation: str | Operation, *operands: fx.Node) -> Drawn:
+    def operation(self, node: fx.Node, operation: str | Operation, *operands: fx.Node) -> Placed:
         """An operation on values, of which some may be the same."""
         names: list[str] = []
         for operand in operands:
             name = self.name_of(operand)
-            if name in names:  # an operation takes each operand once: a second unit says the same
+            if name in names:  # an operation takes each operand once: a second unit repeats it
                 again = self.network.unit(self.name(self.label(node), "again"), self.shape(operand), bias=False)
                 self.network.connect(name, again, "identity")
                 name = again
             names.append(name)
-        drawn = self.network.operation(self.name(self.label(node)), operation, *names)
-        return Drawn(drawn, self.shape(node), f"{self.label(node)}.shaped")
+        result = self.network.operation(self.name(self.label(node)), operation, *names)
+        return Placed(result, self.shape(node), f"{self.label(node)}.shaped")
 
 
 def _rest(first: list[str], other: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What each torch layer and function becomes in a network; the tables at the end say what is supported."""
+"""What each torch layer and function becomes in a network; the tables at the end list what is supported."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from mpgraph.network.connections import Conv2d, OneToOne
 from mpgraph.network.normalization import BatchNorm, FrozenBatchNorm, LayerNorm
 from mpgraph.network.operations import AvgPool, GlobalAvgPool, MaxPool, Operation
 
-from .torch_builder import Builder, Drawing, Drawn, Sum, Term
+from .torch_builder import Builder, Placed, Result, Sum, Term
 from .torch_trace import function_name, in_place, where
 
 # -- layers -----------------------------------------------------------------------------------------------
 
 
-def _linear(builder: Builder, node: fx.Node, layer: nn.Linear) -> Drawing:
+def _linear(builder: Builder, node: fx.Node, layer: nn.Linear) -> Result:
     (source,) = builder.operands(node)
     if len(builder.shape(source)) > 1:
         builder.refuse(node, f"acts on the last dimension of an example {builder.shape(source)}; flatten it first")
@@ -31,7 +31,7 @@ def _linear(builder: Builder, node: fx.Node, layer: nn.Linear) -> Drawing:
     return builder.weighted(builder.label(node), builder.shape(node), pre, "dense", layer.weight, layer.bias)
 
 
-def _conv2d(builder: Builder, node: fx.Node, layer: nn.Conv2d) -> Drawing:
+def _conv2d(builder: Builder, node: fx.Node, layer: nn.Conv2d) -> Result:
     (source,) = builder.operands(node)
     if layer.padding_mode != "zeros":
         builder.refuse(node, f"padding_mode={layer.padding_mode!r} is not supported; only 'zeros' is")
@@ -47,7 +47,7 @@ def _conv2d(builder: Builder, node: fx.Node, layer: nn.Conv2d) -> Drawing:
     return builder.weighted(builder.label(node), builder.shape(node), pre, connection, layer.weight, layer.bias)
 
 
-def _batch_norm(builder: Builder, node: fx.Node, layer: nn.BatchNorm2d) -> Drawing:
+def _batch_norm(builder: Builder, node: fx.Node, layer: nn.BatchNorm2d) -> Result:
     """By the statistics of the batch, as the layer in training mode; in eval mode by its running ones, which stay."""
     mean, var = layer.running_mean, layer.running_var
     shared = tuple(range(1, len(builder.shape(node))))
@@ -66,15 +66,15 @@ def _batch_norm(builder: Builder, node: fx.Node, layer: nn.BatchNorm2d) -> Drawi
     if sum(n.op == "call_module" and n.target == node.target for n in builder.traced.nodes) > 1:
         builder.refuse(node, "is used more than once; running statistics cannot be shared")
     values = {"mean": mean, "var": var}
-    drawn = _normalized(builder, node, layer, BatchNorm(layer.eps, layer.momentum), OneToOne(shared), values)
-    unit = drawn.terms[0].pre if isinstance(drawn, Sum) else drawn.name
+    result = _normalized(builder, node, layer, BatchNorm(layer.eps, layer.momentum), OneToOne(shared), values)
+    unit = result.terms[0].pre if isinstance(result, Sum) else result.name
     path = f"{node.target}.".lstrip(".")
     builder.places |= {f"{path}running_mean": (unit, "mean"), f"{path}running_var": (unit, "var")}
     builder.places[f"{path}num_batches_tracked"] = ("program", "step")
-    return drawn
+    return result
 
 
-def _layer_norm(builder: Builder, node: fx.Node, layer: nn.LayerNorm) -> Drawing:
+def _layer_norm(builder: Builder, node: fx.Node, layer: nn.LayerNorm) -> Result:
     if tuple(layer.normalized_shape) != builder.shape(node):
         builder.refuse(
             node, f"must normalize all dimensions of an example, {builder.shape(node)}, not {layer.normalized_shape}"
@@ -84,21 +84,21 @@ def _layer_norm(builder: Builder, node: fx.Node, layer: nn.LayerNorm) -> Drawing
 
 def _normalized(
     builder: Builder, node: fx.Node, layer: Any, kind: Activation, gain: OneToOne, values: dict[str, Tensor] | None
-) -> Drawing:
+) -> Result:
     """A unit that normalizes, and a gain and bias for the unit that follows."""
     (source,) = builder.operands(node)
     affine = layer.weight is not None or layer.bias is not None
     value, label = builder.take(source, builder.label(node)), builder.label(node)
-    # Weights that go straight into the normalisation give it their name too; else the affine part has the plain one.
+    # Weights that go straight into the normalization give it their name too; otherwise the affine part has it.
     alone = f"{label}.norm" if affine and not value.parts else label
     unit = builder.unit(value, kind, alone, values=values)
     if not affine:
-        return Drawn(unit, builder.shape(node))
+        return Placed(unit, builder.shape(node))
     return builder.weighted(label, builder.shape(node), unit, gain, layer.weight, layer.bias)
 
 
-def _pool(make: Callable[..., Operation]) -> Callable[..., Drawing]:
-    def pool(builder: Builder, node: fx.Node, layer: Any) -> Drawing:
+def _pool(make: Callable[..., Operation]) -> Callable[..., Result]:
+    def pool(builder: Builder, node: fx.Node, layer: Any) -> Result:
         (source,) = builder.operands(node)
         for option, allowed in {"dilation": (1, (1, 1)), "divisor_override": (None,)}.items():
             if getattr(layer, option, allowed[0]) not in allowed:
@@ -115,7 +115,7 @@ def _pool(make: Callable[..., Operation]) -> Callable[..., Drawing]:
     return pool
 
 
-def _adaptive_pool(builder: Builder, node: fx.Node, layer: nn.AdaptiveAvgPool2d) -> Drawing:
+def _adaptive_pool(builder: Builder, node: fx.Node, layer: nn.AdaptiveAvgPool2d) -> Result:
     (source,) = builder.operands(node)
     if builder.shape(node) == builder.shape(source):
         return builder.passed(node, source)
@@ -129,33 +129,33 @@ def _adaptive_pool(builder: Builder, node: fx.Node, layer: nn.AdaptiveAvgPool2d)
     return builder.operation(node, AvgPool((before[0] // after[0], before[1] // after[1])), source)
 
 
-def _dropout(builder: Builder, node: fx.Node, layer: Any) -> Drawing:
+def _dropout(builder: Builder, node: fx.Node, layer: Any) -> Result:
     if layer.p > 0 and layer.training:
-        builder.refuse(node, f"p={layer.p} draws numbers; set p=0, or call its .eval() to read the module without it")
+        builder.refuse(node, f"p={layer.p} samples numbers; set p=0, or call its .eval() to read the module without it")
     return builder.passed(node, *builder.operands(node))
 
 
-def _identity(builder: Builder, node: fx.Node, layer: nn.Module | None = None) -> Drawing:
+def _identity(builder: Builder, node: fx.Node, layer: nn.Module | None = None) -> Result:
     return builder.passed(node, builder.operands(node)[0])
 
 
-def _reshape(builder: Builder, node: fx.Node, layer: nn.Module | None = None) -> Drawing:
+def _reshape(builder: Builder, node: fx.Node, layer: nn.Module | None = None) -> Result:
     (source,) = builder.operands(node)
     value = builder.passed(node, source)
     if isinstance(value, Sum):
-        value = Drawn(builder.name_of(source), builder.shape(source))
-    return Drawn(value.name, builder.shape(node), builder.label(node))
+        value = Placed(builder.name_of(source), builder.shape(source))
+    return Placed(value.name, builder.shape(node), builder.label(node))
 
 
-def _kind(make: Callable[[Any], Activation]) -> Callable[..., Drawing]:
-    def activation(builder: Builder, node: fx.Node, layer: nn.Module | None = None) -> Drawing:
+def _kind(make: Callable[[Any], Activation]) -> Callable[..., Result]:
+    def activation(builder: Builder, node: fx.Node, layer: nn.Module | None = None) -> Result:
         return builder.activated(node, builder.operands(node)[0], make(layer))
 
     return activation
 
 
-def _pointwise(builder: Builder, node: fx.Node, layer: nn.Module) -> Drawing:
-    """A layer that acts on every number alone."""
+def _pointwise(builder: Builder, node: fx.Node, layer: nn.Module) -> Result:
+    """A layer that acts on every number by itself."""
     own = copy(layer)
     own.__dict__["inplace"] = False  # kinds do not overwrite what they are given
     return builder.activated(node, builder.operands(node)[0], Function(own, name=type(layer).__name__.lower()))
@@ -168,8 +168,8 @@ def _softplus(layer: nn.Softplus) -> Activation:
 # -- functions --------------------------------------------------------------------------------------------
 
 
-def _elementwise(builder: Builder, node: fx.Node) -> Drawing:
-    """A function of one tensor that acts on every number alone; its other arguments are numbers."""
+def _elementwise(builder: Builder, node: fx.Node) -> Result:
+    """A function of one tensor that acts on every number by itself; its other arguments are numbers."""
     operands = builder.operands(node)
     if len(operands) != 1:
         builder.refuse(node, "is supported with one tensor and numbers only")
@@ -187,7 +187,7 @@ def _elementwise(builder: Builder, node: fx.Node) -> Drawing:
     return builder.activated(node, source, Function(function, name=function_name(node)))
 
 
-def _add(builder: Builder, node: fx.Node) -> Drawing:
+def _add(builder: Builder, node: fx.Node) -> Result:
     operands = builder.operands(node)
     if len(operands) == 1:
         zero = 0 in node.args and function_name(node) in ("add", "iadd")  # sum([...]) begins with it
@@ -209,7 +209,7 @@ def _merged(label: str, values: Sequence[Sum]) -> Sum:
     return Sum(values[0].shape, label, [term for value in values for term in value.terms], bias, parts)
 
 
-def _subtract(builder: Builder, node: fx.Node) -> Drawing:
+def _subtract(builder: Builder, node: fx.Node) -> Result:
     operands = builder.operands(node)
     if len(operands) == 1:
         return _elementwise(builder, node)
@@ -220,7 +220,7 @@ def _subtract(builder: Builder, node: fx.Node) -> Drawing:
     return _merged(label, [builder.take(one, label), Sum(builder.shape(two), label, [Term(negative)])])
 
 
-def _multiply(builder: Builder, node: fx.Node) -> Drawing:
+def _multiply(builder: Builder, node: fx.Node) -> Result:
     operands = builder.operands(node)
     if len(operands) == 1:
         return _elementwise(builder, node)
@@ -236,7 +236,7 @@ def _same_shapes(builder: Builder, node: fx.Node, operands: list[fx.Node]) -> No
         builder.refuse(node, "alpha is not supported")
 
 
-def _concatenate(builder: Builder, node: fx.Node) -> Drawing:
+def _concatenate(builder: Builder, node: fx.Node) -> Result:
     operands = builder.operands(node)
     given = builder.arguments(node, "dim")
     if node.kwargs.get("axis", given.get("dim", 0)) not in (1, -len(builder.shape(node))):
@@ -244,7 +244,7 @@ def _concatenate(builder: Builder, node: fx.Node) -> Drawing:
     return builder.operation(node, "concat", *operands)
 
 
-def _mean(builder: Builder, node: fx.Node) -> Drawing:
+def _mean(builder: Builder, node: fx.Node) -> Result:
     (source,) = builder.operands(node)
     given = builder.arguments(node, "dim", "keepdim", "dtype")
     dims = given.get("dim", ())
@@ -253,10 +253,10 @@ def _mean(builder: Builder, node: fx.Node) -> Drawing:
     return builder.operation(node, GlobalAvgPool(), source)
 
 
-def _functional(layer: Callable[..., nn.Module], *names: str) -> Callable[[Builder, fx.Node], Drawing]:
+def _functional(layer: Callable[..., nn.Module], *names: str) -> Callable[[Builder, fx.Node], Result]:
     """A function that does what a layer of these arguments does."""
 
-    def call(builder: Builder, node: fx.Node) -> Drawing:
+    def call(builder: Builder, node: fx.Node) -> Result:
         made = layer(**builder.arguments(node, *names))
         return _layer(made)(builder, node, made)  # type: ignore[misc]
 
@@ -274,7 +274,7 @@ POINTWISE = (
     nn.Mish, nn.ReLU6, nn.SELU, nn.SiLU, nn.Softshrink, nn.Softsign, nn.Tanhshrink, nn.Threshold,
 )  # fmt: skip
 
-LAYERS: dict[type[nn.Module], Callable[..., Drawing]] = {
+LAYERS: dict[type[nn.Module], Callable[..., Result]] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv2d,
     nn.BatchNorm1d: _batch_norm,
@@ -300,7 +300,7 @@ ELEMENTWISE = (
     "rsqrt", "selu", "silu", "sin", "softsign", "sqrt", "square", "tanhshrink", "truediv",
 )  # fmt: skip
 
-FUNCTIONS: dict[str, Callable[[Builder, fx.Node], Drawing]] = {
+FUNCTIONS: dict[str, Callable[[Builder, fx.Node], Result]] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(("add", "iadd"), _add),
     **dict.fromkeys(("sub", "isub", "subtract"), _subtract),
@@ -326,15 +326,15 @@ FUNCTIONS: dict[str, Callable[[Builder, fx.Node], Drawing]] = {
 HOMES = (torch, functional, operator)  # where functions of these names are looked for
 
 
-def _layer(module: nn.Module) -> Callable[..., Drawing] | None:
-    """How a layer is drawn; a subclass counts if it computes the same."""
+def _layer(module: nn.Module) -> Callable[..., Result] | None:
+    """How a layer is converted; a subclass counts if it computes the same."""
     own = "forward" in vars(module)  # replaced on this instance
     kinds = [k for k in LAYERS if isinstance(module, k) and type(module).forward is k.forward]
     return LAYERS[kinds[0]] if kinds and not own else None
 
 
-def draw(builder: Builder, node: fx.Node) -> Drawing:
-    """Draw a call, of which :func:`check` approves."""
+def convert(builder: Builder, node: fx.Node) -> Result:
+    """Add a call that :func:`check` allows."""
     if node.op != "call_module":
         return FUNCTIONS[function_name(node)](builder, node)
     layer = builder.module.get_submodule(str(node.target))
@@ -342,12 +342,12 @@ def draw(builder: Builder, node: fx.Node) -> Drawing:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a module is drawn as a whole."""
+    """Whether a module is converted as a whole."""
     return _layer(module) is not None
 
 
 def check(node: fx.Node, root: nn.Module) -> None:
-    """Refuse a call that cannot be drawn.
+    """Refuse a call that cannot be converted.
 
     Raises:
         NetworkError: naming it, and what is supported.

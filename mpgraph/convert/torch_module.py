@@ -36,7 +36,7 @@ from mpgraph.network.losses import Loss
 from mpgraph.network.network import Network
 
 from .torch_builder import Builder
-from .torch_layers import check, draw, is_layer
+from .torch_layers import check, convert, is_layer
 from .torch_trace import trace
 from .torch_wrappers import copied, usable
 
@@ -77,7 +77,7 @@ def from_torch(module: nn.Module, input_shape: Any, *, loss: str | Loss | None =
     held = copied(nn.Sequential(OrderedDict(y=module)) if alone else module)
     traced = trace(held, input_shape, is_layer, lambda node: check(node, held))
     builder = Builder(traced, held)
-    output = builder.build(draw)
+    output = builder.build(convert)
     if loss is not None:
         builder.network.loss(output, loss)
     builder.network.module = Origin(held, builder.places, alone)

@@ -30,7 +30,7 @@ class Traced:
         output: the call whose value the module returns.
         shapes: of one example.
         uses: how often each value is an operand.
-        constants: values that are no tensors, for each of two batch sizes.
+        constants: values that are not tensors, for each of two batch sizes.
         module: what was traced.
     """
 
@@ -76,7 +76,7 @@ def trace(
         NetworkError: naming the submodule that cannot be traced, or that fails on inputs of this shape.
     """
     shapes, fixed = _arguments(module, input_shape)
-    model = deepcopy(module).to("meta")  # shapes alone: nothing is computed, on no device
+    model = deepcopy(module).to("meta")  # only shapes: nothing is computed, on no device
     graph = _traced(model, fixed, is_layer)
     output, arguments = _output(graph), _placeholders(graph, module)
     inputs = {node: name for node, name in arguments.items() if name in shapes}
@@ -85,7 +85,7 @@ def trace(
     for node in live_nodes:
         if node.op in ("call_module", "get_attr"):
             check(node)
-    model.eval()  # shapes do not depend on it, and nothing is counted or drawn
+    model.eval()  # shapes do not depend on it, and nothing is counted or sampled
     runs, like = [], torch.empty(0, dtype=_dtype(module), device="meta")
     for batch in BATCHES:
         fed = {name: like.new_empty((batch, *shape)) for name, shape in shapes.items()}
