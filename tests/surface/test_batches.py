@@ -56,7 +56,6 @@ IMAGE, GREY = (3, 4, 5), (1, 4, 5)
         ((6, 4), (7, 24), lambda x: x.reshape(7, 6, 4)),
         ((6, 4), (6, 4), lambda x: x[None]),
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("call", ["step", "predict"])
 def test_advice_on_shapes_works_when_followed(wanted, got, same, call):
