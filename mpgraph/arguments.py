@@ -15,6 +15,14 @@ from torch import Tensor
 from .errors import MPGraphError, ProtocolError, unknown
 
 SHOWN = 80  # characters of what was received
+_PLAIN = {  # the check of what an annotation names
+    bool: "flag",
+    int: "integer",
+    float: "number",
+    tuple[int, int]: "integers",
+    tuple[float, float]: "numbers",
+    Sequence[str]: "patterns",
+}
 
 
 class Arguments:
@@ -59,30 +67,21 @@ class Arguments:
         if Any in members or (value is None and NoneType in members):
             return value
         words = [word for one in members if get_origin(one) is Literal for word in get_args(one)]
-        calls = any(one is Callable or get_origin(one) is Callable for one in members)
+        calls = any(Callable in (one, get_origin(one)) for one in members)
         if words:
             return self.choice(name, value, [*words, *([None] if NoneType in members else [])], function=calls)
-        plain = [one for one in members if one in (bool, int, float) or get_origin(one) in (tuple, Sequence)]
-        classes = [one for one in members if isinstance(one, type) and one is not NoneType and one not in plain]
+        plain = [one for one in members if one in _PLAIN]
+        others = [get_origin(one) or one for one in members if one not in (*plain, NoneType)]
+        classes = [one for one in others if one is not Callable]
         if (calls and callable(value)) or isinstance(value, tuple(classes)):
             return value
         also = [f"a {_path(one)}" for one in classes] + ["a function"] * calls + ["None"] * (NoneType in members)
         if not plain:
             self.refuse(name, value, " or ".join(also))
-        given = Arguments(self.owner, self.error, also="".join(f", or {one}" for one in also))
-        (one,) = plain
-        if one is bool:
-            return given.flag(name, value)
-        if one is int:
-            return given.integer(name, value, **bounds)  # type: ignore[arg-type]
-        if one is float:
-            return given.number(name, value, **bounds)
-        parts = get_args(one)
-        if get_origin(one) is Sequence:
-            return given.patterns(name, value)
-        if parts[0] is int:
-            return given.integers(name, value, len(parts), **bounds)  # type: ignore[arg-type]
-        return given.numbers(name, value, len(parts))
+        one = float if float in plain else plain[0]  # an integer is a number
+        given = Arguments(self.owner, self.error, also="".join(f", or {each}" for each in also))
+        count = [len(get_args(one))] if get_origin(one) is tuple else []
+        return getattr(given, _PLAIN[one])(name, value, *count, **bounds)
 
     def integer(self, name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
         """An integer, within bounds that are allowed themselves."""
@@ -271,7 +270,7 @@ def first_match(name: str, patterns: Iterable[str]) -> str | None:
 
 
 def _path(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _listed(value: Any) -> bool:

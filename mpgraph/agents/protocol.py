@@ -343,7 +343,7 @@ def _made(entry: Any, rule: Protocol) -> Agent:
 
 def _takes_rule(entry: Any) -> bool:
     """Whether a class or function must be given an argument."""
-    made_by: Any = entry.__init__ if isinstance(entry, type) else entry
+    made_by: Any = entry.__init__ if isinstance(entry, type) else entry  # type: ignore[misc]
     known = list(inspect.signature(made_by).parameters.values())[isinstance(entry, type) :]
     return any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in known)
 

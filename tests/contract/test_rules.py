@@ -1,8 +1,8 @@
 """What a rule author may write, and what the engine makes of it: tables of agents, options, aliases, surrogates."""
 
 import inspect
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from mpgraph import Agent, Protocol, fast
 from mpgraph.agents.builtin import Input
 from mpgraph.agents.options import Number, option
 from mpgraph.architectures import mlp
+from mpgraph.arguments import Arguments
 from mpgraph.interpreter import interpreter
 from mpgraph.protocols import BLUR, Backprop, FeedbackAlignment, NodePerturbation, Oja
 from mpgraph.protocols.backprop import Weight
@@ -96,6 +97,33 @@ def test_options_make_the_constructor():
 def test_options_are_validated_by_their_annotations(given, text):
     with pytest.raises(mg.ProtocolError, match=f"Gain: {text}"):
         Gain(**given)
+
+
+ONES = torch.ones(2)
+ANNOTATIONS = [  # what it is, what it allows and how that comes out, what it refuses
+    (int, [(np.int64(3), 3)], [True, 1.5, "1", None], {}),
+    (int | float, [(2, 2.0), (np.float32(0.5), 0.5)], ["2", float("nan")], {}),
+    (float | None, [(None, None), (1, 1.0)], [0.0, "x"], {"above": 0}),
+    (bool, [(True, True)], [1, "yes"], {}),
+    (Literal["a", "b"] | None, [("a", "a"), (None, None)], ["c", 3, abs], {}),
+    (Literal["a"] | Callable, [(abs, abs)], ["b", None], {}),
+    (tuple[float, float], [([1, 2], (1.0, 2.0))], [(1,), 3, "12", (1, "2")], {}),
+    (Sequence[str], [(["h*"], ("h*",))], ["h*", (1,)], {}),
+    (dict[str, float], [({"a": 1.0}, {"a": 1.0})], [[1], "a"], {}),
+    (str | torch.Tensor, [("x", "x"), (ONES, ONES)], [3, None], {}),
+    (Any, [(3, 3), (None, None)], [], {}),
+]
+
+
+@pytest.mark.parametrize(("annotation", "good", "bad", "bounds"), ANNOTATIONS, ids=lambda v: str(v)[:20])
+def test_annotations_say_what_is_allowed(annotation, good, bad, bounds):
+    given = Arguments("Rule")
+    for value, expected in good:
+        found = given.annotated("a", value, annotation, **bounds)
+        assert found is expected or (type(found) is type(expected) and found == expected)
+    for value in bad:
+        with pytest.raises(mg.ProtocolError, match=r"^Rule: a(\[\d\])?=.* must be [^.]"):
+            given.annotated("a", value, annotation, **bounds)
 
 
 def test_values_are_plain_python_and_shown_if_unusual():

@@ -383,6 +383,5 @@ def test_what_is_refused():
         Plasticity(feedback="fixed")
     with pytest.raises(mg.ProtocolError, match="hebb=0.1 is neither one of its arguments"):
         Plasticity(hebb=0.1)
-    assert Plasticity(pseudo=0.0131, oja=-0.0038).name.startswith(
-        "Plasticity(pseudo=0.0131, oja=-0.0038, feedback='random'"
-    )
+    assert Plasticity(pseudo=0.0131, oja=-0.0038).name == "Plasticity(pseudo=0.0131, oja=-0.0038)"
+    assert Plasticity(pseudo=1, feedback="symmetric").name == "Plasticity(pseudo=1, feedback='symmetric')"
