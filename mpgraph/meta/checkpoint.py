@@ -72,9 +72,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
     """Of an optimizer of torch: tensors by name, and what else it keeps of each parameter and group."""
     state = optimizer.state_dict()
     tensors = {f"{i}:{k}": v for i, kept in state["state"].items() for k, v in kept.items() if isinstance(v, Tensor)}
-    rest = {
-        str(i): {k: v for k, v in kept.items() if not isinstance(v, Tensor)} for i, kept in state["state"].items()
-    }
+    rest = {str(i): {k: v for k, v in kept.items() if not isinstance(v, Tensor)} for i, kept in state["state"].items()}
     return tensors, {"state": rest, "groups": state["param_groups"]}
 
 

@@ -80,8 +80,7 @@ class Episode:
         self._classes = program.graph.nodes[network.outputs[0]].shape[-1]
         if not self.parameters():
             raise InputError(
-                f"Episode: {program.protocol.name} has no meta-parameters; make a number one: "
-                "lr=mg.learnable(0.1)"
+                f"Episode: {program.protocol.name} has no meta-parameters; make a number one: lr=mg.learnable(0.1)"
             )
 
     def parameters(self) -> dict[str, Tensor]:
@@ -126,7 +125,7 @@ class Episode:
         if bool((starts + length > batch.lengths).any()):
             raise InputError(f"a window of {length} inner steps goes beyond the end of an episode")
         share = (1.0 / batch.lengths.double()).to(batch.x.device, self.program.dtype)
-        totals = {name: torch.zeros((), device=batch.x.device, dtype=self.program.dtype) for name in self.terms}
+        totals = {name: torch.zeros(many, device=batch.x.device, dtype=self.program.dtype) for name in self.terms}
         x = y = batch.x[:, 0]
         for t in range(length):
             at = starts + t
@@ -181,13 +180,12 @@ class Episode:
             state: State, x: Tensor, y: Tensor, normal: dict[str, Tensor], own: Parameters = parameters
         ) -> tuple[State, Tensor]:
             state, out = self.program.step(state, x, y, noise=normal, phase=phase, parameters=own)
+            assert out.loss is not None  # the network has a loss
             return state, out.loss
 
         return mapped(one, state, x, y, normal, *([parameters] if each else []))
 
-    def _asked(
-        self, parameters: Parameters, each: bool, state: State, x: Tensor, y: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _asked(self, parameters: Parameters, each: bool, state: State, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Mean loss and share of right answers of each task ``(tasks,)``; NaN for targets that are not labels."""
 
         def one(state: State, x: Tensor, y: Tensor, own: Parameters = parameters) -> tuple[Tensor, Tensor]:

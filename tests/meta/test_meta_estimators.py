@@ -73,7 +73,9 @@ def by_hand(tasks, rate, momentum, terms):
             weights = new
             total = total + terms["stream"] * before / steps + terms["hint"] * loss(weights, x, y) / steps
             total = total + terms["size"] * change / numbers / steps
-        total = total + terms["query"] * loss(weights, task.query_x, task.query_y) + terms["final"] * loss(weights, x, y)
+        total = (
+            total + terms["query"] * loss(weights, task.query_x, task.query_y) + terms["final"] * loss(weights, x, y)
+        )
         total = total + terms["l1"] * (rate.abs() + momentum.abs())
     return total / len(tasks)
 
@@ -145,9 +147,7 @@ def test_windows_of_one_episode_add_up_to_its_loss():
 def test_tasks_in_pieces_give_the_same_gradient():
     episode = Episode(program(), TERMS)
     tasks = Tasks(Sinusoids(), seed=6, count=5)
-    whole, pieces = (
-        e.estimate(episode, episode.parameters(), tasks, seeded()) for e in (Unroll(), Unroll(chunk=2))
-    )
+    whole, pieces = (e.estimate(episode, episode.parameters(), tasks, seeded()) for e in (Unroll(), Unroll(chunk=2)))
     close(pieces.gradient, whole.gradient, 1e-12)
     assert (whole.metrics["loss"] - pieces.metrics["loss"]).abs().max() < 1e-12
 
@@ -296,7 +296,7 @@ def test_the_mean_of_many_estimates_is_the_gradient(resample):
     problem, family = Quadratic(steps), Goals(steps)
     theta = torch.tensor([0.3, -0.2], dtype=torch.float64)
     estimator = Evolution(0.1, window, resample)
-    found, exact = [], []
+    found = []
     at = theta.clone().requires_grad_()
     # E |s - goal|^2 over standard normal goals is |s|^2 + 2: the gradient is that of goals at zero.
     (wanted,) = torch.autograd.grad(problem.loss(at, torch.zeros(steps, 1, 2, dtype=torch.float64)), at)
@@ -327,7 +327,12 @@ def test_the_published_estimate_given_its_noise():
         n, m = d["fwd_w"].shape
         a = {k: torch.as_tensor(d[prefix + k]) for k in ("lstm_w", "lstm_b", "fwd_w", "fwd_b", "bwd_w", "bwd_b")}
         rows = a["lstm_w"].unflatten(1, (4, n)).transpose(0, 1)
-        found = {"F": rows[:, :m], "G": rows[:, m : 2 * m], "W": rows[:, 2 * m :], "b": a["lstm_b"].unflatten(0, (4, n))}
+        found = {
+            "F": rows[:, :m],
+            "G": rows[:, m : 2 * m],
+            "W": rows[:, 2 * m :],
+            "b": a["lstm_b"].unflatten(0, (4, n)),
+        }
         found |= {"C": a["fwd_w"], "C_b": a["fwd_b"], "U": a["bwd_w"], "U_b": a["bwd_b"]}
         return {f"agents.weight.{name}": tensor for name, tensor in found.items()}
 
@@ -455,12 +460,14 @@ def test_a_learned_rate_becomes_its_teachers():
 
 
 def test_what_is_refused():
-    with pytest.raises(mg.InputError, match="unknown term of the meta-loss 'qery': allowed are .*; did you mean 'query'"):
+    with pytest.raises(
+        mg.InputError, match="unknown term of the meta-loss 'qery': allowed are .*; did you mean 'query'"
+    ):
         Episode(program(), {"qery": 1.0})
     with pytest.raises(mg.InputError, match="has no meta-parameters; make a number one: lr=mg.learnable"):
         Episode(program(Backprop(lr=0.1)))
+    episode = Episode(program())
     with pytest.raises(mg.InputError, match="window=4 does not divide an episode of 6 inner steps"):
-        episode = Episode(program())
         Truncated(4).estimate(episode, episode.parameters(), Tasks(Sinusoids(steps=6)), seeded())
     with pytest.raises(mg.InputError, match="unknown match 'update': allowed are .*; did you mean 'updates'"):
         Cloning(program(), {"update": 1.0})

@@ -62,9 +62,7 @@ def trainer(name, **options):
 
 def files(folder):
     """What a run leaves, by name: its log, its rule, its checkpoints."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def killed(name, folder, steps, lines, delay):

@@ -21,7 +21,10 @@ class RandomProjection(TaskFamily):
     """
 
     def __init__(self, family: TaskFamily, size: int | None = None) -> None:
-        self.family, self.size = family, None if size is None else Arguments("RandomProjection").integer("size", size, 1)
+        self.family, self.size = (
+            family,
+            None if size is None else Arguments("RandomProjection").integer("size", size, 1),
+        )
 
     def draw(self, generator: Generator, steps: int | None = None, split: str = "train") -> Task:  # noqa: D102
         task = self.family.draw(generator, steps, split)

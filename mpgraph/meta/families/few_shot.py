@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -65,11 +66,11 @@ class FewShot(TaskFamily):
         self.data, self.splits = found.name, None if splits is None else check.numbers("splits", splits, 3)
         self.inputs = found.train_x.shape[1]
         pool = sorted(set(range(found.classes) if classes is None else classes))
-        self.classes = {split: pool for split in SPLITS}
+        self.classes = dict.fromkeys(SPLITS, pool)
         if self.splits is not None:
             order = torch.randperm(len(pool), generator=generator_of(seed, "classes")).tolist()
             bounds = [round(len(pool) * sum(self.splits[:i]) / sum(self.splits)) for i in range(4)]
-            parts = [sorted(pool[i] for i in order[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+            parts = [sorted(pool[i] for i in order[a:b]) for a, b in pairwise(bounds)]
             self.classes = dict(zip(SPLITS, parts, strict=True))
         self._train, self._test = (found.train_x, found.train_y), (found.test_x, found.test_y)
         self._rows = [self._by_class(labels, found.classes) for _, labels in (self._train, self._test)]

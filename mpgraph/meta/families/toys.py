@@ -53,7 +53,7 @@ class _Toys(TaskFamily):
         """Inputs ``(count, 2)`` and targets ``(count, 1)``, -1 or 1."""
         raise NotImplementedError
 
-    def draw(self, generator: Generator, steps: int | None = None, split: str = "train") -> Task:  # noqa: D102
+    def draw(self, generator: Generator, steps: int | None = None, split: str = "train") -> Task:
         names = self.names[checked_split(split)]
         name = names[int(torch.randint(len(names), (), generator=generator))]
         steps = steps or self.steps
@@ -61,7 +61,7 @@ class _Toys(TaskFamily):
         support = [t[: steps * self.batch].unflatten(0, (steps, self.batch)) for t in (x, y)]
         return Task(support[0], support[1], x[steps * self.batch :], y[steps * self.batch :], name)
 
-    def describe(self) -> dict[str, Any]:  # noqa: D102
+    def describe(self) -> dict[str, Any]:
         return {**super().describe(), "names": {split: list(chosen) for split, chosen in self.names.items()}}
 
 
@@ -125,11 +125,11 @@ class Plane(_Toys):
         second = torch.rand(count, generator=generator, dtype=torch.float64) < 0.5
         t = torch.rand(count, generator=generator, dtype=torch.float64)
         turn = 2.0 * math.pi * float(torch.rand((), generator=generator, dtype=torch.float64))
-        sign = torch.where(second, 1.0, -1.0)
+        sign = 2.0 * second.double() - 1.0
         if name == "circles":
-            radius, angle = torch.where(second, 1.0, 0.4), 2.0 * math.pi * t
+            radius, angle = 0.4 + 0.6 * second.double(), 2.0 * math.pi * t
         elif name == "spirals":
-            radius, angle = 0.2 + 0.8 * t, 2.0 * math.pi * t + math.pi * second
+            radius, angle = 0.2 + 0.8 * t, 2.0 * math.pi * t + math.pi * second.double()
         x = torch.zeros(count, 2, dtype=torch.float64)
         if name == "blobs":
             x[:, 0] = 0.6 * sign
