@@ -2,6 +2,7 @@
 
 from .distributed import Group as Group
 from .distributed import join as join
+from .distributed import leave as leave
 from .episode import Episode as Episode
 from .estimators import Cloning as Cloning
 from .estimators import Estimate as Estimate

@@ -23,7 +23,7 @@ OPTIMIZERS: dict[str, Callable[[Tensor], Optimizer]] = {"sgd": lambda lr: mg.SGD
 
 def tuned(
     network: Network,
-    rule: Callable[[Optimizer], Protocol],
+    rule: Callable[..., Protocol],
     optimizer: str,
     tasks: Tasks,
     validation: Tasks,
@@ -34,14 +34,14 @@ def tuned(
 
     Args:
         network: that learns.
-        rule: a fixed rule with an inner optimizer.
+        rule: class of a fixed rule that takes ``optimizer=``.
         optimizer: ``sgd`` or ``adam``.
         tasks: to report on.
         validation: to choose the rate on.
         rates: the search space.
         at_once: tasks in one program.
     """
-    made = rule(OPTIMIZERS[optimizer](mg.learnable(rates[0])))
+    made = rule(optimizer=OPTIMIZERS[optimizer](mg.learnable(rates[0])))
     episode = Episode(mg.compile(network, made))
     losses = {}
     for rate in rates:

@@ -26,6 +26,7 @@ from .episode import Episode
 from .task import Tasks, list_families
 from .trainer import DivergenceError, evaluate
 
+NUMBERS = ("lr", "tasks", "seed")  # flags whose values are not words
 FLAGS = {  # flag: setting, help
     "protocol": ("protocol.name", "rule to train, as `mpgraph protocols` lists them"),
     "network": ("network.name", "architecture (default: mlp)"),
@@ -79,34 +80,30 @@ def meta_train(options: argparse.Namespace) -> int:
     for flag, (key, _) in FLAGS.items():
         value = getattr(options, flag)
         if value is not None:
-            changes[key] = (
-                value if flag in ("protocol", "network", "family", "estimator", "optimizer") else _value(value)
-            )
+            changes[key] = _value(value) if flag in NUMBERS else value
     given = files.complete(files.changed(given, changes))
     group = join()
+    trainer = files.trainer_of(given, root=options.data, steps=options.steps, group=group)
+    command = ["mpgraph meta-train", *([f"--settings {options.settings}"] if options.settings else [])]
+    command += [f"--set {key}={json.dumps(value)}" for key, value in sorted(changes.items())]
+    record = {
+        "command": " ".join([*command, f"--steps {options.steps}"]),
+        "settings": given,
+        "commit": _commit(),
+        "versions": {"mpgraph": mg.__version__, "torch": torch.__version__},
+    }
     try:
-        trainer = files.trainer_of(given, root=options.data, steps=options.steps, group=group)
-        command = ["mpgraph meta-train", *([f"--settings {options.settings}"] if options.settings else [])]
-        command += [f"--set {key}={json.dumps(value)}" for key, value in sorted(changes.items())]
-        record = {
-            "command": " ".join([*command, f"--steps {options.steps}"]),
-            "settings": given,
-            "commit": _commit(),
-            "versions": {"mpgraph": mg.__version__, "torch": torch.__version__},
-        }
-        try:
-            trainer.run(
-                options.steps, options.out, resume=options.resume, every=options.every, keep=options.keep,
-                record=record, progress=not options.quiet and sys.stderr.isatty(),
-            )  # fmt: skip
-        except DivergenceError as error:
-            print(f"mpgraph: {error}", file=sys.stderr)
-            return 1
-        if group.rank == 0:
-            curves(options.out / "log.jsonl", options.out / "curves.png")
-            print(f"wrote {options.out / 'rule'}, log.jsonl and curves.png after {trainer.step} outer steps")
-    finally:
-        leave()
+        trainer.run(
+            options.steps, options.out, resume=options.resume, every=options.every, keep=options.keep,
+            record=record, progress=not options.quiet and sys.stderr.isatty(),
+        )  # fmt: skip
+    except DivergenceError as error:
+        print(f"mpgraph: {error}", file=sys.stderr)
+        return 1
+    if group.rank == 0:
+        curves(options.out / "log.jsonl", options.out / "curves.png")
+        print(f"wrote {options.out / 'rule'}, log.jsonl and curves.png after {trainer.step} outer steps")
+    leave()
     return 0
 
 
@@ -128,12 +125,12 @@ def evaluate_rule(options: argparse.Namespace) -> int:
     theta = {name: p.detach() for name, p in episode.parameters().items()}
     at_once = int(given["trainer"]["tasks"])
     rows: dict[str, dict[str, Tensor]] = {Path(str(options.rule)).name: evaluate(episode, theta, tasks, at_once)}
+    descent = lookup("mpgraph.protocols", "backprop")
     for name in filter(None, options.baselines.split(",")):
         if name == "nearest_class_mean":
             rows[name] = {"accuracy": nearest_class_mean(tasks)}
         elif name in ("sgd", "adam"):
-            descent = lookup("mpgraph.protocols", given["trainer"].get("baseline", "backprop"))
-            rate, found = tuned(network, lambda o: descent(optimizer=o), name, tasks, validation, RATES, at_once)
+            rate, found = tuned(network, descent, name, tasks, validation, RATES, at_once)
             rows[f"{name} {rate:g}"] = found
         else:
             raise InputError(f"--baselines {name!r}: allowed are sgd, adam, nearest_class_mean")

@@ -27,12 +27,17 @@ class Group:
         on = dist.is_available() and dist.is_initialized()
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if on else (0, 1)
 
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
     def mean(self, estimate: Estimate) -> Estimate:
         """The estimate over the tasks of all processes, from those of each."""
         if self.size == 1:
             return estimate
         metrics = self.gathered(estimate.metrics)
-        gradient = {}
+        gradient: dict[str, Tensor | None] = {}
         for name, tensor in estimate.gradient.items():
             used = torch.tensor([0.0 if tensor is None else 1.0])
             dist.all_reduce(used)
@@ -74,6 +79,7 @@ def join() -> Group:
 
 
 def leave() -> None:
-    """Leave the group, if there is one."""
+    """Leave the group, if there is one, once all processes are done with it."""
     if dist.is_available() and dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()

@@ -125,7 +125,7 @@ class Episode:
         if bool((starts + length > batch.lengths).any()):
             raise InputError(f"a window of {length} inner steps goes beyond the end of an episode")
         share = (1.0 / batch.lengths.double()).to(batch.x.device, self.program.dtype)
-        totals = {name: torch.zeros((), device=batch.x.device, dtype=self.program.dtype) for name in self.terms}
+        totals = {name: torch.zeros(many, device=batch.x.device, dtype=self.program.dtype) for name in self.terms}
         x = y = batch.x[:, 0]
         for t in range(length):
             at = starts + t
@@ -180,6 +180,7 @@ class Episode:
             state: State, x: Tensor, y: Tensor, normal: dict[str, Tensor], own: Parameters = parameters
         ) -> tuple[State, Tensor]:
             state, out = self.program.step(state, x, y, noise=normal, phase=phase, parameters=own)
+            assert out.loss is not None  # the network has a loss
             return state, out.loss
 
         return mapped(one, state, x, y, normal, *([parameters] if each else []))

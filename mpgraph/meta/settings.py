@@ -158,7 +158,7 @@ def family_of(table: Mapping[str, Any], root: Any = None) -> TaskFamily:
 
 
 def estimator_of(table: Mapping[str, Any], network: Network, dtype: torch.dtype) -> Any:
-    """An estimator, or the search; ``steps`` may be ``{ growing = [5, 50, 1000] }`` or ``{ log_uniform = [10, 60] }``."""
+    """An estimator, or the search; its ``steps`` may be a schedule, as ``{ log_uniform = [10, 60] }``."""
     given = dict(table)
     name = given.pop("name")
     if name not in ESTIMATORS:
@@ -181,7 +181,7 @@ def estimator_of(table: Mapping[str, Any], network: Network, dtype: torch.dtype)
 
 def optimizer_of(name: str, lr: float, options: Mapping[str, Any]) -> Callable[..., torch.optim.Optimizer]:
     """A maker of optimizers of torch, by name: ``adam``, ``sgd``, ``rmsprop`` and the like."""
-    classes = {
+    classes: dict[str, Any] = {
         n.lower(): c
         for n, c in vars(torch.optim).items()
         if isinstance(c, type) and issubclass(c, torch.optim.Optimizer) and c is not torch.optim.Optimizer

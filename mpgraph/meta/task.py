@@ -61,7 +61,7 @@ class TaskFamily(ABC):
 
 
 @dataclass(frozen=True)
-class Tasks(Sequence[Task]):
+class Tasks:
     """The tasks of one outer step; each is drawn when it is asked for.
 
     Attributes:
@@ -149,12 +149,15 @@ class TaskBatch(NamedTuple):
 
     def to(self, device: torch.device, dtype: torch.dtype) -> TaskBatch:
         """The same on a device, floating-point numbers in the dtype."""
-        moved = [t.to(device, dtype if t.is_floating_point() else None) for t in self[:4]]
-        return TaskBatch(*moved, self.lengths, self.seeds)
+        given = (self.x, self.y, self.query_x, self.query_y)
+        x, y, query_x, query_y = (t.to(device, dtype if t.is_floating_point() else None) for t in given)
+        return TaskBatch(x, y, query_x, query_y, self.lengths, self.seeds)
 
-    def part(self, rows: slice) -> TaskBatch:
+    def chosen(self, rows: Sequence[int]) -> TaskBatch:
         """Some of the tasks."""
-        return TaskBatch(*(t[rows] for t in self[:5]), self.seeds[rows])  # type: ignore[arg-type]
+        at = torch.tensor(list(rows))
+        x, y, query_x, query_y = (t[at.to(t.device)] for t in (self.x, self.y, self.query_x, self.query_y))
+        return TaskBatch(x, y, query_x, query_y, self.lengths[at], [self.seeds[i] for i in rows])
 
 
 def stacked(tasks: Sequence[Task], seeds: Sequence[int]) -> TaskBatch:

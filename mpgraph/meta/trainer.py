@@ -27,6 +27,7 @@ from .search.cma_es import CMAES
 from .task import TaskFamily, Tasks
 
 Clip = Literal["norm", "value", "tensor"]
+LAST = 50  # outer steps whose means a training record gives
 SHOWN = 32  # meta-parameters that are single numbers are written to the log if there are at most so many
 
 
@@ -278,6 +279,7 @@ class MetaTrainer:
         keep = check.integer("keep", keep, 1)
         place = None if folder is None else Path(folder)
         log = None
+        self.group.wait()  # until an earlier run here has written its last file
         if place is not None:
             position = self._open(place, resume)
             if self.group.rank == 0:
@@ -300,14 +302,14 @@ class MetaTrainer:
                 if log is not None:
                     log.close()
         if place is not None and self.group.rank == 0:
-            self.protocol().save(place / "rule", _strict({**(record or {}), **self.describe()}))
+            about = {**(record or {}), **self.describe(), "reached": self._reached(place / "log.jsonl")}
+            self.protocol().save(place / "rule", _strict(about))
         if self.stopped is not None:
             raise DivergenceError(self.stopped)
         return rows
 
     def describe(self) -> dict[str, Any]:
         """The training record: how, on what, with what budget and to what end."""
-        found = self.best if self.best is None or self.best == self.best else None
         return {
             "seed": self.seed,
             "network": repr(self.episode.program.graph.network),
@@ -317,8 +319,17 @@ class MetaTrainer:
             "learning_rate": self._rates,
             "terms": self.episode.terms,
             "budget": {"outer_steps": self.step, "tasks_in_a_step": self.tasks},
-            "reached": {"validation_loss": found, "last_losses": _mean(torch.tensor(self.guard.recent or [0.0]))},
         }
+
+    def _reached(self, log: Path) -> dict[str, Any]:
+        """The best validation loss, and means over the last outer steps."""
+        rows = [json.loads(line) for line in log.read_text().splitlines()[-LAST:]]
+        found: dict[str, Any] = {} if self.best is None else {"validation_loss": self.best}
+        for name in ("loss", "accuracy"):
+            values = [row[name] for row in rows if row.get(name) is not None]
+            if values:
+                found[f"mean_{name}_of_last_{len(rows)}"] = sum(values) / len(values)
+        return found
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 

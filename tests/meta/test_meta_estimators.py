@@ -296,7 +296,7 @@ def test_the_mean_of_many_estimates_is_the_gradient(resample):
     problem, family = Quadratic(steps), Goals(steps)
     theta = torch.tensor([0.3, -0.2], dtype=torch.float64)
     estimator = Evolution(0.1, window, resample)
-    found, exact = [], []
+    found = []
     at = theta.clone().requires_grad_()
     # E |s - goal|^2 over standard normal goals is |s|^2 + 2: the gradient is that of goals at zero.
     (wanted,) = torch.autograd.grad(problem.loss(at, torch.zeros(steps, 1, 2, dtype=torch.float64)), at)
@@ -466,8 +466,8 @@ def test_what_is_refused():
         Episode(program(), {"qery": 1.0})
     with pytest.raises(mg.InputError, match="has no meta-parameters; make a number one: lr=mg.learnable"):
         Episode(program(Backprop(lr=0.1)))
+    episode = Episode(program())
     with pytest.raises(mg.InputError, match="window=4 does not divide an episode of 6 inner steps"):
-        episode = Episode(program())
         Truncated(4).estimate(episode, episode.parameters(), Tasks(Sinusoids(steps=6)), seeded())
     with pytest.raises(mg.InputError, match="unknown match 'update': allowed are .*; did you mean 'updates'"):
         Cloning(program(), {"update": 1.0})

@@ -60,7 +60,7 @@ class Estimator(ABC):
         """What it carries from one outer step to the next; every tensor has a leading axis of tasks."""
         return {}
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
+    def load(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 - one that carries nothing has nothing to do
         """Take up what :meth:`state` gave."""
 
     def describe(self) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def _with_weights(state: State, source: State, wires: list[str]) -> State:
 
 def _scalar(tensor: Tensor, like: Tensor) -> Tensor:
     """The first number of what one side keeps as a vector."""
-    return tensor[(..., *(0,) * (tensor.ndim - like.ndim))] if tensor.ndim > like.ndim else tensor
+    return tensor.flatten(like.ndim)[..., 0] if tensor.ndim > like.ndim else tensor
 
 
 def _relative(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:

@@ -79,7 +79,7 @@ class Evolution(Estimator):
         if self.window is None and self.steps is not None:
             length = self.steps(tasks.step, generator) if callable(self.steps) else self.steps
         steps = length if self.window is None else self.steps
-        batch, new, ahead = workers.begin(episode, tasks, length, steps, generator, unlocked=self.unlocked)
+        batch, ahead = workers.begin(episode, tasks, length, steps, generator, unlocked=self.unlocked)
         if not self._sum:
             self._sum = {name: p.new_zeros(len(tasks), *p.shape) for name, p in theta.items()}
             self._present = dict(self._sum)

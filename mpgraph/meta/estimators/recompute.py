@@ -73,9 +73,7 @@ class Recomputed(Unroll):
 
 def summed(one: dict[str, Tensor], two: dict[str, Tensor]) -> dict[str, Tensor]:
     """Terms of two windows of one episode; what one of them lacks counts nothing."""
-    return {
-        name: one[name] + two[name] if name in one and name in two else {**one, **two}[name] for name in {**one, **two}
-    }
+    return {**one, **two, **{name: one[name] + two[name] for name in one.keys() & two.keys()}}
 
 
 def _leaves(state: State, needed: bool) -> tuple[State, dict[tuple[str, str], Tensor]]:

@@ -37,7 +37,7 @@ class Truncated(Estimator):
         self, episode: Episode, parameters: Mapping[str, Tensor], tasks: Tasks, generator: Generator
     ) -> Estimate:
         workers = self._workers
-        batch, _, _ = workers.begin(episode, tasks, self.window, self.steps, generator, unlocked=False)
+        batch, _ = workers.begin(episode, tasks, self.window, self.steps, generator, unlocked=False)
         theta = leaves(parameters)
         window = episode.window(theta, workers.states["state"], batch, workers.start(), self.window)
         loss = window.loss * (workers.length.double() / self.window).to(window.loss)

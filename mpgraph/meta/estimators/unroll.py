@@ -45,7 +45,7 @@ class Unroll(Estimator):
         gradient: Gradient = dict.fromkeys(parameters)
         parts = []
         for rows in pieces(len(tasks), self.chunk):
-            piece = batch.part(rows)
+            piece = batch if self.chunk is None else batch.chosen(range(len(tasks))[rows])
             found, metrics = self._piece(episode, parameters, piece)
             gradient = added(gradient, found, len(piece.seeds) / len(tasks))
             parts.append(metrics)

@@ -34,8 +34,8 @@ class Workers:
 
     def begin(
         self, episode: Episode, tasks: Tasks, window: int, length: Length, generator: Generator, *, unlocked: bool
-    ) -> tuple[TaskBatch, list[int], Tensor]:
-        """Start the episodes that are due; the batch of all tasks, which are new, and how far those are to run ahead.
+    ) -> tuple[TaskBatch, Tensor]:
+        """Start the episodes that are due; the batch of all tasks, and how far each is to run ahead.
 
         Args:
             episode: what is run.
@@ -69,11 +69,11 @@ class Workers:
         batch = episode.prepared(stacked(self._tasks, seeds))  # type: ignore[arg-type]
         if new:
             rows = torch.tensor(new)
-            fresh = episode.begin(TaskBatch(*(t[rows] for t in batch[:5]), [seeds[i] for i in new]))
+            fresh = episode.begin(batch.chosen(new))
             for name in self.copies:
                 old = self.states.get(name)
                 self.states[name] = fresh if old is None else _with_rows(old, rows, fresh)
-        return batch, new, ahead
+        return batch, ahead
 
     def start(self) -> int | Tensor:
         """Inner steps that are behind: one number where it is the same for all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ class FewShot(TaskFamily):
         if self.splits is not None:
             order = torch.randperm(len(pool), generator=generator_of(seed, "classes")).tolist()
             bounds = [round(len(pool) * sum(self.splits[:i]) / sum(self.splits)) for i in range(4)]
-            parts = [sorted(pool[i] for i in order[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+            parts = [sorted(pool[i] for i in order[a:b]) for a, b in pairwise(bounds)]
             self.classes = dict(zip(SPLITS, parts, strict=True))
         self._train, self._test = (found.train_x, found.train_y), (found.test_x, found.test_y)
         self._rows = [self._by_class(labels, found.classes) for _, labels in (self._train, self._test)]

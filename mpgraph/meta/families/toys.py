@@ -125,11 +125,11 @@ class Plane(_Toys):
         second = torch.rand(count, generator=generator, dtype=torch.float64) < 0.5
         t = torch.rand(count, generator=generator, dtype=torch.float64)
         turn = 2.0 * math.pi * float(torch.rand((), generator=generator, dtype=torch.float64))
-        sign = torch.where(second, 1.0, -1.0)
+        sign = 2.0 * second.double() - 1.0
         if name == "circles":
-            radius, angle = torch.where(second, 1.0, 0.4), 2.0 * math.pi * t
+            radius, angle = 0.4 + 0.6 * second.double(), 2.0 * math.pi * t
         elif name == "spirals":
-            radius, angle = 0.2 + 0.8 * t, 2.0 * math.pi * t + math.pi * second
+            radius, angle = 0.2 + 0.8 * t, 2.0 * math.pi * t + math.pi * second.double()
         x = torch.zeros(count, 2, dtype=torch.float64)
         if name == "blobs":
             x[:, 0] = 0.6 * sign

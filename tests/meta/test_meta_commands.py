@@ -1,0 +1,142 @@
+"""`mpgraph meta-train` and `mpgraph evaluate` from settings and flags; pretrained rules by name."""
+
+import json
+
+import pytest
+import torch
+from conftest import ROOT
+
+import mpgraph as mg
+from mpgraph import cli
+from mpgraph.meta import settings as files
+from mpgraph.serialization.protocol import pretrained
+
+TOML = """
+[protocol]
+name = "backprop"
+learn = { lr = 0.01 }
+
+[network]
+hidden = [8]
+
+[family]
+name = "few_shot"
+data = "digits"
+ways = 3
+shots = 4
+queries = 4
+
+[estimator]
+name = "recomputed"
+steps = { log_uniform = [2, 5] }
+
+[terms]
+query = 0.3
+hint = 0.7
+
+[trainer]
+tasks = 2
+lr = 0.01
+schedule = "cosine"
+"""
+
+
+@pytest.fixture
+def settings(tmp_path):
+    path = tmp_path / "settings.toml"
+    path.write_text(TOML)
+    return path
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_run_from_settings_in_two_parts_leaves_the_rule_of_a_run_in_one(settings, tmp_path, capsys):
+    common = ["meta-train", "--settings", str(settings), "--quiet", "--lr", "0.02", "--steps", "6"]
+    assert cli.main([*common, "--out", str(tmp_path / "whole")]) == 0
+    # the same run, as if it had been killed after its checkpoint at the third step
+    assert cli.main([*common, "--out", str(tmp_path / "parts"), "--every", "3"]) == 0
+    (tmp_path / "parts" / "checkpoints" / "step-00000006.safetensors").unlink()
+    assert cli.main([*common, "--out", str(tmp_path / "parts"), "--every", "3", "--resume"]) == 0
+    whole, parts = (files_of(tmp_path / name / "rule") for name in ("whole", "parts"))
+    assert whole == parts
+    rule = mg.load_protocol(tmp_path / "whole" / "rule")
+    assert rule.optimizer.lr.item() != pytest.approx(0.01)
+    assert rule.record["settings"]["trainer"]["lr"] == 0.02
+    assert rule.record["settings"]["terms"] == {"query": 0.3, "hint": 0.7}
+    assert rule.record["family"]["data_sha256"]
+    assert (tmp_path / "whole" / "curves.png").stat().st_size > 1000
+    capsys.readouterr()
+    evaluated = ["evaluate", str(tmp_path / "whole" / "rule"), "--tasks", "3", "--json"]
+    assert cli.main([*evaluated, "--baselines", "nearest_class_mean"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["rules"]) == {"rule", "nearest_class_mean"}
+    assert 0.0 <= found["rules"]["rule"]["accuracy"][0] <= 1.0
+
+
+def test_a_gradient_free_search_from_the_command_line(tmp_path, capsys):
+    command = ["meta-train", "--protocol", "backprop", "--family", "sinusoids", "--estimator", "cma_es", "--quiet"]
+    command += ["--set", "protocol.learn={ lr = 0.01 }", "--set", "network.loss=l2", "--set", "network.hidden=[4]"]
+    command += ["--set", "estimator.population=4", "--steps", "2", "--out", str(tmp_path / "run")]
+    assert cli.main(command) == 0
+    assert mg.load_protocol(tmp_path / "run" / "rule").record["estimator"]["population"] == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol.name": "backpro"}, "unknown protocol 'backpro'.*did you mean 'backprop'"),
+        ({"family.name": "few_shots"}, "unknown task family 'few_shots'"),
+        ({"family.shot": 4}, "task family few_shot: .*unexpected keyword argument 'shot'"),
+        ({"estimator.name": "unrol"}, "unknown estimator 'unrol'"),
+        ({"trainer.optimizer": "adamm"}, "unknown optimizer 'adamm'"),
+        ({"trainer.task": 3}, "unexpected keyword argument 'task'"),
+        ({"terms.hints": 0.1}, "unknown term of the meta-loss 'hints'"),
+        ({"network.activation": "tahn"}, "unknown activation 'tahn'"),
+        ({"teims.query": 1.0}, "settings: unknown table 'teims'.*did you mean 'terms'"),
+        ({"protocol.learn": {}}, "has no meta-parameters"),
+        ({"guard.policy": "jump"}, "policy='jump' must be one of"),
+    ],
+)
+def test_settings_that_are_refused(settings, changes, message):
+    with pytest.raises(mg.MPGraphError, match=message):
+        files.trainer_of(files.changed(files.read(settings), changes))
+
+
+def test_the_command_line_refuses_in_one_line(settings, tmp_path, capsys):
+    run = ["meta-train", "--settings", str(settings), "--steps", "1", "--out", str(tmp_path / "run")]
+    assert cli.main([*run, "--set", "lr=3"]) == 2
+    assert "--set 'lr=3' must be TABLE.KEY=VALUE" in capsys.readouterr().err
+    assert cli.main(["meta-train", "--settings", str(tmp_path / "no.toml"), "--steps", "1", "--out", "x"]) == 2
+    assert "no.toml: No such file" in capsys.readouterr().err
+    assert cli.main(["evaluate", str(tmp_path)]) == 2
+    assert "a rule is a folder with" in capsys.readouterr().err
+
+
+def test_the_settings_of_the_examples_are_complete():
+    for path in (ROOT / "examples" / "plasticity").glob("*.toml"):
+        given = files.complete(files.read(path))
+        rule = files.protocol_of(given["protocol"])
+        assert given["family"]["name"] == "online_stream"
+        assert isinstance(rule, dict) or dict(rule.named_parameters())
+
+
+@pytest.mark.parametrize("name", pretrained())
+def test_pretrained_rules_learn_and_say_where_they_come_from(name, capsys):
+    rule = mg.load_protocol(name)
+    assert {"command", "settings", "seed", "budget", "reached", "commit"} <= rule.record.keys()
+    assert rule.record["family"]["data_sha256"]
+    from mpgraph.architectures import mlp
+
+    program = mg.compile(mlp([64, 32, 10], mg.Softplus(10.0), bias=False), rule)
+    from mpgraph import data
+
+    digits, state = data.load("digits", standardise=False).flat(), program.init()
+    with torch.no_grad():
+        for i in range(600):
+            state, _ = program.step(state, digits.train_x[i : i + 1], digits.train_y[i : i + 1])
+        right = program.predict(state, digits.test_x).argmax(-1) == digits.test_y
+    assert right.double().mean() > 0.6  # chance is 0.1: another network, other images
+    assert cli.main(["protocols"]) == 0
+    assert name in capsys.readouterr().out

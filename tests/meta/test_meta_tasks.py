@@ -1,0 +1,181 @@
+"""Tasks: what a family promises, held against its data; randomness that depends on names only."""
+
+import math
+
+import pytest
+import torch
+
+import mpgraph as mg
+from mpgraph.data import Dataset
+from mpgraph.meta import (
+    Boolean,
+    FewShot,
+    OnlineStream,
+    PermutedLabels,
+    Plane,
+    RandomProjection,
+    Sinusoids,
+    Tasks,
+    list_families,
+    make_family,
+)
+
+
+def seeded(number=0):
+    return torch.Generator().manual_seed(number)
+
+
+@pytest.fixture(scope="module")
+def numbered():
+    """A data set of 12 classes whose every image is its own number, and tells its class: label times 100 + index."""
+    labels = torch.arange(12).repeat_interleave(30)
+    images = (100 * labels + torch.arange(30).repeat(12)).double()[:, None]
+    return Dataset("numbered", images, labels, images + 50.0, labels, 12)
+
+
+@pytest.mark.parametrize("relabel", [True, False])
+def test_few_shots_are_distinct_images_of_the_right_classes(numbered, relabel):
+    family = FewShot(numbered, ways=4, shots=5, queries=3, batch=2, relabel=relabel)
+    for number in range(20):
+        task = family.draw(seeded(number))
+        assert task.x.shape == (10, 2, 1)
+        assert task.query_x.shape == (12, 1)
+        support, query = task.x.flatten().long(), task.query_x.flatten().long()
+        assert len({*support.tolist(), *query.tolist()}) == 20 + 12
+        classes = support // 100
+        assert torch.bincount(classes).tolist().count(5) == 4
+        assert torch.bincount(query // 100).tolist().count(3) == 4
+        if relabel:
+            pairs = {*zip(classes.tolist(), task.y.flatten().tolist(), strict=True)}
+            pairs |= {*zip((query // 100).tolist(), task.query_y.tolist(), strict=True)}
+            assert sorted(label for _, label in pairs) == [0, 1, 2, 3]
+        else:
+            assert torch.equal(task.y.flatten(), classes)
+            assert torch.equal(task.query_y, query // 100)
+
+
+def test_classes_of_the_splits_do_not_meet(numbered):
+    family = FewShot(numbered, ways=2, shots=1, queries=1, splits=(0.5, 0.25, 0.25))
+    seen = {
+        split: {int(x) // 100 for n in range(60) for x in family.draw(seeded(n), split=split).x.flatten()}
+        for split in ("train", "validation", "test")
+    }
+    assert [len(classes) for classes in seen.values()] == [6, 3, 3]
+    assert set.union(*seen.values()) == set(range(12))
+
+
+def test_without_class_splits_test_tasks_are_of_the_test_set(numbered):
+    family = FewShot(numbered, ways=3, shots=2, queries=2)
+    last = [int(x) % 100 for n in range(20) for x in family.draw(seeded(n), split="test").x.flatten()]
+    assert min(last) >= 50
+    assert max(int(x) % 100 for n in range(20) for x in family.draw(seeded(n)).x.flatten()) < 50
+
+
+def test_more_steps_are_further_epochs_in_another_order(numbered):
+    family = FewShot(numbered, ways=2, shots=3, queries=1, batch=2)
+    task = family.draw(seeded(), steps=6)
+    epochs = task.x.flatten().reshape(2, 6)
+    assert torch.equal(epochs[0].sort().values, epochs[1].sort().values)
+    assert torch.equal(family.draw(seeded(), steps=3).query_x, task.query_x)
+
+
+def test_the_stream_draws_classes_with_replacement_as_published(numbered):
+    family = OnlineStream(numbered, ways=3, shots=4, queries=2)
+    repeated = 0
+    for number in range(300):
+        task = family.draw(seeded(number))
+        assert task.x.shape == (12, 1, 1)
+        assert torch.equal(task.y.flatten(), task.x.flatten().long() // 100)
+        assert len({*task.x.flatten().tolist(), *task.query_x.flatten().tolist()}) == 18
+        repeated += len(task.y.unique()) < 3
+    chance = 1 - 12 * 11 * 10 / 12**3
+    assert abs(repeated / 300 - chance) < 4 * math.sqrt(chance * (1 - chance) / 300)
+
+
+def test_what_a_data_set_cannot_give_is_refused(numbered):
+    with pytest.raises(
+        mg.InputError, match="shots=20 and queries=15 need 35 images of each class; one of train has 30"
+    ):
+        FewShot(numbered, shots=20)
+    with pytest.raises(mg.InputError, match="3 classes for validation, ways=5 of them"):
+        FewShot(numbered, splits=(0.5, 0.25, 0.25))
+    with pytest.raises(mg.InputError, match="unknown split 'tset': allowed are .*; did you mean 'test'"):
+        FewShot(numbered).draw(seeded(), split="tset")
+    with pytest.raises(mg.InputError, match="unknown task family 'sinusoid'.*did you mean 'sinusoids'"):
+        make_family("sinusoid")
+    with pytest.raises(mg.InputError, match="targets of type torch.float64; it needs class labels"):
+        PermutedLabels(Sinusoids(), 5).draw(seeded())
+
+
+def test_sinusoids_are_sinusoids():
+    for number in range(20):
+        task = Sinusoids(shots=20, steps=2).draw(seeded(number))
+        amplitude = float(torch.cat([task.y[0], task.query_y]).abs().max())
+        assert amplitude <= 5.0
+        # sin(x + p) is a mixture of sin x and cos x, fitted on the support: it must hit the query.
+        support, query = (torch.cat([torch.sin(x), torch.cos(x)], 1) for x in (task.x[0], task.query_x))
+        fitted = torch.linalg.lstsq(support, task.y[0]).solution
+        assert (query @ fitted - task.query_y).abs().max() < 1e-9
+        assert torch.equal(task.x[0], task.x[1])
+
+
+def test_boolean_tasks_are_their_truth_tables():
+    tables = {"and": (0, 0, 0, 1), "or": (0, 1, 1, 1), "nand": (1, 1, 1, 0), "nor": (1, 0, 0, 0)}
+    tables |= {"xor": (1, 0, 0, 1), "nxor": (0, 1, 1, 0)}  # BLUR's xor is the sign of the product
+    for name, table in tables.items():
+        task = Boolean(train=(name,)).draw(seeded())
+        for x, y in zip(task.x.flatten(0, 1), task.y.flatten(0, 1), strict=True):
+            assert int(y) == 2 * table[2 * int(x[0] > 0) + int(x[1] > 0)] - 1
+    assert {Boolean().draw(seeded(n), split="test").name for n in range(5)} == {"nxor"}
+
+
+def test_shapes_in_the_plane_can_be_told_apart_and_only_some_by_a_line():
+    for name, linear in {"blobs": True, "circles": False, "moons": False, "spirals": False}.items():
+        task = Plane(train=(name,), noise=0.02, batch=200, steps=1, queries=200).draw(seeded())
+        x, y = task.x[0], task.y[0]
+        nearest = y[torch.cdist(task.query_x, x).argmin(1)]
+        assert (nearest == task.query_y).double().mean() > 0.9, name
+        ones = torch.cat([x, torch.ones(200, 1, dtype=x.dtype)], 1)
+        fitted = ones @ torch.linalg.lstsq(ones, y).solution
+        right = float((fitted.sign() == y).double().mean())
+        assert (right > 0.99) == linear, (name, right)
+
+
+def test_augmented_tasks(numbered):
+    plain, family = FewShot(numbered, ways=2, shots=2, queries=1), None
+    family = PermutedLabels(plain, 2)
+    task, moved = plain.draw(seeded(3)), family.draw(seeded(3))
+    assert torch.equal(task.x, moved.x)
+    assert {tuple(pair) for pair in zip(task.y.flatten().tolist(), moved.y.flatten().tolist(), strict=True)} in (
+        {(0, 0), (1, 1)}, {(0, 1), (1, 0)}
+    )  # fmt: skip
+    wide = RandomProjection(Boolean(), 500).draw(seeded(3))
+    narrow = Boolean().draw(seeded(3))
+    assert wide.x.shape[-1] == 500
+    ratio = wide.query_x.square().sum(1) / narrow.query_x.square().sum(1)  # E |Mx|^2 = 500/2 |x|^2
+    assert (ratio / 250 - 1).abs().max() < 0.5
+
+
+def test_a_task_depends_on_names_only_and_shards_are_parts():
+    family = Sinusoids()
+    tasks = Tasks(family, seed=4, count=6, step=9)
+    torch.manual_seed(0)
+    first = [task.x for task in tasks]
+    torch.manual_seed(1)
+    torch.rand(7)
+    assert all(torch.equal(a, b.x) for a, b in zip(first, tasks, strict=True))
+    parts = [task.x for rank in range(3) for task in tasks.shard(rank, 3)]
+    assert all(torch.equal(a, b) for a, b in zip(first, parts, strict=True))
+    assert [tasks.shard(1, 3).network_seed(0)] == [tasks.network_seed(2)]
+    others = [Tasks(family, 5, 6, 9), tasks.at(10), Tasks(family, 4, 6, 9, "validation")]
+    assert all(not torch.equal(first[0], other[0].x) for other in others)
+    with pytest.raises(mg.InputError, match="6 tasks cannot be shared evenly by 4 processes"):
+        tasks.shard(0, 4)
+
+
+def test_registered_families_make_tasks(numbered):
+    for name in list_families():
+        given = {"data": numbered} if name in ("few_shot", "online_stream") else {}
+        more = {"shots": 2, "queries": 2} if given else {}
+        batch = Tasks(make_family(name, **given, **more), count=2).batch()
+        assert len(batch.x) == len(batch.seeds) == 2
