@@ -57,7 +57,7 @@ class TaskFamily(ABC):
 
     def describe(self) -> dict[str, Any]:
         """What a training record says of the family, as JSON can hold it."""
-        return {"class": type(self).__name__, **{k: v for k, v in vars(self).items() if _plain(v)}}
+        return {"class": type(self).__name__, **{k: v for k, v in vars(self).items() if k[0] != "_" and _plain(v)}}
 
 
 @dataclass(frozen=True)

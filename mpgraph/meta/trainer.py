@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -236,8 +235,8 @@ class MetaTrainer:
         return dict(self._mean if self.best is None else self._best)
 
     def protocol(self) -> Protocol:
-        """The rule with the parameters of :meth:`rule`, to compile or to save."""
-        made = copy.deepcopy(self.episode.program.protocol)
+        """The rule of the episode's program, into which the parameters of :meth:`rule` are written."""
+        made = self.episode.program.protocol
         with torch.no_grad():
             for name, p in made.named_parameters():
                 p.copy_(self.rule()[name])
@@ -298,12 +297,12 @@ class MetaTrainer:
                     bar.set_postfix(loss=f"{rows[-1]['loss']:.4g}", best=f"{self.best:.4g}" if self.best else "-")
                     if place is not None and (self.step % every == 0 or self.step == steps or self.stopped):
                         self._keep(place, log.tell() if log else 0, keep)
+                        self._save(place, record)
             finally:
                 if log is not None:
                     log.close()
-        if place is not None and self.group.rank == 0:
-            about = {**(record or {}), **self.describe(), "reached": self._reached(place / "log.jsonl")}
-            self.protocol().save(place / "rule", _strict(about))
+        if place is not None and not rows:  # nothing was left to do, but the rule may be missing
+            self._save(place, record)
         if self.stopped is not None:
             raise DivergenceError(self.stopped)
         return rows
@@ -343,6 +342,12 @@ class MetaTrainer:
         if path is not None and not resume:
             raise FileError(f"{place} holds a run; go on with it by resume=True (--resume), or give another folder")
         return 0 if path is None else self.load(path)
+
+    def _save(self, place: Path, record: Mapping[str, Any] | None) -> None:
+        """Write the rule with its training record."""
+        if self.group.rank == 0:
+            about = {**(record or {}), **self.describe(), "reached": self._reached(place / "log.jsonl")}
+            self.protocol().save(place / "rule", _strict(about))
 
     def _keep(self, place: Path, position: int, keep: int) -> None:
         tensors, about = self.state()  # every process takes part

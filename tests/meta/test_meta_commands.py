@@ -140,3 +140,19 @@ def test_pretrained_rules_learn_and_say_where_they_come_from(name, capsys):
     assert right.double().mean() > 0.6  # chance is 0.1: another network, other images
     assert cli.main(["protocols"]) == 0
     assert name in capsys.readouterr().out
+
+
+def test_a_rule_for_each_connection_has_coefficients_of_its_own(tmp_path):
+    changes = {
+        "network": {"sizes": [64, 8, 6, 10], "activation": {"softplus": 10.0}, "bias": False},
+        "family": {"name": "online_stream", "data": "digits", "ways": 3, "shots": 4, "queries": 3},
+        "estimator": {"name": "truncated", "window": 4},
+    }
+    given = files.changed(files.read(ROOT / "examples" / "plasticity" / "per_layer.toml"), changes)
+    trainer = files.trainer_of(given)
+    assert len(trainer.parameters) == 5
+    trainer.run(2, tmp_path)
+    loaded = mg.load_protocol(tmp_path / "rule")
+    mg.compile(trainer.episode.program.graph.network, loaded)
+    found = {name: p.item() for name, p in loaded.named_parameters()}
+    assert found == {name: p.item() for name, p in trainer.parameters.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -126,11 +127,15 @@ class FewShot(TaskFamily):
 
     def describe(self) -> dict[str, Any]:
         """Also the checksum of the images, and the classes of each split."""
+        split = {} if self.splits is None else {"classes": self.classes}
+        return {**super().describe(), **split, "data_sha256": self._checksum}
+
+    @cached_property
+    def _checksum(self) -> str:
         total = hashlib.sha256()
         for tensor in (*self._train, *self._test):
             total.update(tensor.contiguous().numpy().data)
-        split = {} if self.splits is None else {"classes": self.classes}
-        return {**super().describe(), **split, "data_sha256": total.hexdigest()}
+        return total.hexdigest()
 
 
 class OnlineStream(FewShot):
