@@ -286,7 +286,8 @@ class MetaTrainer:
                 log.truncate(position)
                 log.seek(position)
         rows: list[dict[str, Any]] = []
-        with tqdm(total=steps, initial=self.step, disable=not progress or self.group.rank > 0, unit="step") as bar:
+        hidden = None if progress and self.group.rank == 0 else True  # None: only on a terminal
+        with tqdm(total=steps, initial=self.step, disable=hidden, unit="step") as bar:
             try:
                 while self.step < steps and self.stopped is None:
                     rows.append(self.update())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -70,7 +69,7 @@ def advice(got: tuple[int, ...], wanted: tuple[int, ...], called: str, ticks: bo
         return ""
     one = f"; for one example use {called}"
     many = f"; use {called}"
-    inside, sizes = ", ".join(map(str, wanted)), math.prod(wanted)
+    inside = ", ".join(map(str, wanted))
     image = len(wanted) == 3
     if got == wanted:
         return f"{one}[None]"
@@ -86,11 +85,28 @@ def advice(got: tuple[int, ...], wanted: tuple[int, ...], called: str, ticks: bo
         return f"{one}[None, None]"
     if wanted[0] == 1 and got[1:] == wanted[1:]:
         return f"{many}[:, None]"
-    if len(got) > 1 and math.prod(got[1:]) == sizes:
+    for given, start, say in ((got[1:], 1, many), (got, 0, one)):
+        if sorted(given) == sorted(wanted) and len(set(wanted)) == len(wanted):
+            order = [*range(start), *(given.index(n) + start for n in wanted)]
+            return f"{say}.permute({', '.join(map(str, order))})" + "[None]" * (not start)
+    if len(got) > 1 and _regrouped(got[1:], wanted):
         return f"{many}.flatten(1)" if len(wanted) == 1 else f"{many}.reshape(-1, {inside})"
-    if got and math.prod(got) == sizes:
+    if got and _regrouped(got, wanted):
         return f"{one}.reshape(1, {inside})"
     return ""
+
+
+def _regrouped(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether neighboring dimensions of one shape, taken together, give the other: then a reshape keeps the order."""
+    many, few = sorted((one, other), key=len, reverse=True)
+    rest = list(many)
+    for size in few:
+        taken = 1
+        while rest and taken * rest[0] <= size and (taken < size or rest[0] == 1):
+            taken *= rest.pop(0)
+        if taken != size:
+            return False
+    return all(n == 1 for n in rest)
 
 
 def finite(name: str, tensor: Tensor) -> None:
@@ -170,11 +186,12 @@ def batch(number: int, given: Any, inputs: Sequence[str], learning: bool) -> tup
     if isinstance(given, Mapping):
         if learning or not given.keys() <= set(inputs):
             keys = list(given)
-            how = f"({', '.join(f'batch[{k!r}]' for k in keys[:2])})" if len(keys) > 1 else "(x, y)"
-            raise InputError(
-                f"{what} is a dictionary with keys {', '.join(map(repr, keys)) or 'none'}; {allowed}. Pass "
-                f"({how} for batch in batches)"
-            )
+            parts = [f"batch[{key!r}]" for key in keys]
+            how = ""
+            if len(keys) > learning:
+                how = f". Pass ({f'({parts[0]}, {parts[1]})' if learning else parts[0]} for batch in batches)"
+            listed = ", ".join(map(repr, keys)) or "none"
+            raise InputError(f"{what} is a dictionary with keys {listed}; {allowed}{how}")
         return given, None
     if isinstance(given, Tensor):
         if learning:
@@ -189,7 +206,8 @@ def batch(number: int, given: Any, inputs: Sequence[str], learning: bool) -> tup
         return given[0], given[1]
     if len(given) == 1:
         return given[0], None
-    more = ". Pass ((x, y) for x, y, *_ in batches)" if len(given) > 2 else ""
+    first = "(x, y) for x, y, *_" if learning else "x for x, *_"
+    more = f". Pass ({first} in batches)" if len(given) > 2 else ""
     raise InputError(f"{what} is a {type(given).__name__} of {len(given)}; {allowed}{more}")
 
 

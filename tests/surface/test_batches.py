@@ -9,7 +9,7 @@ from refusals import refuses
 
 import mpgraph as mg
 from mpgraph.architectures import mlp
-from mpgraph.protocols import Backprop
+from mpgraph.protocols import Backprop, Hebb
 from mpgraph.protocols.backprop import Weight
 
 X, Y = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
@@ -55,6 +55,11 @@ IMAGE, GREY = (3, 4, 5), (1, 4, 5)
         (GREY, (7, 20), lambda x: x.reshape(7, 1, 4, 5)),
         ((6, 4), (7, 24), lambda x: x.reshape(7, 6, 4)),
         ((6, 4), (6, 4), lambda x: x[None]),
+        ((2, 3), (7, 3, 2), lambda x: torch.einsum("bij->bji", x)),
+        ((2, 3), (3, 2), lambda x: torch.einsum("ij->ji", x)[None]),
+        ((1, 6, 8), (7, 1, 8, 6), lambda x: torch.einsum("bcwh->bchw", x)),
+        ((2, 3, 4), (7, 4, 2, 3), lambda x: torch.einsum("bkij->bijk", x)),
+        ((6, 4), (7, 2, 3, 4), lambda x: x.reshape(7, 6, 4)),
     ],
 )
 @pytest.mark.parametrize("call", ["step", "predict"])
@@ -92,7 +97,17 @@ def test_advice_on_ticks_works_when_followed(got, same):
     follow(mg.compile(reader(4, ticks=3), Backprop()), torch.randn(got), same)
 
 
-@pytest.mark.parametrize(("wanted", "got"), [((20,), (7, 21)), (IMAGE, (7, 3, 5, 5)), ((20,), ()), (IMAGE, (7, 0))])
+@pytest.mark.parametrize(
+    ("wanted", "got"),
+    [
+        ((20,), (7, 21)),
+        (IMAGE, (7, 3, 5, 5)),
+        ((20,), ()),
+        (IMAGE, (7, 0)),
+        ((8, 3), (7, 4, 6)),
+        ((2, 2, 3), (7, 3, 2, 2)),
+    ],
+)
 def test_no_advice_where_nothing_fits(wanted, got):
     program = mg.compile(reader(wanted), Backprop())
     with pytest.raises(mg.InputError, match=r"expected shape \(batch, .*, got \([0-9, ]*\)$"):
@@ -336,3 +351,17 @@ def test_a_derivative_without_the_functions_value_names_the_node():
     for unit in (Unit(), Old()):
         with refuses(mg.ProtocolError, "'h1'", "s.vjp", "out=s.y"):
             mg.compile(mlp([4, 5, 3]), mg.Protocol(weight=Weight(), unit=unit, output=mg.UnitAgent()))
+
+
+@pytest.mark.parametrize("batch", [(X, Y, 3), {"images": X, "labels": Y}])
+def test_advice_of_run_without_a_loss_works_when_followed(batch):
+    program = mg.compile(mlp([4, 3], loss=None), Hebb())
+    with pytest.raises(mg.InputError) as caught:
+        program.run(program.init(), [batch])
+    advised = re.search(r"Pass (\(.*\))$", str(caught.value)).group(1)
+    program.run(program.init(), eval(advised, {"batches": [batch]}))
+
+
+def test_a_batch_without_anything_gets_no_advice(program):
+    with pytest.raises(mg.InputError, match=r"keys none; expected \(x, y\)$"):
+        program.run(program.init(), [{}])
