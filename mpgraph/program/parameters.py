@@ -22,7 +22,7 @@ class RuleParameters:
     """
 
     def __init__(self, program: nn.Module, protocol: Protocol) -> None:
-        self.rule = protocol.name
+        self._protocol = protocol
         self._slots = parameter_slots(program)
         held = self.now()
         named = [*protocol.named_parameters(), *protocol.named_buffers()]
@@ -44,7 +44,7 @@ class RuleParameters:
             raise InputError(f"parameters: expected a dictionary of tensors by name, got {type(given).__name__}")
         for name, tensor in given.items():
             if name not in self._places:
-                checks.no_parameter(name, self._places, self.rule)
+                checks.no_parameter(name, self._places, self._protocol.name)
             places = self._places[name]
             checks.parameter(name, tensor, tensors[places[0]])
             for place in places:
