@@ -295,7 +295,7 @@ class Program(nn.Module):
             y: class labels ``(batch,)`` (integers), or targets ``(batch, *output)``; a dictionary by output name if
                 there are several; nothing for a network without a loss.
             record: channels to return for every agent and example: ``{"h1": ["e"]}``.
-            noise: standard normal numbers, see :meth:`noise`; drawn from the state if not given.
+            noise: standard normal numbers, see :meth:`noise`; sampled from the state if not given.
             phase: of a rule whose steps are not all alike; by default the one whose turn it is by the step counter,
                 which under transforms cannot be read.
             parameters: tensors that replace parameters or buffers of the rule for this call, by their names in
