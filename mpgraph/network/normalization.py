@@ -121,7 +121,9 @@ class FrozenBatchNorm(Activation):
 
     def __init__(self, mean: Any, var: Any, eps: float = 1e-5) -> None:
         try:
-            self.mean, self.var = (torch.as_tensor(given).detach().cpu().clone().double() for given in (mean, var))
+            self.mean, self.var = (
+                torch.as_tensor(given, device="cpu").detach().clone().double() for given in (mean, var)
+            )
         except (TypeError, ValueError, RuntimeError) as error:
             raise NetworkError(f"batch normalization: mean and var must be rows of numbers; {error}") from None
         self.eps = float(eps)
