@@ -35,8 +35,7 @@ def layered_sparse(
         NetworkError: for fewer than two sizes, or a size or fan-in that is not a positive integer.
     """
     check = Arguments("layered_sparse", mg.NetworkError)
-    if not isinstance(sizes, Sequence) or len(sizes) < 2:
-        check.refuse("sizes", sizes, "a list of at least 2 sizes, such as [3, 2]")
+    sizes = check.sizes("sizes", sizes, 2)
     sizes = [check.integer(f"sizes[{i}]", size, 1) for i, size in enumerate(sizes)]
     fan_in, seed = check.integer("fan_in", fan_in, 1), check.seed("seed", seed)
     network, generator = mg.Network(), random.Random(seed)
@@ -46,8 +45,9 @@ def layered_sparse(
         name = "y" if is_output else f"h{depth}"
         units.append(network.unit(name, size, "identity" if is_output else activation, bias=bias))
     for (before, pre), (after, post) in pairwise(zip(sizes, units, strict=True)):
-        sources = torch.tensor([sorted(generator.sample(range(before), min(fan_in, before))) for _ in range(after)])
-        targets = torch.arange(after)[:, None].expand_as(sources)
+        drawn = [sorted(generator.sample(range(before), min(fan_in, before))) for _ in range(after)]
+        sources = torch.tensor(drawn, device="cpu")
+        targets = torch.arange(after, device="cpu")[:, None].expand_as(sources)
         network.connect(pre, post, mg.Sparse(torch.stack([sources.flatten(), targets.flatten()])))
     if loss is not None:
         network.loss(units[-1], loss)

@@ -182,7 +182,8 @@ class Arguments:
     def sizes(self, name: str, value: Any, count: int) -> tuple[Any, ...]:
         """A sequence of at least so many sizes of units, each as for :meth:`shape`."""
         if not _listed(value) or len(value) < count:
-            self.refuse(name, value, f"a list of at least {count} sizes, such as {[4, 3, 2][-count:]}")
+            hint = f"; write {name}.tolist()" * (isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0)
+            self.refuse(name, value, f"a list of at least {count} sizes, such as {[4, 3, 2][-count:]}{hint}")
         shapes = [self.shape(f"{name}[{i}]", one) for i, one in enumerate(value)]
         return tuple(shape[0] if _counts(one) else shape for one, shape in zip(value, shapes, strict=True))
 

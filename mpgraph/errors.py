@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -34,9 +35,18 @@ class FlatUnitWarning(UserWarning):
     """A unit has zero derivative everywhere, so nodes below it receive no learning signal."""
 
 
+@contextmanager
+def adding(where: str) -> Iterator[None]:
+    """What a network refuses within begins with the part that was being added."""
+    try:
+        yield
+    except NetworkError as error:
+        raise NetworkError(f"{where}: {error}") from None
+
+
 def unknown(what: str, received: object, allowed: Iterable[str]) -> str:
     """Message for a name that is not in a list, with the nearest allowed name."""
     names = sorted(allowed)
     near = get_close_matches(str(received), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {received!r}: allowed are {', '.join(names)}{hint}"
+    return f"unknown {what} {received!r}: allowed are {', '.join(names) or 'none'}{hint}"

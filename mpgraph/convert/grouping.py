@@ -49,7 +49,7 @@ class Select(Operation):
     """
 
     def __init__(self, index: Sequence[int]) -> None:
-        self.index = torch.as_tensor(index).long()
+        self.index = torch.as_tensor(index, device="cpu").long()
 
     def shape(self, *operands: Shape) -> Shape:  # noqa: D102
         if len(operands) != 1 or len(operands[0]) != 1 or int(self.index.max()) >= operands[0][0]:

@@ -98,10 +98,10 @@ def _write_wire(program: Program, state: Mapping[str, Mapping[str, Tensor]], wir
     if isinstance(wire.connection, Sparse):
         store.edge_index = wire.connection.edge_index.clone()
     elif isinstance(wire.connection, OneToOne):
-        store.edge_index = torch.arange(math.prod(post)).expand(2, -1).contiguous()
+        store.edge_index = torch.arange(math.prod(post), device="cpu").expand(2, -1).contiguous()
         store.shared = list(wire.connection.shared)
     else:
-        rows, columns = (torch.arange(math.prod(shape)) for shape in (post, pre))
+        rows, columns = (torch.arange(math.prod(shape), device="cpu") for shape in (post, pre))
         # Edges are listed in the order of the weights: by target, of a transposed connection by source.
         ends = torch.cartesian_prod(columns, rows).t() if wire.transposed else torch.cartesian_prod(rows, columns).t()
         store.edge_index = (ends if wire.transposed else ends.flip(0)).contiguous()
@@ -152,10 +152,10 @@ def _moves(network: Network, unit: Unit) -> list[Tensor]:
     shapes = [network.shape(operand) for operand in unit.operands]
     sizes = [math.prod(shape) for shape in shapes]
     if isinstance(unit.activation, Product):
-        return [torch.arange(size).expand(2, -1).contiguous() for size in sizes]
+        return [torch.arange(size, device="cpu").expand(2, -1).contiguous() for size in sizes]
     if not isinstance(unit.activation, (Concat, Flatten, Reshape, Select)):
         return []
-    places = torch.arange(sum(sizes)).split(sizes)
+    places = torch.arange(sum(sizes), device="cpu").split(sizes)
     came = unit.activation.apply(*(p.reshape(1, *shape) for p, shape in zip(places, shapes, strict=True))).flatten()
     found = []
     for place in places:

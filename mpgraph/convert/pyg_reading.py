@@ -102,7 +102,7 @@ def _refuse(problem: str) -> NoReturn:
 def _tensor(name: str, given: Any) -> Tensor:
     """A copy of a tensor, array or list of numbers."""
     try:
-        return torch.as_tensor(given).detach().cpu().clone()
+        return torch.as_tensor(given, device="cpu").detach().clone()
     except (TypeError, ValueError, RuntimeError):
         _refuse(f"has a {name} that is not a tensor, an array or a list of numbers, but a {type(given).__name__}")
 

@@ -273,9 +273,20 @@ class _Shapes(fx.Interpreter):
             operands = [self.env[operand] for operand in n.all_input_nodes]
             shapes = [f"(batch, {', '.join(map(str, v.shape[1:]))})" for v in operands if isinstance(v, Tensor)]
             raise NetworkError(
-                f"{where(n, self.module)} cannot be applied to {' and '.join(shapes)}: {line(error)}. input_shape is "
-                "that of one example, without the batch"
+                f"{where(n, self.module)} cannot be applied to {' and '.join(shapes)}: "
+                f"{self._wanted(n, operands) or line(error).rstrip('.')}. input_shape is that of one example, without "
+                "the batch"
             ) from error
+
+    def _wanted(self, n: fx.Node, operands: list[Any]) -> str:
+        """What a layer needs of its input, where that is what is wrong."""
+        layer = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
+        shape = operands[0].shape if len(operands) == 1 and isinstance(operands[0], Tensor) else ()
+        if isinstance(layer, nn.Linear) and shape and shape[-1] != layer.in_features:
+            return f"it needs {layer.in_features} numbers (in_features), not {shape[-1]}"
+        if isinstance(layer, nn.Conv2d) and len(shape) == 4 and shape[1] != layer.in_channels:
+            return f"it needs {layer.in_channels} channels (in_channels), not {shape[1]}"
+        return ""
 
 
 def _example(node: fx.Node, values: list[Tensor], model: nn.Module) -> Shape:

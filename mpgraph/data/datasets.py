@@ -125,7 +125,7 @@ class Dataset:
             InputError: if ``size`` is not a positive integer.
         """
         size = Arguments("batches", InputError).integer("size", size, 1)
-        order = torch.randperm(len(self.train_x), generator=generator).to(self.train_x.device)
+        order = torch.randperm(len(self.train_x), generator=generator, device="cpu").to(self.train_x.device)
         for part in order.split(size):
             yield self.train_x[part], self.train_y[part]
 
@@ -226,10 +226,10 @@ def _omniglot(root: Any, seed: int, progress: bool) -> Dataset:
     path = _root(root, "omniglot") / "omniglot-py" / "images_background.zip"
     x, y, classes = read_omniglot(path, progress)
     generator = torch.Generator().manual_seed(seed)
-    test = torch.zeros(len(y), dtype=torch.bool)
+    test = torch.zeros(len(y), dtype=torch.bool, device="cpu")
     for label in range(classes):
         rows = (y == label).nonzero().flatten()
-        test[rows[torch.randperm(len(rows), generator=generator)[: len(rows) // 5]]] = True
+        test[rows[torch.randperm(len(rows), generator=generator, device="cpu")[: len(rows) // 5]]] = True
     return Dataset("omniglot", x[~test], y[~test], x[test], y[test], classes)
 
 

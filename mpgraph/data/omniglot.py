@@ -50,7 +50,7 @@ def read_omniglot(path: Path, progress: bool) -> tuple[Tensor, Tensor, int]:
     x = torch.from_numpy(np.stack(images)).unsqueeze(1)
     if x.min() == x.max():
         raise FileError(f"{path}: all pixels of all drawings are alike")
-    return x, torch.tensor(labels), len(characters)
+    return x, torch.tensor(labels, device="cpu"), len(characters)
 
 
 def _image(path: Path, entry: str, content: bytes) -> np.ndarray:

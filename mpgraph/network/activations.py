@@ -74,6 +74,10 @@ class Activation:
         """The value in ``predict``, from what is ``kept``."""
         raise NotImplementedError(f"{type(self).__name__} keeps {', '.join(kept)} and must define recall")
 
+    def problem(self, channel: str, value: Tensor) -> str | None:
+        """What is wrong with an initial value given for one of the channels that are ``kept``, if anything."""
+        return None
+
     def shared(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Dimensions along which what the unit's agents keep between steps is one (positions of an image)."""
         return ()

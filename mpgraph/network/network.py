@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mpgraph.arguments import Arguments
-from mpgraph.errors import NetworkError, unknown
+from mpgraph.errors import NetworkError, adding, unknown
 
 from .activations import Activation, activation
 from .connections import Connection, Dense, connection
@@ -77,6 +77,11 @@ class Network:
     ) -> str:
         """Add a population of units, each computing ``activation(sum of messages + bias)``.
 
+        An activation is copied with everything in it: modules, lists and dictionaries. Only tensors that require a
+        gradient stay yours, to be learned from outside, and those are by default the parameters of a module: call
+        ``module.requires_grad_(False)`` first to have them copied. What a function closes over cannot be copied; do
+        not change it afterwards.
+
         Args:
             name: unique; used in states, errors and listings.
             size: number of units, or their shape.
@@ -90,7 +95,8 @@ class Network:
                 :class:`mpgraph.BatchNorm`: ``{"mean": ..., "var": ...}``.
 
         Raises:
-            NetworkError: for a name in use, a size that is not positive, an unknown activation.
+            NetworkError: for a name in use, a size that is not positive, an unknown activation, initial values that
+                are not finite.
         """
         self._free(name)
         check = Arguments(f"unit {name!r}", NetworkError)
@@ -100,15 +106,20 @@ class Network:
             shared = check.dimensions("bias_shared", bias_shared, len(shape))
         value = None
         if not isinstance(bias, (bool, np.bool_)):
-            value = _weight(f"{name}.bias", bias, tuple(n for i, n in enumerate(shape) if i not in shared))
-        function = _activation(activation)
+            value = _own(f"unit {name!r}: bias", bias, tuple(n for i, n in enumerate(shape) if i not in shared))
+        with adding(f"unit {name!r}"):
+            function = _activation(activation)
         if isinstance(function, Operation):
             raise NetworkError(f"unit {name!r}: {function!r} is an operation; use network.operation({name!r}, ...)")
         function = with_own_tensors(function)
         function.size = shape
         if not isinstance(values, Mapping | None):
             check.refuse("values", values, "a dictionary of initial values by channel")
-        given = {channel: _weight(f"{name}.{channel}", number, None) for channel, number in (values or {}).items()}
+        given = {c: _own(f"unit {name!r}: values[{c!r}]", number, None) for c, number in (values or {}).items()}
+        for channel, numbers in given.items():
+            problem = function.problem(channel, numbers)
+            if problem:
+                raise NetworkError(f"unit {name!r}: values[{channel!r}]: {problem}")
         has_bias = value is not None or bool(bias)
         self.units[name] = Unit(name, shape, function, False, has_bias, value, bias_shared=shared, values=given)
         return name
@@ -182,7 +193,14 @@ class Network:
         delay = check.integer("delay", delay, 0)
         if not isinstance(pathway, str) or not pathway:
             check.refuse("pathway", pathway, "a name, such as 'feedback'")
-        synapses = _connection(connection)
+        if post in self.losses and pathway == "weight":
+            raise NetworkError(
+                f"{where}: a loss receives its prediction from the unit that it is put on, so this connection would do "
+                "nothing; connect a unit and put a loss on that, network.loss(unit, ...), or for a connection that "
+                "carries feedback name its pathway, pathway='feedback'"
+            )
+        with adding(where):
+            synapses = _connection(connection)
         shapes = self.shape(pre), self.shape(post)
         problem = synapses.check(*shapes)
         if problem:
@@ -199,7 +217,7 @@ class Network:
         if weight is not None:
             if tied or not synapses.weighted:
                 raise NetworkError(f"{name!r}: a {'tied' if tied else synapses} connection takes no weight of its own")
-            weight = _weight(name, weight, own)
+            weight = _own(f"{name!r}: weight", weight, own)
         self.wires[name] = Wire(name, pre, post, synapses, weight, trained, delay, tied, transposed, pathway)
         return name
 
@@ -227,7 +245,9 @@ class Network:
         self._unit(pre, f"loss on {pre!r}", [n for n, u in self.units.items() if not u.is_input])
         name = name if name is not None else ("loss" if "loss" not in self.losses else f"{pre}.loss")
         self._free(name)
-        self.losses[name] = LossNode(name, pre, with_own_tensors(_loss(loss)))
+        with adding(f"loss {name!r} on {pre!r}"):
+            found = _loss(loss)
+        self.losses[name] = LossNode(name, pre, with_own_tensors(found))
         return name
 
     # -- reading ------------------------------------------------------------------------------------------
@@ -426,9 +446,10 @@ def _text(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _weight(name: str, value: Any, shape: tuple[int, ...] | None) -> Tensor:
-    """A copy of given weights, held against the shape that they must have; one number serves for all."""
-    tensor = own_tensor(f"{name!r}: weight", value)
+def _own(what: str, value: Any, shape: tuple[int, ...] | None) -> Tensor:
+    """A copy of given weights or biases, held against the shape that they must have; one number serves for all."""
+    tensor = own_tensor(what, value)
     if shape is not None and tensor.ndim and tuple(tensor.shape) != shape:
-        raise NetworkError(f"{name!r}: weight has shape {tuple(tensor.shape)}, the connection needs {shape}")
+        whose = "unit" if what.startswith("unit") else "connection"
+        raise NetworkError(f"{what} has shape {tuple(tensor.shape)}, the {whose} needs {shape}")
     return tensor

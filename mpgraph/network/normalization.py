@@ -13,6 +13,7 @@ from mpgraph.arguments import Arguments
 from mpgraph.errors import NetworkError
 
 from .activations import Activation
+from .given import own_tensor
 
 aten = torch.ops.aten
 
@@ -62,7 +63,7 @@ class BatchNorm(Activation):
         check = Arguments("batchnorm", NetworkError)
         self.eps, self.momentum = check.number("eps", eps, 0), check.number("momentum", momentum, 0, 1)
 
-    def frozen(self, mean: Any, var: Any) -> FrozenBatchNorm:
+    def frozen(self, mean: Any = None, var: Any = None) -> FrozenBatchNorm:
         """This normalization by given statistics, the same in every step and in ``predict``.
 
         Args:
@@ -71,8 +72,20 @@ class BatchNorm(Activation):
         Example:
             >>> BatchNorm().frozen(mean=[0.1, 0.2], var=[1.0, 4.0])
             frozenbatchnorm(2 channels)
+
+        Raises:
+            NetworkError: for statistics that are missing or not those of channels.
         """
+        for name, given in (("mean", mean), ("var", var)):
+            if given is None:
+                raise NetworkError(
+                    f"batchnorm: frozen needs the statistics of each channel, and {name} is missing; for those of a "
+                    "trained unit write frozen(state['h']['mean'], state['h']['var'])"
+                )
         return FrozenBatchNorm(mean, var, self.eps)
+
+    def problem(self, channel: str, value: Tensor) -> str | None:  # noqa: D102
+        return _no_variance(value, self.eps) if channel == "var" else None
 
     def shared(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """All dimensions but the channel."""
@@ -106,6 +119,14 @@ class BatchNorm(Activation):
         return back[0]
 
 
+def _no_variance(var: Tensor, eps: float) -> str | None:
+    """Why numbers cannot be variances that are divided by, if they cannot."""
+    low = float(var.min()) if var.numel() else 1.0
+    if low < 0:
+        return f"must not be below zero, got {low:g}: variances are squares"
+    return "must be above zero where eps is zero, got 0" if low + eps == 0 else None
+
+
 class FrozenBatchNorm(Activation):
     """Each channel (first dimension) normalized by fixed statistics, as ``torch.nn.BatchNorm2d`` does in eval mode.
 
@@ -114,24 +135,25 @@ class FrozenBatchNorm(Activation):
         eps: added to the variance.
 
     Raises:
-        NetworkError: for statistics that are not two rows of finite numbers, or a variance below zero.
+        NetworkError: for statistics that are not two rows of finite numbers, or a variance below zero (or zero, where
+            ``eps`` is zero as well).
     """
 
     over = "node"
 
     def __init__(self, mean: Any, var: Any, eps: float = 1e-5) -> None:
-        try:
-            self.mean, self.var = (torch.as_tensor(given).detach().cpu().clone().double() for given in (mean, var))
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise NetworkError(f"batch normalization: mean and var must be rows of numbers; {error}") from None
-        self.eps = float(eps)
+        self.mean = own_tensor("batch normalization: mean", mean).double()
+        self.var = own_tensor("batch normalization: var", var).double()
+        self.eps = Arguments("batch normalization", NetworkError).number("eps", eps, 0)
         shapes = tuple(self.mean.shape), tuple(self.var.shape)
         if shapes[0] != shapes[1] or len(shapes[0]) != 1:
             raise NetworkError(
-                f"batch normalization: mean and var must be (channels,) both, got {shapes[0]} and {shapes[1]}"
+                f"batch normalization: mean and var must be (channels,) both, got {shapes[0]} and {shapes[1]}; give "
+                "one number for each channel, such as mean=[0.1, 0.2], var=[1.0, 4.0]"
             )
-        if not bool(torch.isfinite(self.mean).all() and torch.isfinite(self.var).all() and (self.var >= 0).all()):
-            raise NetworkError("batch normalization: mean and var must be finite, and var not below zero")
+        problem = _no_variance(self.var, self.eps)
+        if problem:
+            raise NetworkError(f"batch normalization: var {problem}")
 
     def _of_channels(self, numbers: Tensor, z: Tensor) -> Tensor:
         """One number for each channel, ready to broadcast over a batch ``z``."""

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mpgraph.agents.protocol import Protocol
-from mpgraph.errors import ProtocolError
+from mpgraph.errors import ProtocolError, unknown
 from mpgraph.graph.wiring import AgentGraph
 from mpgraph.lowering.dry_run import check_borders, optimizer_channels
 from mpgraph.network.network import Network
@@ -27,7 +27,21 @@ def agent_graph(network: Network, protocol: Protocol, device: torch.device, dtyp
     graph = AgentGraph(rewritten, protocol)
     if len(protocol.parts) > 1:
         check_borders(graph)
-    return graph.with_channels(optimizer_channels(graph, dtype))
+    graph = graph.with_channels(optimizer_channels(graph, dtype))
+    _check_values(graph)
+    return graph
+
+
+def _check_values(graph: AgentGraph) -> None:
+    """Refuse initial values for channels that nothing keeps."""
+    for unit in graph.network.units.values():
+        if unit.values:
+            uses = [name for name in graph.nodes if name.partition("@")[0] == unit.name]
+            kept = {c for name in uses for c, declared in graph.channels[name].items() if declared.kept}
+            for channel in unit.values:
+                if channel not in kept and channel not in unit.activation.kept:  # statistics, which a rule may ignore
+                    problem = unknown("channel", channel, kept | set(unit.activation.kept))
+                    raise ProtocolError(f"unit {unit.name!r}: values: {problem}")
 
 
 def own_agents(graph: AgentGraph) -> nn.ModuleList:

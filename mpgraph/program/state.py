@@ -128,14 +128,23 @@ class StateLayout:
 
         A number that a rule keeps as a vector (the last ``local`` dimensions) is prescribed for each of its entries.
         """
-        unit = self.graph.network.units.get(node.name)
+        unit = self.graph.network.units.get(node.name.partition("@")[0])
         value = node.value if channel == "w" else unit.values.get(channel) if unit else None
         if value is not None:
             if local and tuple(value.shape) == shape[:-local]:
                 value = value.reshape(*value.shape, *(1,) * local)
             elif value.ndim and tuple(value.shape) != shape:
                 raise StateError(f"node {node.name!r}: given {channel} {tuple(value.shape)} for a channel {shape}")
-            return value.to(self.dtype).expand(shape).clone()
+            cast = value.to(self.dtype)
+            if not bool(torch.isfinite(cast).all()):  # the numbers given are finite
+                largest = float(value.abs().max())
+                raise StateError(
+                    f"node {node.name!r}: given {channel} holds numbers of up to {largest:g}, too large for the "
+                    f"program's {self.dtype}, which ends at {torch.finfo(self.dtype).max:g}; give smaller ones"
+                    + ", or mg.compile(..., dtype=torch.float64)"
+                    * (self.dtype != torch.float64)
+                )
+            return cast.expand(shape).clone()
         return torch.zeros(shape, dtype=self.dtype, device="cpu") if node.type == "bias" and channel == "w" else None
 
     def slots(self, state: State) -> int | None:

@@ -162,7 +162,7 @@ def _plain(value: Any, where: str) -> Any:
     """A value as JSON; what JSON has no word for becomes a dictionary with one."""
     if isinstance(value, (np.generic, np.ndarray)):
         value = value.tolist()
-    if isinstance(value, (float, Tensor)) and not bool(torch.isfinite(torch.as_tensor(value)).all()):
+    if isinstance(value, (float, Tensor)) and not bool(torch.isfinite(torch.as_tensor(value, device="cpu")).all()):
         raise FileError(f"argument {where} = {value!r} cannot be written to a file: it must be finite")
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -195,7 +195,7 @@ def _value(found: Any, path: Path) -> Any:
         if set(found) == {kind, "dtype"}:
             dtype = getattr(torch, str(found["dtype"]), None)
             try:
-                tensor = torch.tensor(found[kind], dtype=dtype)
+                tensor = torch.tensor(found[kind], dtype=dtype, device="cpu")
             except (TypeError, ValueError, OverflowError, RuntimeError) as error:
                 raise FileError(f"{path}: {str(found)[:80]} is not a tensor: {error}") from None
             return make(tensor) if kind == "learnable" else tensor

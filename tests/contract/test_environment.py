@@ -12,7 +12,7 @@ from reference import distance
 
 import mpgraph as mg
 from mpgraph import data
-from mpgraph.architectures import convnet, mlp
+from mpgraph.architectures import convnet, layered_sparse, mlp
 from mpgraph.experiments import train
 from mpgraph.protocols import MPLP, VSML, Backprop, FeedbackAlignment, WeightMirror
 from mpgraph.protocols.backprop import Weight
@@ -125,6 +125,44 @@ def test_a_default_device_leaves_data_networks_and_training_alone():
         assert mg.compile(sparse, Backprop(), device="cpu").init()
     assert same(plain[0], under[0])
     assert plain[1:] == under[1:]
+
+
+def test_a_default_device_changes_nothing_that_is_read_or_sampled():
+    from torch_geometric.data import Data, HeteroData
+
+    digits, order = data.load("digits").flat(), data.load("digits")
+    program = mg.compile(mlp([64, 8, 10]), Backprop())
+    edges, weights = torch.tensor([[0, 1], [2, 2]]), torch.tensor([0.5, -2.0])
+    neurons = Data(edge_index=edges, edge_weight=weights, num_nodes=3)
+    populations = HeteroData()
+    populations["x"].num_nodes, populations["y"].num_nodes = 2, 1
+    populations["x", "to", "y"].edge_index, populations["x", "to", "y"].w = edges - torch.tensor([[0], [2]]), weights
+    mean, var = torch.tensor([0.5, 1.0]), torch.tensor([1.0, 4.0])
+    z = torch.tensor([[1.5, 5.0]])
+
+    def everything():
+        trained = train(program, digits, epochs=1)
+        batches = [(x.tolist(), y.tolist()) for x, y in order.batches(512, torch.Generator().manual_seed(1))]
+        sparse = mg.compile(layered_sparse([4, 5, 3], 2), Backprop(), device="cpu")
+        compiled = [
+            mg.compile(mg.Network.from_pyg(g, loss="l2"), Backprop(), device="cpu") for g in (neurons, populations)
+        ]
+        written = [one.to_pyg(one.init()) for one in compiled]
+        indices = [written[1][kind].edge_index.tolist() for kind in written[1].edge_types]
+        states = [one.init() for one in (sparse, *compiled)]
+        frozen = mg.BatchNorm(eps=0.0).frozen(mean, var).apply(z).tolist()
+        return trained, batches, states, indices, frozen
+
+    one = everything()
+    with torch.device("meta"):
+        two = everything()
+    assert same(one[0][0], two[0][0])
+    assert one[0][1:] == two[0][1:]
+    assert one[1] == two[1]
+    assert all(same(a, b) for a, b in zip(one[2], two[2], strict=True))
+    assert two[2][2]["x->y"]["w"].tolist() == [0.5, -2.0]
+    assert one[3] == two[3] == [[[0, 1], [0, 0]]]
+    assert one[4] == two[4] == [[1.0, 2.0]]
 
 
 # -- copies, pickles, processes -----------------------------------------------------------------------------

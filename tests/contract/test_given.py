@@ -1,8 +1,11 @@
 """What a network is given stays the caller's, and what it computes is a pure function."""
 
 import copy
+import functools
+import math
 import pickle
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -148,6 +151,69 @@ def test_a_tensor_to_be_learned_stays_the_callers():
     assert scale.grad.abs() > 0
 
 
+class Nested(mg.Activation):
+    """An activation that holds what it computes with in containers."""
+
+    def __init__(self, thing, of):
+        self.things, self._of = {"a": [thing]}, of
+
+    def apply(self, z):
+        return self._of(self.things["a"][0], z)
+
+
+class Scale(torch.nn.Module):
+    """A module with a parameter, a buffer or both."""
+
+    def __init__(self, factor, learned):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.tensor(factor), requires_grad=learned)
+        self.register_buffer("shift", torch.tensor(0.25))
+
+    def forward(self, z):
+        return self.factor * z + self.shift
+
+
+CONTAINERS = {
+    "tensor in containers": lambda: (t := torch.tensor(0.5), Nested(t, lambda a, z: a * z)),
+    "array in containers": lambda: (t := np.array(0.5), Nested(t, lambda a, z: float(a) * z)),
+    "parameter that is fixed": lambda: ((m := Scale(0.5, False)).factor, m),
+    "buffer": lambda: ((m := Scale(0.5, True)).shift, m),
+    "module in a module": lambda: ((m := Scale(0.5, False)).factor, torch.nn.Sequential(torch.nn.Tanh(), m)),
+    "module in containers": lambda: ((m := Scale(0.5, False)).factor, Nested(m, lambda a, z: a(z))),
+    "method": lambda: ((m := Scale(0.5, False)).factor, m.forward),
+    "partial": lambda: (t := torch.tensor(0.5), functools.partial(torch.mul, t)),
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_modules_and_containers_are_copied(name):
+    given, activation = CONTAINERS[name]()
+    program = mg.compile(network(activation=activation), Backprop())
+    before = bits(program)
+    given[...] = 7.0
+    assert bits(program) == before
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: m.forward, lambda m: Nested(m, lambda a, z: a(z))])
+def test_parameters_of_a_module_stay_the_callers_while_they_are_learned(wrap):
+    """As other tensors that require a gradient: what the module's own optimizer does to them counts."""
+    module = Scale(0.5, True)
+    program = mg.compile(network(activation=wrap(module), bias=False), Backprop())
+    state, x = program.init(), torch.ones(1, 3)
+    program.predict(state, x).sum().backward()
+    h = state["x->h"]["w"] @ x[0]
+    assert module.factor.grad == pytest.approx(float((state["h->y"]["w"] @ h).sum()))
+    module.factor.data.fill_(2.0)
+    expected = state["h->y"]["w"] @ (2.0 * h + 0.25) + state["y.bias"]["w"]
+    torch.testing.assert_close(program.predict(state, x)[0], expected)
+
+
+def test_what_cannot_be_copied_stays_as_it_is():
+    activation = Scaled(torch.tensor(0.5))
+    activation.lock = threading.Lock()
+    assert mg.compile(network(activation=activation), Backprop()).graph.nodes["h"].function.lock is activation.lock
+
+
 def test_numbers_of_python_keep_their_precision():
     state = mg.compile(network(weight=0.1, bias=0.2), Backprop(), dtype=torch.float64).init()
     assert set(state["x->h"]["w"].flatten().tolist()) == {0.1}
@@ -164,11 +230,107 @@ def test_numbers_of_python_keep_their_precision():
         (torch.zeros(3, 3, device="meta"), "on meta"),
         (object(), "must be a tensor"),
         (torch.zeros(2, 3), r"weight has shape \(2, 3\)"),
+        (math.nan, "must hold finite numbers, got nan"),
+        (-np.inf, "must hold finite numbers, got -inf"),
+        (torch.eye(3).log(), r"must hold finite numbers, got -inf at \[0, 1\]"),
+        (torch.tensor(torch.inf, dtype=torch.bfloat16), "must hold finite numbers, got inf"),
+        (np.array([[0, 0, 0], [0, np.nan, 0], [0, 0, 0]]), r"must hold finite numbers, got nan at \[1, 1\]"),
     ],
 )
 def test_what_are_no_weights(weight, words):
     with pytest.raises(mg.NetworkError, match=f"'x->h'.*{words}"):
         network(weight=weight)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"bias": np.array([math.nan, 0, 0])}, r"unit 'h': bias must hold finite numbers, got nan at \[0\]"),
+        ({"bias": torch.zeros(4)}, r"unit 'h': bias has shape \(4,\), the unit needs \(3,\)"),
+        ({"values": {"var": math.nan}}, r"unit 'h': values\['var'\] must hold finite numbers, got nan"),
+        ({"values": {"var": -torch.ones(3)}}, r"unit 'h': values\['var'\]: must not be below zero, got -1"),
+    ],
+)
+def test_what_are_no_values_of_a_unit(options, words):
+    with pytest.raises(mg.NetworkError, match=words):
+        network(activation=mg.BatchNorm(), **options)
+
+
+@pytest.mark.parametrize(
+    ("eps", "mean", "var", "words"),
+    [
+        (0.1, None, None, "frozen needs the statistics of each channel, and mean is missing"),
+        (0.1, [0.0], None, "var is missing"),
+        (0.1, 0.0, 1.0, r"got \(\) and \(\); give one number for each channel"),
+        (0.1, [0.0], [-1.0], "var must not be below zero, got -1"),
+        (0.0, [0.0], [0.0], "var must be above zero where eps is zero"),
+        (0.1, [math.inf], [1.0], "mean must hold finite numbers"),
+        (0.1, "a", [1.0], "mean must be a tensor"),
+    ],
+)
+def test_what_are_no_statistics(eps, mean, var, words):
+    with pytest.raises(mg.NetworkError, match=words):
+        mg.BatchNorm(eps=eps).frozen(mean, var)
+
+
+def test_a_variance_of_zero_is_one_where_eps_is_above():
+    """As in torch: a channel that never varied."""
+    z = torch.tensor([[0.5]])
+    expected = F.batch_norm(z, torch.zeros(1), torch.zeros(1), eps=0.25)
+    torch.testing.assert_close(mg.BatchNorm(eps=0.25).frozen([0.0], [0.0]).apply(z), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "node", "channel"),
+    [
+        ({"weight": 1e300}, "x->h", "w"),
+        ({"weight": -1e39 * np.ones((3, 3))}, "x->h", "w"),
+        ({"bias": [0.0, 1e40, 0.0]}, "h.bias", "w"),
+        ({"activation": mg.BatchNorm(), "values": {"mean": 1e300}}, "h", "mean"),
+    ],
+)
+def test_numbers_too_large_for_the_dtype(options, node, channel):
+    net = network(**options)
+    with pytest.raises(mg.StateError, match=rf"node '{node}': given {channel} .*too large .*float32.*dtype"):
+        mg.compile(net, Backprop()).init()
+    state = mg.compile(net, Backprop(), dtype=torch.float64).init()
+    assert float(state[node][channel].abs().max()) > 1e38
+
+
+@pytest.mark.parametrize(
+    ("activation", "channel", "words"),
+    [
+        (mg.BatchNorm(), "men", "allowed are mean, var; did you mean 'mean'"),
+        ("tanh", "foo", "allowed are none"),
+        ("tanh", "mean", "allowed are none"),
+    ],
+)
+def test_values_of_channels_that_nothing_keeps(activation, channel, words):
+    net = network(activation=activation, values={channel: 1.0})
+    with pytest.raises(mg.ProtocolError, match=f"unit 'h': values: unknown channel '{channel}': {words}"):
+        mg.compile(net, Backprop())
+
+
+def test_statistics_are_allowed_under_a_rule_that_ignores_them():
+    net = network(activation=mg.BatchNorm(), values={"mean": 0.5, "var": 2.0})
+    assert mg.compile(net, mg.make_protocol("vsml")).init(batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("add", "words"),
+    [
+        (lambda n: n.unit("k", 3, "relu6"), "unit 'k': unknown activation 'relu6'"),
+        (lambda n: n.unit("k", 3, mg.BatchNorm), "unit 'k': the activation is the class BatchNorm"),
+        (lambda n: n.loss("h", "l3"), "loss 'h.loss' on 'h': unknown loss 'l3'"),
+        (lambda n: n.connect("x", "h", "convv"), r"connect\('x', 'h'\): unknown connection 'convv'"),
+        (lambda n: n.connect("x", "h", mg.Conv2d), r"connect\('x', 'h'\): "),
+        (lambda n: n.connect("x", "h", delay=True), r"connect\('x', 'h'\): delay=True"),
+        (lambda n: n.connect("y", "loss"), r"connect\('y', 'loss'\): a loss receives.*pathway='feedback'"),
+    ],
+)
+def test_errors_begin_with_what_was_being_added(add, words):
+    with pytest.raises(mg.NetworkError, match=f"^{words}"):
+        add(network())
 
 
 # -- functions --------------------------------------------------------------------------------------------------
@@ -286,6 +448,7 @@ THREE, TWO = np.int64(3), np.int32(2)
         (lambda: mlp((torch.Size([3]), 4, 2)), lambda: mlp([(3,), 4, 2])),
         (lambda: autoencoder(np.array([6, 4, 2])), lambda: autoencoder([6, 4, 2])),
         (lambda: recurrent(np.array([3, 4, 2]), TWO), lambda: recurrent([3, 4, 2], 2)),
+        (lambda: layered_sparse(np.array([3, 4, 2]), 2), lambda: layered_sparse([3, 4, 2], 2)),
         (lambda: layered_sparse([THREE, np.int64(4), TWO], TWO), lambda: layered_sparse([3, 4, 2], 2)),
         (
             lambda: convnet((np.int64(1), 12, 12), [TWO], [THREE], THREE, kernel=THREE),
@@ -319,6 +482,7 @@ def test_numbers_of_numpy_in_a_network():
 
 REFUSED = {
     "mlp": (lambda: mlp(4), r"mlp: sizes=4 must be a list of at least 2 sizes, such as \[3, 2\]"),
+    "mlp tensor": (lambda: mlp(torch.tensor([4, 3])), r"mlp: sizes=tensor.*write sizes.tolist\(\)"),
     "mlp word": (lambda: mlp("34"), "mlp: sizes='34' must be a list"),
     "mlp size": (lambda: mlp([3, 0]), r"mlp: sizes\[1\]=0 must be a positive integer"),
     "mlp float": (lambda: mlp([3, 2.5, 2]), r"sizes\[1\]=2.5"),
@@ -409,7 +573,7 @@ NAMES = {
     "pathway": (lambda n: n.connect("x", "h", pathway=3), "pathway=3 must be a name"),
     "values": (lambda n: n.unit("z", 3, values=[1.0]), "unit 'z': values=.* must be a dictionary"),
     "shared": (lambda n: n.unit("z", 3, bias_shared=(1,)), "bias_shared=.*dimensions below 1"),
-    "bias": (lambda n: n.unit("z", 3, bias="yes"), "'z.bias'.*must be a tensor"),
+    "bias": (lambda n: n.unit("z", 3, bias="yes"), "unit 'z': bias must be a tensor"),
     "pattern": (lambda n: n.frozen(3), "a pattern is a string such as 'x->\\*', got 3"),
     "no pattern": (lambda n: n.frozen(), "at least one pattern"),
     "empty name": (lambda n: n.unit("", 3), "'' cannot name a node"),
