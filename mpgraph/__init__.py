@@ -18,6 +18,8 @@ from .agents.node import AgentNode as AgentNode
 from .agents.optimizers import SGD as SGD
 from .agents.optimizers import Adam as Adam
 from .agents.optimizers import Optimizer as Optimizer
+from .agents.options import Number as Number
+from .agents.options import option as option
 from .agents.protocol import Protocol as Protocol
 from .agents.protocol import cite as cite
 from .agents.protocol import learnable as learnable

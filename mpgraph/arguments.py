@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from numbers import Integral, Real
@@ -15,14 +16,8 @@ from torch import Tensor
 from .errors import MPGraphError, ProtocolError, unknown
 
 SHOWN = 80  # characters of what was received
-_PLAIN = {  # the check of what an annotation names
-    bool: "flag",
-    int: "integer",
-    float: "number",
-    tuple[int, int]: "integers",
-    tuple[float, float]: "numbers",
-    Sequence[str]: "patterns",
-}
+_LISTS = {list: "a list", tuple: "a tuple", Sequence: "a sequence"}
+_MAPPINGS = (dict, Mapping)
 
 
 class Arguments:
@@ -47,41 +42,74 @@ class Arguments:
         """Say what is wrong."""
         text = " ".join(repr(value).split())
         shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({type(value).__name__})"
-        hint = f"; write {name}.item() of it" * (isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0)
+        single = (
+            isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0 and not getattr(value, "requires_grad", False)
+        )
+        hint = f"; write {name}.item() of it" * single
         raise self.error(f"{self.owner}: {name}={shown} must be {allowed}{self.also}{hint}")
 
     def annotated(self, name: str, value: Any, annotation: Any, **bounds: float) -> Any:
         """What an annotation allows.
 
-        It may be ``bool``, ``int``, ``float``, ``Literal`` words, ``tuple[int, int]``, ``tuple[float, float]``,
-        ``Sequence[str]`` (patterns), a class, ``Callable``, or a union of such, also with ``None``; ``Any`` allows
-        everything.
+        It may be ``bool``, ``int``, ``float``, ``str``, ``Literal`` words, a class, ``Callable``, a ``tuple``, ``list``,
+        ``Sequence``, ``Mapping`` or ``dict`` of such, or a union, also with ``None``; ``Any`` allows everything. A list
+        comes out as a list, every other sequence as a tuple.
 
         Args:
             name: of the argument.
             value: of it.
             annotation: the type, as an object.
-            bounds: of numbers: ``low``, ``high``, ``above``.
+            bounds: of numbers, also of those in a sequence or dictionary: ``low``, ``high``, ``above``, ``below``.
         """
-        members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+        if not _readable(annotation):
+            raise self.error(
+                f"{self.owner}: option {name!r}: its annotation {annotation!r} cannot be checked; write bool, int, float, "
+                "str, Literal, a class, Callable, a tuple, list, Sequence, Mapping or dict of such, a union, or Any"
+            )
+        members = _members(annotation)
         if Any in members or (value is None and NoneType in members):
             return value
-        words = [word for one in members if get_origin(one) is Literal for word in get_args(one)]
-        calls = any(Callable in (one, get_origin(one)) for one in members)
-        if words:
-            return self.choice(name, value, [*words, *([None] if NoneType in members else [])], function=calls)
-        plain = [one for one in members if one in _PLAIN]
-        others = [get_origin(one) or one for one in members if one not in (*plain, NoneType)]
-        classes = [one for one in others if one is not Callable]
-        if (calls and callable(value)) or isinstance(value, tuple(classes)):
-            return value
-        also = [f"a {_path(one)}" for one in classes] + ["a function"] * calls + ["None"] * (NoneType in members)
-        if not plain:
-            self.refuse(name, value, " or ".join(also))
-        one = float if float in plain else plain[0]  # an integer is a number
-        given = Arguments(self.owner, self.error, also="".join(f", or {each}" for each in also))
-        count = [len(get_args(one))] if get_origin(one) is tuple else []
-        return getattr(given, _PLAIN[one])(name, value, *count, **bounds)
+        fitting = [one for one in members if _fits(value, one)]
+        if not fitting:
+            listed = any(_items(one) == [str] for one in members) and isinstance(value, str)
+            hint = f"; write ({value!r},)" if listed else ""
+            if isinstance(value, type) and any(isinstance(one, type) and issubclass(value, one) for one in members):
+                hint = f"; write {value.__name__}()"
+            self.refuse(name, value, ", or ".join(_allowed(one, bounds) for one in members) + hint)
+        if float in fitting:  # an integer is a number
+            fitting = [float]
+        for one in fitting:
+            others = "".join(f", or {_allowed(other, bounds)}" for other in members if other is not one)
+            try:
+                return self._member(name, value, one, others, bounds)
+            except self.error:
+                if one is fitting[-1]:
+                    raise
+        raise AssertionError  # the last one returns or raises
+
+    def _member(self, name: str, value: Any, one: Any, others: str, bounds: Mapping[str, float]) -> Any:
+        """The value as one member of an annotation has it; its outer type fits."""
+        given = Arguments(self.owner, self.error, also=others + self.also)
+        if one is bool:
+            return bool(value)
+        if one is int:
+            return given.integer(name, value, *_integral(bounds))
+        if one is float:
+            return given.number(name, value, **bounds)
+        if get_origin(one) in _LISTS:
+            kinds = _items(one)
+            if len(kinds) == 1:
+                kinds = kinds * len(value)
+            pairs = zip(value, kinds, strict=True)
+            parts = [self.annotated(f"{name}[{i}]", part, kind, **bounds) for i, (part, kind) in enumerate(pairs)]
+            return parts if get_origin(one) is list else tuple(parts)
+        if get_origin(one) in _MAPPINGS:
+            keys, values = get_args(one)
+            return {
+                self.annotated(f"key of {name}", key, keys): self.annotated(f"{name}[{key!r}]", part, values, **bounds)
+                for key, part in value.items()
+            }
+        return value
 
     def integer(self, name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
         """An integer, within bounds that are allowed themselves."""
@@ -104,12 +132,7 @@ class Arguments:
         below: float | None = None,
     ) -> float:
         """A finite number, within bounds that are allowed themselves, or ``above`` and ``below`` ones that are not."""
-        bounds = [
-            f"above {above:g}" if above is not None else "",
-            _bounds(low, high).strip(),
-            f"below {below:g}" if below is not None else "",
-        ]
-        allowed = f"a finite number {' and '.join(filter(None, bounds))}".strip()
+        allowed = f"a finite number{_all_bounds(low, high, above, below)}"
         if not _finite(value):
             self.refuse(name, value, allowed)
         number = float(value)
@@ -172,12 +195,6 @@ class Arguments:
         if not _counts(value) or not -(2**63) <= int(value) < 2**64:
             self.refuse(name, value, "an integer of at most 64 bits")
         return int(value)
-
-    def integers(self, name: str, value: Any, count: int, low: int) -> tuple[int, ...]:
-        """A sequence of so many integers of at least ``low``."""
-        if not _listed(value) or len(value) != count:
-            self.refuse(name, value, f"{count} integers{_bounds(low, None)}, such as {(low,) * count}")
-        return tuple(self.integer(f"{name}[{i}]", one, low) for i, one in enumerate(value))
 
     def sizes(self, name: str, value: Any, count: int) -> tuple[Any, ...]:
         """A sequence of at least so many sizes of units, each as for :meth:`shape`."""
@@ -270,7 +287,132 @@ def first_match(name: str, patterns: Iterable[str]) -> str | None:
     return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
 
 
+def takes_tensor(annotation: Any) -> bool:
+    """Whether what is annotated so may be a tensor, and so ``mg.learnable`` of a number."""
+    members = _members(annotation)
+    return Any in members or any(isinstance(one, type) and issubclass(Tensor, one) for one in members)
+
+
+def _members(annotation: Any) -> list[Any]:
+    """Those of a union, with ``NoneType`` for ``None``; anything else is its only member."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return [NoneType if one is None else one for one in members]
+
+
+def _items(one: Any) -> list[Any]:
+    """What a sequence consists of: one type for all, or for a tuple of a fixed length one for each."""
+    if get_origin(one) not in _LISTS:
+        return []
+    items = list(get_args(one))
+    return items[:1] if items[1:] == [...] else items
+
+
+def _readable(annotation: Any) -> bool:
+    """Whether a value can be held against it."""
+    for one in _members(annotation):
+        origin = get_origin(one)
+        if one is Any or Callable in (one, origin) or origin is Literal:
+            continue
+        if origin in _LISTS or origin in _MAPPINGS:
+            if not all(_readable(part) for part in (_items(one) or get_args(one))):
+                return False
+            continue
+        try:
+            isinstance(None, one)
+        except TypeError:  # a type variable, a typed dictionary, the generic form of another class
+            return False
+    return True
+
+
+def _fits(value: Any, one: Any) -> bool:
+    """Whether the outer type of a value is that of a member of an annotation."""
+    origin = get_origin(one)
+    if origin is Literal:
+        if isinstance(value, str):
+            return value in get_args(one)
+        return any(type(value) is type(word) and value == word for word in get_args(one))  # True is not 1
+    if Callable in (one, origin):
+        return callable(value)
+    if origin in _LISTS:
+        fixed = origin is tuple and ... not in get_args(one)
+        return _listed(value) and (not fixed or len(value) == len(get_args(one)))
+    if origin in _MAPPINGS:
+        return isinstance(value, Mapping)
+    if one is float:
+        return isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
+    if one is int:
+        return _counts(value)
+    return isinstance(value, (bool, np.bool_) if one is bool else one)
+
+
+def _allowed(one: Any, bounds: Mapping[str, float]) -> str:
+    """What a member of an annotation allows, in words."""
+    origin = get_origin(one)
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, get_args(one)))
+    if Callable in (one, origin):
+        return "a function"
+    if one == Sequence[str]:
+        return "a sequence of patterns, each a string"
+    if origin in _LISTS:
+        items = _items(one)
+        if origin is tuple and ... not in get_args(one):
+            same = items[0] if len(set(items)) == 1 else None
+            if same not in (int, float):
+                return f"a tuple of {len(items)}: " + ", ".join(_allowed(item, bounds) for item in items)
+            low = _integral(bounds)[0] or 0
+            example = f", such as {(low,) * len(items)}" if same is int else ""
+            return f"{len(items)} {_plural(same, bounds)}{example}"
+        return f"{_LISTS[origin]} of {_plural(items[0], bounds)}"
+    if origin in _MAPPINGS:
+        keys, values = get_args(one)
+        return f"a dictionary from {_plural(keys, {})} to {_plural(values, bounds)}"
+    if one is int:
+        return "an integer" + _bounds(*_integral(bounds))
+    plain = {NoneType: "None", bool: "True or False", str: "a string", float: "a finite number"}
+    if one in plain:
+        return plain[one] + (_all_bounds(**bounds) if one is float else "")
+    path = _path(one)
+    return f"{'an' if path[0] in 'aeiou' or path.startswith('mg.') else 'a'} {path}"
+
+
+def _plural(annotation: Any, bounds: Mapping[str, float]) -> str:
+    if annotation is int:
+        return "integers" + _bounds(*_integral(bounds))
+    if annotation is float:
+        return "finite numbers" + _all_bounds(**bounds)
+    if annotation is str:
+        return "strings"
+    if annotation is Any:
+        return "values"
+    return "values, each " + " or ".join(_allowed(one, bounds) for one in _members(annotation))
+
+
+def _integral(bounds: Mapping[str, float]) -> tuple[Any, Any]:
+    """The lowest and highest integers within bounds."""
+    low, high = bounds.get("low"), bounds.get("high")
+    if "above" in bounds:
+        low = max(math.floor(bounds["above"]) + 1, low if low is not None else -math.inf)
+    if "below" in bounds:
+        high = min(math.ceil(bounds["below"]) - 1, high if high is not None else math.inf)
+    return low, high
+
+
+def _all_bounds(
+    low: float | None = None, high: float | None = None, above: float | None = None, below: float | None = None
+) -> str:
+    parts = [
+        f"above {above:g}" if above is not None else "",
+        _bounds(low, high).strip(),
+        f"below {below:g}" if below is not None else "",
+    ]
+    return f" {' and '.join(filter(None, parts))}".rstrip()
+
+
 def _path(kind: type) -> str:
+    """A class as people write it."""
+    if getattr(sys.modules.get("mpgraph"), kind.__name__, None) is kind:
+        return f"mg.{kind.__name__}"
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 

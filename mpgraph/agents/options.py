@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mpgraph.arguments import Arguments
+from mpgraph.arguments import Arguments, takes_tensor
 from mpgraph.errors import ProtocolError
 
 Check = Callable[[Arguments, str, Any], Any]
@@ -38,28 +38,39 @@ class Option:
     annotation: Any = Any  # as written, often a string
     module: str = ""  # in which it was written
 
-    def type(self, name: str) -> Any:
+    def type(self, owner: str, name: str) -> Any:
         """The annotation as an object."""
         if not isinstance(self.annotation, str):
             return self.annotation
         try:
             return eval(self.annotation, dict(vars(sys.modules[self.module])))
-        except NameError as error:
+        except Exception as error:  # of whatever the author wrote there
             raise ProtocolError(
-                f"option {name!r}: its annotation {self.annotation!r} cannot be read, {error}; import what it names at "
-                f"the top of {self.module}"
+                f"{owner}: option {name!r}: its annotation {self.annotation!r} cannot be read, {error}; import what it "
+                f"names at the top of {self.module}"
             ) from None
 
     def checked(self, owner: str, name: str, value: Any) -> Any:
         """The value as plain Python has it, or a refusal."""
-        given = Arguments(owner)
+        annotation = self.type(owner, name)
+        learned = isinstance(value, Tensor) and value.requires_grad and not takes_tensor(annotation)
+        hint = f"; an option that can be learned is declared as {name}: mg.Number = option(...)"
+        given = Arguments(owner, also=hint if learned else "")
         if self.check is not None:
             return self.check(given, name, value)
-        return given.annotated(name, value, self.type(name), **self.bounds)
+        return given.annotated(name, value, annotation, **self.bounds)
 
 
 def option(
-    default: Any, doc: str = "", *, positional: bool = False, check: Check | None = None, **bounds: float
+    default: Any,
+    doc: str = "",
+    *,
+    positional: bool = False,
+    check: Check | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
 ) -> Any:
     """An argument of a rule, declared in the body of its class.
 
@@ -68,8 +79,16 @@ def option(
         doc: what it means, for the docstring.
         positional: whether it may be given without its name; by default only with it.
         check: ``(arguments, name, value) -> value`` for what an annotation cannot say, such as ``Arguments.seed``.
-        bounds: of a number, ``low``, ``high`` or ``above``.
+        low: smallest number that is allowed.
+        high: largest number that is allowed.
+        above: all numbers must be larger than this one.
+        below: all numbers must be smaller than this one.
+
+    Raises:
+        ProtocolError: when the rule is made, for an annotation that cannot be checked.
     """
+    given = {"low": low, "high": high, "above": above, "below": below}
+    bounds = {name: bound for name, bound in given.items() if bound is not None}
     return Option(default, doc, positional, check, bounds)
 
 
@@ -110,7 +129,7 @@ def _is_default(value: Any, known: Mapping[str, Option], name: str) -> bool:
 
 
 def signature(options: Mapping[str, Option]) -> Signature:
-    """Of a constructor that takes these, and agents by type of node."""
+    """The signature of a constructor that takes these options, and agents by type of node."""
     return Signature(list(_parameters(options)))
 
 

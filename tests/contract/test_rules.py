@@ -1,8 +1,8 @@
 """What a rule author may write, and what the engine makes of it: tables of agents, options, aliases, surrogates."""
 
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pytest
@@ -10,9 +10,8 @@ import torch
 from reference import distance
 
 import mpgraph as mg
-from mpgraph import Agent, Protocol, fast
+from mpgraph import Agent, Number, Protocol, fast, option
 from mpgraph.agents.builtin import Input
-from mpgraph.agents.options import Number, option
 from mpgraph.architectures import mlp
 from mpgraph.arguments import Arguments
 from mpgraph.interpreter import interpreter
@@ -112,6 +111,21 @@ ANNOTATIONS = [  # what it is, what it allows and how that comes out, what it re
     (dict[str, float], [({"a": 1.0}, {"a": 1.0})], [[1], "a"], {}),
     (str | torch.Tensor, [("x", "x"), (ONES, ONES)], [3, None], {}),
     (Any, [(3, 3), (None, None)], [], {}),
+    (str, [("x", "x")], [3, None, b"x"], {}),
+    (int, [(3, 3)], [2, 2.5], {"above": 2}),
+    (Literal[1, 2], [(1, 1)], [True, 3, 1.0], {}),
+    (Literal["a"] | float, [("a", "a"), (1, 1.0)], ["b", None], {}),
+    (tuple[int, int], [([1, 2], (1, 2))], [(1,), (1.0, 2)], {}),
+    (tuple[int, ...], [((), ()), ([1, np.int64(2)], (1, 2))], [3, "12", (1, 2.5), (0, 1)], {"low": 1}),
+    (tuple[float, ...], [((1, 2), (1.0, 2.0))], [1.0, ("1",), (float("inf"),), (True,)], {}),
+    (tuple[int, str], [((1, "a"), (1, "a"))], [(1, 2), (1,), (1, "a", "b")], {}),
+    (list[int], [((1, 2), [1, 2]), ([], [])], [1, [None], ["1"]], {}),
+    (list, [([1, "a"], [1, "a"])], [(1,), None], {}),
+    (list[int] | list[str], [([1], [1]), (["a"], ["a"])], [[1, "a"], "a"], {}),
+    (Sequence[float | None], [([1, None], (1.0, None))], [[None, "a"], 1.0], {}),
+    (Mapping[str, float], [({"a": 1}, {"a": 1.0})], [{"a": "x"}, {1: 1.0}, [("a", 1.0)], {"a": -1}], {"low": 0}),
+    (dict[str, list[int]], [({"a": (1,)}, {"a": [1]})], [{"a": 1}], {}),
+    (dict, [({1: "x"}, {1: "x"})], [3], {}),
 ]
 
 
@@ -122,8 +136,51 @@ def test_annotations_say_what_is_allowed(annotation, good, bad, bounds):
         found = given.annotated("a", value, annotation, **bounds)
         assert found is expected or (type(found) is type(expected) and found == expected)
     for value in bad:
-        with pytest.raises(mg.ProtocolError, match=r"^Rule: a(\[\d\])?=.* must be [^.]"):
+        with pytest.raises(mg.ProtocolError, match=r"^Rule: (key of )?a(\[.+\])?=.* must be \w"):
             given.annotated("a", value, annotation, **bounds)
+
+
+def test_refusals_are_in_plain_words():
+    for annotation, value, text in (
+        (str, 3, "a=3 must be a string"),
+        (tuple[int, ...], 3, "a=3 must be a tuple of integers"),
+        (list[str] | None, "x", "a='x' must be a list of strings, or None; write ('x',)"),
+        (dict[str, int], 3, "a=3 must be a dictionary from strings to integers"),
+        (mg.Optimizer | None, mg.SGD, "must be an mg.Optimizer, or None; write SGD()"),
+        (list[int], [1, "x"], "a[1]='x' must be an integer"),
+    ):
+        with pytest.raises(mg.ProtocolError) as caught:
+            Arguments("Rule").annotated("a", value, annotation)
+        assert str(caught.value).endswith(text)
+
+
+Free = TypeVar("Free")
+
+
+@pytest.mark.parametrize("annotation", [Free, Iterable[int], list[Free], 3, "Missing", "list[", "mg.Nothing"])
+def test_annotations_that_cannot_be_checked_are_refused(annotation):
+    body = {"a": option(3), "__annotations__": {"a": annotation}, "__module__": __name__}
+    with pytest.raises(mg.ProtocolError, match=r"^Rule: option 'a': its annotation .* cannot be (checked|read)"):
+        type("Rule", (Backprop,), body)()
+
+
+class Layered(Backprop):
+    """Options of several values."""
+
+    sizes: tuple[int, ...] = option((1, 2), "of layers.", low=1)
+    rates: list[float] = option([0.1])
+    word: str = option("x")
+    table: Mapping[str, float] = option({})
+
+
+def test_options_may_have_several_values():
+    assert (Layered().sizes, Layered().rates, Layered().word, Layered().table) == ((1, 2), [0.1], "x", {})
+    assert Layered().rates is not Layered().rates
+    assert Layered(sizes=[3]).sizes == (3,)
+    with pytest.raises(mg.ProtocolError, match=r"Layered: sizes\[1\]=0 must be an integer of at least 1"):
+        Layered(sizes=(1, 0))
+    with pytest.raises(mg.ProtocolError, match="Layered: word=3 must be a string"):
+        Layered(word=3)
 
 
 def test_values_are_plain_python_and_shown_if_unusual():
