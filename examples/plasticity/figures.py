@@ -34,7 +34,8 @@ def episodes(name, count, seed):
         query = (state, task.query_x, task.query_y)
         angles = probes.angles(program, *query, against={"b": "w"}, nodes=hidden) if carries else {}
         errors = probes.orthonormality(program, *query, activity="activity")
-        found.append((100.0 * right, [angles.get(h, 0.0) for h in hidden], [float(e) for e in list(errors.values())[:4]]))
+        first = [float(error) for error in list(errors.values())[:4]]
+        found.append((100.0 * right, [angles.get(unit, 0.0) for unit in hidden], first))
     return [torch.tensor(part, dtype=torch.float64) for part in zip(*found, strict=True)]
 
 

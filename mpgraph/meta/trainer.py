@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from mpgraph.arguments import Arguments
 from mpgraph.errors import FileError, InputError, MPGraphError
 
 from . import checkpoint
+from .clipping import Clip, clipped, norm_of, sparse_gradient, sparse_value
 from .distributed import Group
 from .episode import Episode
 from .estimators.base import Estimate, Estimator
@@ -25,7 +26,6 @@ from .randomness import generator_of
 from .search.cma_es import CMAES
 from .task import TaskFamily, Tasks
 
-Clip = Literal["norm", "value", "tensor"]
 LAST = 50  # outer steps whose means a training record gives
 SHOWN = 32  # meta-parameters that are single numbers are written to the log if there are at most so many
 
@@ -51,6 +51,10 @@ class MetaTrainer:
         clip: ``norm`` scales the gradient down to at most ``limit``, ``value`` cuts its numbers off there, ``tensor``
             makes the norm of each tensor ``limit``.
         limit: of ``clip``.
+        sparsity: weight of the sum of absolute values of the meta-parameters, added to the meta-loss so that it makes
+            exact zeros: a number that is zero stays so while its gradient is smaller than the weight, and one that
+            would change its sign becomes zero (as in orthant-wise descent, Andrew and Gao, 2007). The term ``l1`` of
+            an episode has no such care: under Adam its numbers jitter around zero with the learning rate.
         average: decay of a moving average of the parameters, which is then evaluated and saved instead of them.
         validate_every: outer steps between evaluations on the family's ``validation`` tasks; the best rule is kept.
         validation_tasks: how many.
@@ -77,6 +81,7 @@ class MetaTrainer:
         schedule: Callable[[int], float] | None = None,
         clip: Clip | None = None,
         limit: float = 1.0,
+        sparsity: float = 0.0,
         average: float | None = None,
         validate_every: int | None = None,
         validation_tasks: int = 16,
@@ -89,6 +94,7 @@ class MetaTrainer:
         self.schedule, self.guard, self.group = schedule, guard or Guard(), group or Group()
         self.clip = check.choice("clip", clip, ("norm", "value", "tensor", None))
         self.limit = check.number("limit", limit, above=0.0)
+        self.sparsity = check.number("sparsity", sparsity, 0.0)
         self.average = None if average is None else check.number("average", average, 0.0, 1.0)
         self.validate_every = None if validate_every is None else check.integer("validate_every", validate_every, 1)
         self.validation_tasks = check.integer("validation_tasks", validation_tasks, 1)
@@ -155,25 +161,23 @@ class MetaTrainer:
 
     def _descend(self, estimate: Estimate) -> float:
         """An optimizer step; the norm of the gradient before clipping."""
-        given = {name: g.detach().clone() for name, g in estimate.gradient.items() if g is not None}
-        norm = (
-            torch.stack([g.double().square().sum() for g in given.values()]).sum().sqrt() if given else torch.zeros(())
-        )
+        given = {name: g.detach() for name, g in estimate.gradient.items() if g is not None}
+        norm = norm_of(given)
+        given = clipped(given, self.clip, self.limit)
+        before = {name: self.parameters[name].detach().clone() for name in given}
+        if self.sparsity:  # after clipping, so that an exploding gradient cannot hide it
+            given = {name: sparse_gradient(before[name], g, self.sparsity) for name, g in given.items()}
         for name, p in self.parameters.items():
             p.grad = given.get(name)
-            if p.grad is None:
-                continue
-            if self.clip == "norm":
-                p.grad *= min(1.0, self.limit / max(float(norm), 1e-300))
-            elif self.clip == "value":
-                p.grad.clamp_(-self.limit, self.limit)
-            elif self.clip == "tensor":
-                p.grad *= self.limit / p.grad.norm().clamp(min=1e-30)
         factor = self._scale * (1.0 if self.schedule is None else float(self.schedule(self.step)))
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.step()
-        return float(norm)
+        if self.sparsity:
+            with torch.no_grad():
+                for name, g in given.items():
+                    self.parameters[name].copy_(sparse_value(before[name], g, self.parameters[name]))
+        return norm
 
     def _audit(self, estimate: Estimate, row: dict[str, Any]) -> None:
         """Name the meta-parameters that the first gradient does not reach; once, at the first loss that tells."""

@@ -17,6 +17,7 @@ from mpgraph.meta import (
     Cloning,
     DivergenceError,
     Episode,
+    Estimate,
     Evolution,
     Guard,
     LogUniform,
@@ -171,6 +172,23 @@ def test_updates_are_those_of_torch(clip):
         made.update()
     for p, name in zip(theta, names, strict=True):
         torch.testing.assert_close(p, made.parameters[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_sparsity_finds_the_soft_threshold_and_exact_zeros(optimizer):
+    """Of the sum of (p - goal)^2 / 2 + weight |p|, whose minimum is known in closed form."""
+
+    class Bowl(Unroll):
+        def estimate(self, episode, parameters, tasks, generator):
+            goal = {"optimizer.lr": 0.5, "optimizer.momentum": 0.1}
+            gradient = {name: (p - goal[name]).detach() for name, p in parameters.items()}
+            return Estimate(torch.ones(()), gradient, {"loss": torch.ones(1)})
+
+    made = MetaTrainer(episode(), Sinusoids(), Bowl(), optimizer=lambda p: optimizer(p, lr=0.02), sparsity=0.2)
+    for _ in range(400):
+        made.update()
+    assert made.parameters["optimizer.momentum"].item() == 0.0  # from 0.5; its goal is below the weight
+    assert made.parameters["optimizer.lr"].item() == pytest.approx(0.3, abs=1e-3)
 
 
 # -- guard and audit -------------------------------------------------------------------------------------------------
