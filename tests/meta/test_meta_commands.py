@@ -111,7 +111,7 @@ def test_the_command_line_refuses_in_one_line(settings, tmp_path, capsys):
     assert cli.main(["meta-train", "--settings", str(tmp_path / "no.toml"), "--steps", "1", "--out", "x"]) == 2
     assert "no.toml: No such file" in capsys.readouterr().err
     assert cli.main(["evaluate", str(tmp_path)]) == 2
-    assert "a rule is a folder with" in capsys.readouterr().err
+    assert "a rule is a folder that holds it" in capsys.readouterr().err
 
 
 def test_the_settings_of_the_examples_are_complete():
