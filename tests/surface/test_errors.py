@@ -156,7 +156,7 @@ def drawn(act):
         (lambda n: n.unit("z", 2.0), ["'z'", "2.0"]),
         (lambda n: n.unit("z", 3, "tahn"), ["'tahn'", "did you mean 'tanh'"]),
         (lambda n: n.unit("z", 3, 5), ["5", "name, a function"]),
-        (lambda n: n.unit("z", 3, bias=torch.zeros(4)), ["'z.bias'", "(4,)", "(3,)"]),
+        (lambda n: n.unit("z", 3, bias=torch.zeros(4)), ["unit 'z': bias", "(4,)", "(3,)"]),
         (lambda n: mg.Softplus(-1.0), ["beta", "-1"]),
         (lambda n: n.connect("x", "hh"), ["'hh'", "did you mean 'h'"]),
         (lambda n: n.connect("h", "x"), ["'x'", "input"]),
