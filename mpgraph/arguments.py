@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -197,7 +197,8 @@ class Arguments:
         return int(value)
 
     def sizes(self, name: str, value: Any, count: int) -> tuple[Any, ...]:
-        """A sequence of at least so many sizes of units, each as for :meth:`shape`."""
+        """A sequence (or iterator) of at least so many sizes of units, each as for :meth:`shape`."""
+        value = list(value) if isinstance(value, Iterator) else value
         if not _listed(value) or len(value) < count:
             hint = f"; write {name}.tolist()" * (isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0)
             self.refuse(name, value, f"a list of at least {count} sizes, such as {[4, 3, 2][-count:]}{hint}")

@@ -17,6 +17,7 @@ from mpgraph.network.operations import Operation
 
 KINDS = ("input", "unit", "output")
 INPUT, UNIT, OUTPUT = range(3)
+FIX = "Fix weights with network.frozen(...), once the network is made"
 SHOWN = 60  # characters of what was received
 
 
@@ -92,8 +93,24 @@ def read_edges(graph: Any) -> Edges:
     data = [attributes for *_, attributes in graph.edges(data=True)]
     edges = Edges(list(graph), source, target, np.zeros(count, np.int64), None, keys)
     edges.weight = numbers("weight", [d.get("weight") for d in data], edges.called)
+    for row, attributes in enumerate(data):
+        if not is_trained(attributes.get("trained")):
+            raise NetworkError(
+                f"{edges.called(row)}: trained={shown(attributes['trained'])}; the edges of a graph are all trained. "
+                f"{FIX}"
+            )
     edges.delay = delays([d.get("delay") for d in data], edges.called)
     return edges
+
+
+def is_trained(given: Any) -> bool:
+    """Whether an edge says that its weight is trained, or says nothing: ``True``, or 1 in any type."""
+    if given is None or isinstance(given, str):
+        return given is None
+    try:
+        return float(given) == 1
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return False
 
 
 def delays(values: Sequence[Any] | np.ndarray, name: Callable[[int], str]) -> np.ndarray:
@@ -109,7 +126,7 @@ def delays(values: Sequence[Any] | np.ndarray, name: Callable[[int], str]) -> np
     if len(wrong):
         first = int(wrong[0])
         raise NetworkError(
-            f"{name(first)}: delay must be a number of ticks, such as 0 or 1, got {_shown(filled[first])}"
+            f"{name(first)}: delay must be a number of ticks, such as 0 or 1, got {shown(filled[first])}"
         )
     return given.astype(np.int64)
 
@@ -257,13 +274,13 @@ def numbers(what: str, values: Sequence[Any] | np.ndarray, name: Callable[[int],
         array = np.full(len(values), np.nan)
     if not np.isfinite(array).all():
         wrong = next(i for i, value in enumerate(values) if not _finite(value))
-        raise NetworkError(f"{name(wrong)}: {what} must be a finite number, got {_shown(values[wrong])}")
+        raise NetworkError(f"{name(wrong)}: {what} must be a finite number, got {shown(values[wrong])}")
     return array
 
 
 def _number(what: str, value: Any, name: Callable[[int], str], i: int) -> float:
     if not _finite(value):
-        raise NetworkError(f"{name(i)}: {what} must be a finite number, got {_shown(value)}")
+        raise NetworkError(f"{name(i)}: {what} must be a finite number, got {shown(value)}")
     return float(value.detach() if isinstance(value, torch.Tensor) else value)
 
 
@@ -279,7 +296,7 @@ def _finite(value: Any) -> bool:
         return False
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value in an error, shortened where it is long."""
     value = value.item() if isinstance(value, np.generic) else value
     try:

@@ -12,21 +12,23 @@ given they must agree.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mpgraph.errors import NetworkError
+from mpgraph.arguments import Arguments
+from mpgraph.errors import NetworkError, adding
 from mpgraph.network.connections import Connection, Dense, Identity, OneToOne, Sparse
 from mpgraph.network.losses import Loss
 from mpgraph.network.network import Network
 
 from .grouping import group
-from .neurons import Edges, delays, numbers
+from .neurons import FIX, Edges, delays, numbers, shown
 from .neurons import neurons as read_neurons
 
 OPERAND = "operand"  # the connection of edges into an operation
@@ -57,8 +59,8 @@ def from_pyg(data: Any, *, loss: str | Loss | None = None, ticks: int | None = N
             "Data(edge_index=edge_index, edge_weight=weights, num_nodes=4)"
         )
     if ticks is None:
-        ticks = getattr(data, "ticks", 1)
-        ticks = int(ticks) if isinstance(ticks, (Tensor, np.generic)) and ticks == int(ticks) else ticks
+        ticks = _ticks(getattr(data, "ticks", 1))
+    ticks = Arguments("from_pyg", NetworkError).integer("ticks", ticks, 1)
     if isinstance(data, Data):
         return _from_neurons(data, loss, ticks)
     network = Network(ticks)
@@ -72,14 +74,30 @@ def from_pyg(data: Any, *, loss: str | Loss | None = None, ticks: int | None = N
         if data[kind].get("connection") != OPERAND:
             with _named(f"edge type {kind}"):
                 _read_wire(network, kind, data[kind])
-    losses = getattr(data, "losses", None)
-    if losses:
+    with adding("from_pyg"):
+        losses = _losses(getattr(data, "losses", None))
         for name, (pre, given) in losses.items():
             network.loss(pre, given, name)
-    elif loss is not None:
-        for name in network.outputs:
-            network.loss(name, loss)
+        if loss is not None and not losses:
+            for name in network.outputs:
+                network.loss(name, loss)
     return network
+
+
+def _ticks(given: Any) -> Any:
+    """The number of ticks in the data as plain Python has it, if it is one number."""
+    if isinstance(given, (Tensor, np.ndarray, np.generic)) and math.prod(given.shape) == 1:
+        given = given.item()
+    return int(given) if isinstance(given, float) and given.is_integer() else given
+
+
+def _losses(given: Any) -> Mapping[str, tuple[str, str | Loss]]:
+    """The losses in the data by name, each on a unit."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(v, (tuple, list)) and len(v) == 2 for v in given.values()):
+        _refuse(f"losses={shown(given)} must be a dictionary of pairs (unit, loss) by name, {{'loss': ('y', 'l2')}}")
+    return given
 
 
 @contextmanager
@@ -104,7 +122,8 @@ def _tensor(name: str, given: Any) -> Tensor:
     try:
         return torch.as_tensor(given, device="cpu").detach().clone()
     except (TypeError, ValueError, RuntimeError):
-        _refuse(f"has a {name} that is not a tensor, an array or a list of numbers, but a {type(given).__name__}")
+        article, kind = "an" if name[0] in "aeiou" else "a", type(given).__name__
+        _refuse(f"has {article} {name} that is not a tensor, an array or a list of numbers, but of type {kind}")
 
 
 def _column(name: str, given: Any, count: int) -> np.ndarray | list[Any]:
@@ -168,12 +187,21 @@ def _weight(store: Any, edges: int) -> np.ndarray | None:
             _refuse(f"has {edges} edges but {size} weights ({name})")
         found[name] = numbers("weight", _column(name, values, edges), lambda i: f"edge {i}")
     if not found:
+        _near_miss(store)
         return None
     (first, weight), *others = found.items()
     for name, values in others:
         if not np.array_equal(weight, values):  # type: ignore[arg-type]
             _refuse(f"has weights under two names, {first} and {name}, that differ; leave one out")
     return weight
+
+
+def _near_miss(store: Any) -> None:
+    """Refuse what is called almost like weights. In what ``to_pyg`` wrote it may be a channel of a rule."""
+    for name in () if "connection" in store else store.keys():
+        near = get_close_matches(name, WEIGHTS, n=1, cutoff=0.8)
+        if near and name not in WEIGHTS and store[name] is not None:
+            _refuse(f"has {name}, which is read nowhere; did you mean {near[0]!r}?")
 
 
 def _flag(store: Any, name: str, default: bool) -> bool:
@@ -234,7 +262,10 @@ def _read_unit(network: Network, data: Any, name: str) -> None:
         network.operation(name, store.operation, *store.operands)
     elif kind in ("unit", "output"):
         shared = tuple(store.get("bias_shared") or ())
-        initial = {channel: _tensor(channel, value) for channel, value in (store.get("initial") or {}).items()}
+        given = store.get("initial")
+        if not isinstance(given, Mapping | None):
+            _refuse(f"has initial={shown(given)}; give a dictionary of initial values by channel")
+        initial = {channel: _tensor(channel, value) for channel, value in (given or {}).items()}
         bias = _bias(store, shape, shared)
         activation = store.get("activation")
         activation = ("tanh" if sends else "identity") if activation is None else activation
@@ -309,7 +340,7 @@ def _from_neurons(data: Any, loss: str | Loss | None, ticks: int) -> Network:
         if data.get("delay") is not None:
             edges.delay = delays(_column("delay", data["delay"], many), edges.called)
         if data.get("trained") is not None and not _flag(data, "trained", True):
-            _refuse("has trained=False; fix weights with network.frozen(...) once the network is made")
+            _refuse(f"has trained=False; the edges of a graph are all trained. {FIX}")
         columns: dict[str, Any] = {}
         for name in ("kind", "activation", "index", "bias"):
             given = data.get(name)
@@ -318,6 +349,11 @@ def _from_neurons(data: Any, loss: str | Loss | None, ticks: int) -> Network:
                 values = _column(name, values, len(names))
                 values = values if isinstance(values, list) else values.tolist()
             if not isinstance(values, (list, tuple)) or len(values) != len(names):
-                _refuse(f"has another {name}: {name} must be a list with one entry for each of {len(names)} nodes")
+                same = f"; for all alike give [{values!r}] * {len(names)}" * isinstance(values, str)
+                _refuse(
+                    f"has {name}={shown(values)}; {name} must be a list with one entry for each of {len(names)} "
+                    f"nodes{same}"
+                )
             columns[name] = values
-    return group(read_neurons(names, edges, **columns), edges, loss=loss, ticks=ticks)
+    with adding("from_pyg"):
+        return group(read_neurons(names, edges, **columns), edges, loss=loss, ticks=ticks)

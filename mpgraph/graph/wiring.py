@@ -112,7 +112,7 @@ class AgentGraph:
             for kind in part.agents:
                 if kind not in known:
                     name = type(part).__name__
-                    raise ProtocolError(f"{name} holds an agent for an " + unknown("kind of node", kind, shown))
+                    raise ProtocolError(f"{name} holds an agent for an " + unknown("type of node", kind, shown))
 
     # -- arrows -------------------------------------------------------------------------------------------
 

@@ -32,7 +32,8 @@ class Batches:
         inputs, targets: names, in order.
         shapes: of one example, by name.
         names: of all tensors, in the order of :meth:`tensors`.
-        normalized: units that a batch of one example gives one value for each channel to normalize.
+        normalized: units that a batch of one example gives one value for each channel to normalize; not those of
+            rules whose agents leave the normalization out, which keep no averages of it.
     """
 
     def __init__(self, graph: AgentGraph, device: torch.device, dtype: torch.dtype, values: str) -> None:
@@ -52,7 +53,9 @@ class Batches:
         self.normalized = [
             name
             for name, unit in network.units.items()
-            if isinstance(unit.activation, BatchNorm) and math.prod(graph.nodes[name].shape[1:]) == 1
+            if isinstance(unit.activation, BatchNorm)
+            and math.prod(graph.nodes[name].shape[1:]) == 1
+            and unit.activation.kept.keys() <= graph.channels[name].keys()
         ]
 
     def tensors(self, x: Any, y: Any, *, learning: bool = True) -> tuple[list[Tensor], int]:

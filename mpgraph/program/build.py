@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+from typing import Any
+
 import torch
 from torch import nn
 
 from mpgraph.agents.protocol import Protocol
-from mpgraph.errors import ProtocolError, unknown
+from mpgraph.errors import MPGraphError, NetworkError, ProtocolError, unknown
 from mpgraph.graph.wiring import AgentGraph
 from mpgraph.lowering.dry_run import check_borders, optimizer_channels
 from mpgraph.network.network import Network
@@ -52,6 +55,31 @@ def own_agents(graph: AgentGraph) -> nn.ModuleList:
     held = {*graph.protocol.parameters(), *graph.protocol.buffers()}
     agents = dict.fromkeys(graph.agents.values())
     return nn.ModuleList([a for a in agents if not held.issuperset([*a.parameters(), *a.buffers()])])
+
+
+def check_pickles(network: Network, protocol: Protocol) -> None:
+    """Refuse to pickle what holds a function that another process could not import.
+
+    Raises:
+        NetworkError, ProtocolError: naming the unit, connection, loss or rule.
+    """
+    parts: list[tuple[str, Any, type[MPGraphError]]] = [
+        *((f"unit {name!r}, {unit.activation}", unit.activation, NetworkError) for name, unit in network.units.items()),
+        *((f"connection {name!r}", wire.connection, NetworkError) for name, wire in network.wires.items()),
+        *((f"loss {name!r}, {node.loss}", node.loss, NetworkError) for name, node in network.losses.items()),
+        ("the torch module that the network was read from", network.module, NetworkError),
+        ("the graph that the network was read from", network.edges, NetworkError),
+        (f"the rule {type(protocol).__name__}", protocol, ProtocolError),
+    ]
+    for what, part, error in parts:
+        try:
+            pickle.dumps(part)
+        except (AttributeError, TypeError, RuntimeError, pickle.PickleError) as problem:
+            raise error(
+                f"{what}: a program is pickled with its functions and classes by name, and this one holds what cannot "
+                f"be: {problem}. Define the function or class at the top level of a module, instead of as a lambda or "
+                "inside a function"
+            ) from None
 
 
 def place_parameters(protocol: Protocol, agents: nn.ModuleList, device: torch.device, dtype: torch.dtype) -> None:

@@ -248,15 +248,24 @@ def record(given: Any) -> None:
                 raise InputError(f"record[{name!r}]: expected names of channels, got {channel!r}; {example}")
 
 
-def noise(given: Mapping[str, Tensor], wanted: Mapping[str, tuple[int | None, ...]], size: int) -> None:
-    """Refuse noise of the wrong names or shapes; ``None`` in ``wanted`` stands for the batch."""
+def noise(
+    given: Any, wanted: Mapping[str, tuple[int | None, ...]], size: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Refuse noise of the wrong names, shapes or type; ``None`` in ``wanted`` stands for the batch."""
+    how = "use program.noise(state, batch_size)"
+    if not isinstance(given, Mapping):
+        raise InputError(f"noise: expected a dictionary of tensors by node, got {_kind(given)}; {how}")
     for name, sizes in wanted.items():
-        shape = tuple(size if n is None else n for n in sizes)
-        if name not in given or tuple(given[name].shape) != shape:
-            found = tuple(given[name].shape) if name in given else "none"
-            raise InputError(
-                f"noise {name!r}: expected shape {shape}, got {found}; use program.noise(state, batch_size)"
-            )
+        what, shape = f"noise {name!r}", tuple(size if n is None else n for n in sizes)
+        if name not in given:
+            raise InputError(f"{what}: expected shape {shape}, got none; {how}")
+        tensor = given[name]
+        _dense(what, tensor, f"noise[{name!r}]")
+        if tensor.shape != shape:
+            raise InputError(f"{what}: expected shape {shape}, got {tuple(tensor.shape)}; {how}")
+        if tensor.dtype != dtype:
+            raise InputError(f"{what}: expected {dtype}, got {tensor.dtype}; use noise[{name!r}].to({dtype})")
+        _on_device(what, tensor, device)
 
 
 def no_parameter(name: str, names: Collection[str], rule: str) -> NoReturn:
@@ -300,10 +309,13 @@ def channel(
     if not isinstance(tensor, Tensor):
         raise StateError(f"{where} is {_kind(tensor)}, not a tensor; use torch.as_tensor(...).to({dtype})")
     shape = tensor.shape
+    if tensor.layout is not torch.strided:
+        raise StateError(f"{where} is of layout {tensor.layout}, a state holds dense tensors; use .to_dense()")
     if tensor.dtype != dtype or tensor.device.type != device.type:
         raise StateError(
             f"{where} is {tensor.dtype} on {tensor.device}, the program was compiled for {dtype} "
-            f"on {device}; use .to(...) on every tensor, or mg.compile(..., dtype={tensor.dtype})"
+            f"on {device}; use .to(...) on every tensor (but those of 'program' stay integers), or mg.compile(..., "
+            f"dtype={tensor.dtype})"
         )
     if len(shape) == len(wanted) and all(w is None or w == n for w, n in zip(wanted, shape, strict=True)):
         slots = [n for w, n in zip(wanted, shape, strict=True) if w is None]
@@ -320,6 +332,15 @@ def channel(
         f"{where} has shape {tuple(shape)}, this program needs "
         f"{tuple('batch' if n is None else n for n in wanted)}; {hint}"
     )
+
+
+def counter(channel: str, tensor: Any) -> None:
+    """Refuse a seed or a number of steps that is not an integer of 64 bits: random numbers are made from them."""
+    where = f"state['program'][{channel!r}]"
+    if not isinstance(tensor, Tensor):
+        raise StateError(f"{where} is {_kind(tensor)}, not a tensor; use torch.as_tensor(..., dtype=torch.int64)")
+    if tensor.dtype != torch.int64:
+        raise StateError(f"{where} is {tensor.dtype}, not torch.int64; use .to(torch.int64)")
 
 
 def no_state(state: Any, name: str, channel: str) -> NoReturn:

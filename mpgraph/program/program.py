@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -310,17 +311,19 @@ class Program(nn.Module):
         if phase is not None or self._phased:
             phase = self.protocol.phase_at(state, phase)
         compiled = self._function(record, online=size == 1, phase=phase)
+        self._layout.check(state, size)
         if compiled.noise and noise is None:
             if inside_transform():
                 raise InputError(
                     "under torch.func transforms pass noise= yourself: noise=program.noise(state, batch_size)"
                 )
             noise = self._layout.noise(state, compiled.noise, size)
-        if compiled.noise:
-            checks.noise(noise or {}, compiled.noise, size)
-        self._layout.check(state, size)
+        elif compiled.noise:
+            checks.noise(noise, compiled.noise, size, self.dtype, self.device)
         own = self._rule.now() if parameters is None else self._rule.replaced(parameters)
-        state, predictions, losses, recorded = self._call(compiled, state, own, noise or {}, *tensors)
+        state, predictions, losses, recorded = self._call(
+            compiled, state, own, noise if compiled.noise else {}, *tensors
+        )
         prediction = predictions if len(predictions) > 1 else predictions[self._outputs[0]]
         return state, Output(prediction, losses, recorded)
 
@@ -426,8 +429,22 @@ class Program(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """How to compile it again: generated code is not written to files."""
-        made = (self._network, self.protocol, self.device, self.dtype, self.checks)
-        return Program._again, made, self.agents.state_dict()
+        build.check_pickles(self._network, self.protocol)
+        return Program._again, self._made(), self.agents.state_dict()
+
+    def __copy__(self) -> Program:
+        other = Program._again(*self._made())
+        other.__setstate__(self.agents.state_dict())
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        made, numbers = deepcopy((self._made(), self.agents.state_dict()), memo)  # functions need not be importable
+        memo[id(self)] = other = Program._again(*made)
+        other.__setstate__(numbers)
+        return other
+
+    def _made(self) -> tuple[Network, Protocol, torch.device, torch.dtype, Checks]:
+        return self._network, self.protocol, self.device, self.dtype, self.checks
 
     @staticmethod
     def _again(network: Network, rule: Protocol, place: torch.device, dtype: torch.dtype, values: Checks) -> Program:

@@ -153,21 +153,35 @@ class StateLayout:
 
     def check(self, state: State, size: int | None) -> None:
         """Every kept channel is there, with its shape (and the batch's, for carries unless ``size`` is ``None``)."""
-        name, channel = "program", "step"
+        name, channel, dtype, device, strided = "program", "step", self.dtype, self.device.type, torch.strided
         try:
-            state[name][channel].shape  # noqa: B018 - whether it is there
+            if state[name][channel].dtype is not torch.int64:
+                checks.counter(channel, state[name][channel])
             channel = "seed"
-            state[name][channel].shape  # noqa: B018
+            if state[name][channel].dtype is not torch.int64:
+                checks.counter(channel, state[name][channel])
             for name, channel, wanted in self.wanted:
                 tensor = state[name][channel]
-                if tensor.shape != wanted or tensor.dtype != self.dtype or tensor.device.type != self.device.type:
+                if (
+                    tensor.shape != wanted
+                    or tensor.dtype is not dtype
+                    or tensor.layout is not strided
+                    or tensor.device.type != device
+                ):
                     checks.channel(name, channel, tensor, wanted, size, self.dtype, self.device)
         except (KeyError, TypeError, AttributeError, IndexError):
             checks.no_state(state, name, channel)
 
     def noise(self, state: State, needed: Mapping[str, tuple[int | None, ...]], batch_size: int) -> dict[str, Tensor]:
         """Standard normal numbers, a function of the state's seed and step; of stacked states, those of each."""
-        counters = state["program"]
+        channel = "seed"
+        try:
+            counters = state["program"]
+            for channel in ("seed", "step"):
+                if counters[channel].dtype is not torch.int64:
+                    checks.counter(channel, counters[channel])
+        except (KeyError, TypeError, AttributeError, IndexError):
+            checks.no_state(state, "program", channel)
         if counters["seed"].ndim == 1:
             one = [{"program": {c: t[i] for c, t in counters.items()}} for i in range(len(counters["seed"]))]
             parts = [self.noise(state, needed, batch_size) for state in one]

@@ -44,7 +44,15 @@ def packed(file_format: str, tensors: Mapping[str, Tensor], about: Mapping[str, 
         file_format: says what is in it, ``mpgraph.state``.
         tensors: by name.
         about: further metadata.
+
+    Raises:
+        FileError: for a tensor that is sparse, or has no numbers.
     """
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided:
+            raise FileError(f"cannot save {name}: it is of layout {tensor.layout}; use .to_dense()")
+        if tensor.is_meta:
+            raise FileError(f"cannot save {name}: it is on the device 'meta', where tensors have no numbers")
     own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     metadata = {**(about or {}), "format": file_format, "version": str(VERSION)}
     inside = json.dumps({**metadata, "sha256": digest(own, metadata)}, sort_keys=True)

@@ -243,6 +243,10 @@ def test_inputs_and_outputs_keep_their_order():
         ([("a", "b", {"delay": 1})], (), {}, "1 tick, too few for the delay of 'a' -> 'b'"),
         ([("a", "b", {"delay": 2})], (), {"ticks": 2}, "2 ticks, too few"),
         ([("a", "b", {"delay": 0.5})], (), {"ticks": 2}, "edge 'a' -> 'b': delay must be a number of ticks"),
+        ([("a", "b", {"delay": True})], (), {"ticks": 2}, "edge 'a' -> 'b': delay must be a finite number, got True"),
+        ([("a", "b", {"trained": False})], (), {}, "edge 'a' -> 'b': trained=False; .*network.frozen"),
+        ([("a", "b", {"trained": np.int64(0)})], (), {}, "edge 'a' -> 'b': trained=0; .*network.frozen"),
+        ([("a", "b", {"trained": "no"})], (), {}, "edge 'a' -> 'b': trained='no'; .*network.frozen"),
         ([("a", "b", {"weight": "x"})], (), {}, "edge 'a' -> 'b': weight must be a finite number, got 'x'"),
         ([("a", "b", {"weight": math.nan})], (), {}, "edge 'a' -> 'b': weight must be a finite number"),
         ([("a", "b", {"weight": 1}), ("a", "c")], (), {}, "'a' -> 'b' has a weight but edge 'a' -> 'c' has none"),
@@ -584,6 +588,10 @@ BAD = [
     ({"delay": ["a", "b", "c"]}, "edge .*: delay must be a finite number, got 'a'"),
     ({"trained": [True, False, True]}, "trained that differs"),
     ({"trained": 7}, "trained=7; allowed are True and False"),
+    ({"edge_index": "all"}, "has an edge_index that is not .* of type str"),
+    ({"weights": torch.ones(3)}, "has weights, which is read nowhere; did you mean 'weight'"),
+    ({"edge_weights": torch.ones(3)}, "has edge_weights, which is read nowhere; did you mean 'edge_weight'"),
+    ({"delay": torch.tensor([True] * 3)}, "delay must be a finite number, got True"),
 ]
 
 
@@ -605,6 +613,7 @@ def test_bad_types_of_pyg_data_are_refused_by_name():
         ({"activation": "tan"}, "unknown activation 'tan'"),
         ({"kind": "operation"}, "its operation and operands"),
         ({"shape": [3]}, r"shape \(3,\) but 2 nodes"),
+        ({"initial": 5}, "initial=5; give a dictionary"),
         ({"bias": torch.ones(2), "bias_trained": 5}, "bias_trained=5"),
     ):
         data = populations()
@@ -612,12 +621,47 @@ def test_bad_types_of_pyg_data_are_refused_by_name():
         with pytest.raises(mg.NetworkError, match=f"^from_pyg: node type 'b' .*{match}"):
             mg.Network.from_pyg(data)
     for attributes, match in (
-        ({"activation": "tanh"}, "activation must be a list with one entry for each of 4 nodes"),
+        (
+            {"activation": "tanh"},
+            r"has activation='tanh'; activation must be a list with one entry for each of 4 nodes.*\['tanh'\] \* 4",
+        ),
+        ({"trained": False}, "trained=False; .*network.frozen"),
         ({"bias": torch.ones(3)}, "3 values of bias"),
         ({"delay": torch.ones(2)}, "2 values of delay, of shape"),
     ):
         with pytest.raises(mg.NetworkError, match=f"^from_pyg: the data .*{match}"):
             mg.Network.from_pyg(chain(**attributes), ticks=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("ticks", torch.tensor([2, 3]), r"ticks=tensor\(\[2, 3\]\) must be an integer"),
+        ("ticks", torch.tensor(2.5), "ticks=2.5 must be an integer"),
+        ("ticks", math.nan, "ticks=nan must be an integer"),
+        ("losses", [1, 2], r"losses=\[1, 2\] must be a dictionary of pairs"),
+        ("losses", {"loss": "b"}, "losses=.* must be a dictionary of pairs"),
+        ("losses", {"loss": ("b", "l3")}, "loss 'loss' on 'b': unknown loss 'l3'"),
+    ],
+)
+def test_what_does_not_fit_a_whole_network_is_refused(name, value, words):
+    data = populations()
+    data[name] = value
+    with pytest.raises(mg.NetworkError, match=f"^from_pyg: {words}"):
+        mg.Network.from_pyg(data)
+
+
+@pytest.mark.parametrize("ticks", [torch.tensor(2), torch.tensor([2]), torch.tensor(2.0), np.int64(2), 2])
+def test_ticks_are_one_number(ticks):
+    data = populations()
+    data.ticks = ticks
+    assert mg.Network.from_pyg(data).ticks == 2
+
+
+@pytest.mark.parametrize("trained", [True, 1, np.True_, torch.tensor(True), 1.0])
+def test_edges_of_a_graph_may_say_that_they_are_trained(trained):
+    (wire,) = grouped([("a", "b", {"trained": trained})], ()).wires.values()
+    assert wire.trained
 
 
 @pytest.mark.parametrize("given", [{"edge_index": 0}, torch.zeros(2, 3), [[0], [1]], nx.DiGraph([(0, 1)]), None, int])

@@ -198,6 +198,56 @@ def test_a_program_goes_through_a_pickle(rule, way):
     assert again.state_dict().keys() == program.state_dict().keys()
 
 
+class Local:
+    """A neuron's name that cannot be pickled."""
+
+    def __reduce__(self):
+        raise TypeError("a name of its own")
+
+
+def of_neurons():
+    network = mg.Network.from_networkx(networkx.DiGraph([(Local(), 1)]))
+    network.loss("y", "l2")
+    return network
+
+
+def with_loss(loss):
+    network = mlp([5, 4, 3], loss=None)
+    network.loss("y", loss)
+    return network
+
+
+def local_loss():
+    class Own(mg.Loss):
+        def apply(self, z, t):
+            return ((z - t) ** 2).sum(1)
+
+    return Own()
+
+
+@pytest.mark.parametrize(
+    ("make", "rule", "error", "words"),
+    [
+        (lambda: mlp([5, 4, 3], lambda z: torch.tanh(z)), Backprop, mg.NetworkError, "^unit 'h1', function: "),
+        (lambda: with_loss(local_loss()), Backprop, mg.NetworkError, "^loss 'loss', own: "),
+        (of_neurons, Backprop, mg.NetworkError, "^the graph .*a name of its own"),
+        (lambda: mlp([5, 4, 3]), lambda: Backprop(surrogate=lambda z: z), mg.ProtocolError, "^the rule Backprop: "),
+    ],
+)
+def test_a_program_that_cannot_be_pickled_says_why(make, rule, error, words):
+    program = mg.compile(make(), rule())
+    for save in (pickle.dumps, lambda p: torch.save(p, io.BytesIO())):
+        with pytest.raises(error, match=words + ".*top level of a module"):
+            save(program)
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy])
+def test_a_program_with_a_lambda_can_be_copied(way):
+    program = mg.compile(mlp([5, 4, 3], lambda z: torch.tanh(z)), Backprop())
+    _, x, y = problem("backprop")
+    assert same(stepped((way(program), program.init(), x, y)), stepped((program, program.init(), x, y)))
+
+
 class Own(mg.Protocol):
     """A rule that makes a random agent and does not hold it."""
 

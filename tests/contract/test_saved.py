@@ -372,6 +372,8 @@ def test_a_number_that_is_not_finite_is_named(number, tmp_path):
     [
         ({"x->y": {"w": np.zeros(2)}}, r"x->y\.w is not a tensor but ndarray"),
         ({"x->y": torch.zeros(2)}, "node 'x->y' holds Tensor"),
+        ({"x->y": {"w": torch.eye(2).to_sparse()}}, r"cannot save x->y\.w: .*torch.sparse_coo; use .to_dense\(\)"),
+        ({"x->y": {"w": torch.eye(2, device="meta")}}, r"cannot save x->y\.w: it is on the device 'meta'"),
         (None, "cannot save a NoneType"),
     ],
 )

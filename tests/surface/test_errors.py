@@ -1,5 +1,6 @@
 """Bad input is one family of errors, raised before anything runs, naming the node and the fix."""
 
+import numpy as np
 import pytest
 import torch
 from refusals import refuses
@@ -87,6 +88,54 @@ def test_states_of_other_programs(program):
         program.step({**program.init(), "x->h1": None}, X, Y)
 
 
+@pytest.mark.parametrize(
+    ("node", "channel", "change", "words"),
+    [
+        ("x->h1", "w", lambda t: t.to_sparse(), ["layout torch.sparse_coo", "to_dense()"]),
+        ("x->h1", "w", lambda t: t.to_sparse_csr(), ["layout torch.sparse_csr", "to_dense()"]),
+        ("x->h1", "w", lambda t: t.to("meta"), ["on meta", "on cpu"]),
+        ("x->h1", "w", lambda t: t.numpy(), ["numpy.ndarray, not a tensor", "as_tensor"]),
+        ("x->h1", "w", lambda t: t.double(), ["torch.float64", "torch.float32", "'program' stay integers"]),
+        ("program", "step", lambda t: t.numpy(), ["not a tensor", "as_tensor"]),
+        ("program", "step", lambda t: np.int64(t), ["numpy.int64, not a tensor"]),
+        ("program", "step", float, ["float, not a tensor"]),
+        ("program", "seed", lambda t: t.float(), ["torch.float32, not torch.int64"]),
+    ],
+)
+@pytest.mark.parametrize("rule", ["backprop", "node_perturbation"])
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_tensors_of_a_state_that_no_step_can_take(rule, node, channel, change, words):
+    program = mg.compile(mlp([4, 5, 3]), mg.make_protocol(rule))
+    state = program.init()
+    state[node][channel] = change(state[node][channel])
+    with refuses(mg.StateError, f"[{channel!r}]", *words):
+        program.step(state, X, Y)
+    with refuses(mg.StateError, f"[{channel!r}]", *words):
+        program.predict(state, X)
+    if node == "program" and rule == "node_perturbation":
+        with refuses(mg.StateError, *words):
+            program.noise(state, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda n: {k: v.numpy() for k, v in n.items()}, ["expected a tensor, got numpy.ndarray"]),
+        (lambda n: {k: v.double() for k, v in n.items()}, ["expected torch.float32, got torch.float64", ".to("]),
+        (lambda n: {k: v.to("meta") for k, v in n.items()}, ["on meta"]),
+        (lambda n: {k: v.to_sparse() for k, v in n.items()}, ["torch.sparse_coo", "to_dense()"]),
+        (lambda n: {k: v[:1] for k, v in n.items()}, ["expected shape", "program.noise(state, batch_size)"]),
+        (lambda n: {}, ["got none", "program.noise(state, batch_size)"]),
+        (lambda n: torch.zeros(3, 5), ["expected a dictionary of tensors by node", "program.noise"]),
+    ],
+)
+def test_noise_that_no_step_can_take(change, words):
+    program = mg.compile(mlp([4, 5, 3]), mg.make_protocol("node_perturbation"))
+    state = program.init()
+    with refuses(mg.InputError, "noise", *words):
+        program.step(state, X, Y, noise=change(program.noise(state, len(X))))
+
+
 # -- networks -----------------------------------------------------------------------------------------------
 
 
@@ -107,7 +156,7 @@ def drawn(act):
         (lambda n: n.unit("z", 2.0), ["'z'", "2.0"]),
         (lambda n: n.unit("z", 3, "tahn"), ["'tahn'", "did you mean 'tanh'"]),
         (lambda n: n.unit("z", 3, 5), ["5", "name, a function"]),
-        (lambda n: n.unit("z", 3, bias=torch.zeros(4)), ["'z.bias'", "(4,)", "(3,)"]),
+        (lambda n: n.unit("z", 3, bias=torch.zeros(4)), ["unit 'z': bias", "(4,)", "(3,)"]),
         (lambda n: mg.Softplus(-1.0), ["beta", "-1"]),
         (lambda n: n.connect("x", "hh"), ["'hh'", "did you mean 'h'"]),
         (lambda n: n.connect("h", "x"), ["'x'", "input"]),
