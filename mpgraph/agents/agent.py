@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch.overrides import is_tensor_like
 
+from mpgraph.arguments import Arguments
 from mpgraph.errors import ProtocolError, unknown
 
 from .channel import Channel, End
@@ -62,10 +63,30 @@ class Agent(RuleModule):
         return self._method(name, "message")
 
     def _method(self, name: str, what: str) -> Callable[..., Any] | None:
-        """That of the pass; without one, that of the pass which it is the same as. ``None`` in a class means none."""
+        """The method of this pass, or of the pass that `same_as` names. ``None`` in a class means none."""
         if not hasattr(self, f"{name}_{what}") and name in self.same_as:
             return self._method(self.same_as[name], what)
         return getattr(self, f"{name}_{what}", None)
+
+    def check_same_as(self) -> None:
+        """Refuse passes in ``same_as`` that lead back to themselves, or that the agent has no method for.
+
+        Raises:
+            ProtocolError: naming the class and the pass.
+        """
+        owner = type(self).__name__
+        Arguments(owner).annotated("same_as", self.same_as, Mapping[str, str])
+        for name in self.same_as:
+            chain = [name]
+            while chain[-1] in self.same_as:
+                chain.append(self.same_as[chain[-1]])
+                if chain[-1] in chain[:-1]:
+                    text = " -> ".join(map(repr, chain))
+                    raise ProtocolError(f"{owner}.same_as: a pass cannot be the same as itself: {text}")
+        for name, other in self.same_as.items():
+            if self.update_of(other) is None and self.message_of(other) is None:
+                passes = {n.rsplit("_", 1)[0] for n in dir(type(self)) if n.endswith(("_update", "_message"))}
+                raise ProtocolError(f"{owner}.same_as[{name!r}]: " + unknown("pass", other, passes))
 
     def roles(self, name: str) -> dict[str, bool]:
         """Roles that the update of a pass reads; the value is whether the role must be filled."""

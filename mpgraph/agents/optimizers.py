@@ -20,6 +20,7 @@ from mpgraph.errors import ProtocolError
 from .agent import View
 from .channel import Channel, common, slow
 from .module import RuleModule
+from .options import Number
 
 
 class Optimizer(RuleModule, ABC):
@@ -84,7 +85,9 @@ class SGD(Optimizer):
         ProtocolError: for a number out of range, or Nesterov's step without momentum.
     """
 
-    def __init__(self, lr: Any = 0.1, momentum: Any = 0.0, nesterov: bool = False, weight_decay: Any = 0.0) -> None:
+    def __init__(
+        self, lr: Number = 0.1, momentum: Number = 0.0, nesterov: bool = False, weight_decay: Number = 0.0
+    ) -> None:
         super().__init__()
         check = Arguments("SGD")
         self.lr, self.momentum = check.learnable("lr", lr, 0), check.learnable("momentum", momentum, 0, below=1)
@@ -134,10 +137,10 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        lr: Any = 1e-3,
-        betas: tuple[Any, Any] = (0.9, 0.999),
-        eps: Any = 1e-8,
-        weight_decay: Any = 0.0,
+        lr: Number = 1e-3,
+        betas: tuple[Number, Number] = (0.9, 0.999),
+        eps: Number = 1e-8,
+        weight_decay: Number = 0.0,
         decoupled: bool = False,
     ) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpgraph.agents.agent import Agent
 from mpgraph.agents.channel import AGGREGATIONS, Channel
+from mpgraph.agents.module import initialized
 from mpgraph.agents.node import AgentNode
 from mpgraph.agents.protocol import Protocol
 from mpgraph.errors import ProtocolError, unknown
@@ -49,7 +50,7 @@ class AgentGraph:
         self.network, self.protocol = network, protocol
         unrolled = Unrolled(network, styles_of(network, protocol))
         self.nodes, self.links = unrolled.nodes, unrolled.links
-        self.agents: dict[str, Agent] = {name: protocol.agent(node) for name, node in self.nodes.items()}
+        self.agents: dict[str, Agent] = {name: self._agent(node) for name, node in self.nodes.items()}
         for name, node in self.nodes.items():  # uses of one node are one agent
             self.agents[name] = self.agents.get(node.owner, self.agents[name])
         self.channels: dict[str, dict[str, Channel]] = {
@@ -71,6 +72,13 @@ class AgentGraph:
             self._wire(name)
         protocol.check({node: self.agents[name] for name, node in self.nodes.items()})
 
+    def _agent(self, node: AgentNode) -> Agent:
+        agent = self.protocol.agent(node)
+        if not isinstance(agent, Agent):
+            raise ProtocolError(f"{type(self.protocol).__name__}.agent must return an agent, got {agent!r}")
+        initialized(agent)
+        return agent
+
     def with_channels(self, more: Mapping[str, Mapping[str, Channel]]) -> AgentGraph:
         """The same graph, whose nodes have further channels: those that inner optimizers keep, by node name."""
         graph = copy.copy(self)
@@ -82,6 +90,9 @@ class AgentGraph:
         rule = type(self.protocol).__name__
         held = [module for module in self.protocol.modules() if isinstance(module, Agent)]
         agents = list(dict.fromkeys([*self.agents.values(), *held]))
+        self.protocol.check_schedules()
+        for agent in agents:
+            agent.check_same_as()
         for passes in self.protocol.phases.values() if self.protocol.phases else [self.protocol.passes]:
             if "forward" not in passes:
                 raise ProtocolError(f"{rule}: the schedule {passes} lacks a pass called 'forward', which predicts")
@@ -102,7 +113,7 @@ class AgentGraph:
         present = {name for node in self.nodes.values() for name in node.types}
         channels = {name for agent in agents for name in agent.channels()}
         for part in self.protocol.parts:
-            for channel in part.optimizers:
+            for channel in part.optimizers or ():
                 if channel not in channels:
                     raise ProtocolError(f"{type(part).__name__}.optimizers: " + unknown("channel", channel, channels))
             known = {"weight", "input_weight", "bias", "link", "unit", "output"}
@@ -112,7 +123,7 @@ class AgentGraph:
             for kind in part.agents:
                 if kind not in known:
                     name = type(part).__name__
-                    raise ProtocolError(f"{name} holds an agent for an " + unknown("kind of node", kind, shown))
+                    raise ProtocolError(f"{name} holds an agent for an " + unknown("type of node", kind, shown))
 
     # -- arrows -------------------------------------------------------------------------------------------
 

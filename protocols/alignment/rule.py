@@ -149,7 +149,7 @@ class Alignment(Backprop):
         self.stage = Stage(self.noise, *(self.__dict__[name] for name in ("driving", "forward", "backward")))
         of_feedback = self.feedback_optimizer or self.usual_feedback_optimizer()
         if of_feedback is not None:
-            self.optimizers["b"] = of_feedback
+            self.optimizers["b"] = of_feedback  # type: ignore[index]
         needed = dict.fromkeys(name for term in self.terms for name in PRIMITIVES[term].passes)
         aligning = (*needed, "align") if self.terms else ()
         self.passes = ("forward", "backward", *aligning, "learn")
