@@ -1,8 +1,10 @@
 """What a newcomer gets wrong, and what a rule may write: nothing fails from the inside, nothing is silently wrong."""
 
 import math
+import random
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from reference import distance, randomised
@@ -302,6 +304,52 @@ def test_random_numbers_of_torch_are_refused_with_a_hint():
 
     with pytest.raises(mg.ProtocolError, match=r"s.normal\(\)"):
         program(rule=Backprop(weight=Noisy()))
+
+
+GENERATORS = {
+    "torch": lambda: torch.rand(()),
+    "numpy": lambda: np.random.randn(),  # noqa: NPY002
+    "python": random.random,
+}
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+@pytest.mark.parametrize("method", ["forward_message", "backward_message", "learn_update"])
+def test_random_numbers_of_every_global_generator_are_refused(generator, method):
+    class Noisy(Weight):
+        def forward_message(self, s):
+            return s.w * s.x * self.number("forward_message")
+
+        def backward_message(self, s):
+            return s.w * s.e * self.number("backward_message")
+
+        def learn_update(self, s):
+            return s.descend(w=s.examples(s.e * s.x) * self.number("learn_update"))
+
+        def number(self, name):
+            return GENERATORS[generator]() if name == method else 1.0
+
+    text = rf"node 'x->h1', pass '{method.split('_')[0]}': Noisy\.{method} samples random numbers.* s\.normal\(\)"
+    if method == "backward_message":  # no message goes back to inputs
+        text = text.replace("x->h1", "h1->y")
+    with pytest.raises(mg.ProtocolError, match=text):
+        program(rule=Backprop(weight=Noisy()))
+
+
+def test_agents_may_sample_when_they_are_made():
+    class Sampled(Weight):
+        def __init__(self):
+            super().__init__()
+            self.gain = float(torch.rand(())) + random.random() + float(np.random.rand())  # noqa: NPY002
+
+        def learn_update(self, s):
+            return s.descend(w=self.gain * s.examples(s.e * s.x))
+
+    class ByNode(Backprop):
+        def agent(self, node):
+            return Sampled() if node.type == "weight" else super().agent(node)
+
+    program(rule=ByNode())
 
 
 def test_explain_names_a_sum_over_both_ends():
