@@ -1,7 +1,7 @@
 """What a learning rule is written for: one agent, its channels of state, and its local view.
 
 An agent class has up to two methods a pass, ``<pass>_update(self, s, <roles>)`` and ``<pass>_message(self, s)``.
-The parameters of an update *are* its inbox, by role: ``pre`` and ``post`` are the neighbours on either side, a
+The parameters of an update *are* its inbox, by role: ``pre`` and ``post`` are the neighbors on either side, a
 loss also has ``target``. A default (``post=None``) makes a role optional. The view ``s`` is a value: ``s.set``
 returns a new one.
 """
@@ -34,7 +34,7 @@ class Agent(RuleModule):
     Class attributes:
         same_as: passes in which the agent does what it does in another, unless it has methods for them:
             ``{"perturb": "forward"}``.
-        aggregate: for a role, or for a role in one pass (``"project:pre"``), how the messages of all neighbours become
+        aggregate: for a role, or for a role in one pass (``"project:pre"``), how the messages of all neighbors become
             one: ``sum`` (default), ``mean`` (total sum over total count), ``window_mean`` (the same, but a window of a
             convolution counts whole, also where it reaches over the edge: all pixels divide by the same number),
             ``max``, ``min``, or ``each`` (kept apart by connection, see :class:`Each`).
@@ -166,7 +166,7 @@ class View(ABC):
         if isinstance(value, Each):
             if channel.kept:
                 raise ProtocolError(
-                    f"{self._where()}: channel {name!r} is kept, so it cannot hold a value for each neighbour"
+                    f"{self._where()}: channel {name!r} is kept, so it cannot hold a value for each neighbor"
                 )
             return
         if not isinstance(value, (int, float)) and not is_tensor_like(value):
@@ -256,7 +256,7 @@ class View(ABC):
 
     @abstractmethod
     def segment(self, function: Callable[..., Any], *values: Any) -> Any:
-        """``function(*values)``, for one that is wide inside: a network at each synapse.
+        """``function(*values)``, for functions with large intermediate values, such as a network per synapse.
 
         It runs on some agents and examples at a time and, where there is a backward pass, again in that; so it costs
         memory only for what goes in and comes out, and time for one more forward run. The function gets and returns

@@ -28,7 +28,7 @@ class RuleModule(nn.Module):
             signature = inspect.Signature(others)
         try:
             given = dict(signature.bind_partial(*args, **kwargs).arguments)
-        except TypeError:  # __init__ is about to say what is wrong
+        except TypeError:  # __init__ is about to raise an error about it
             given = {}
         for parameter in signature.parameters.values():
             if parameter.kind is parameter.VAR_KEYWORD:

@@ -127,7 +127,7 @@ class Adam(Optimizer):
         betas: of the two averages.
         eps: added to the root of the second.
         weight_decay: times the weight, added to the signal.
-        decoupled: take ``lr * weight_decay`` of the weight off instead, beside the step (AdamW).
+        decoupled: take ``lr * weight_decay`` of the weight off instead, in addition to the step (AdamW).
 
     Raises:
         ProtocolError: for a number out of range.

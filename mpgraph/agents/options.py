@@ -83,7 +83,7 @@ def option(
         default: the value if none is given.
         doc: what it means, for the docstring.
         positional: whether it may be given without its name; by default only with it.
-        check: ``(arguments, name, value) -> value`` for what an annotation cannot say, such as ``Arguments.seed``.
+        check: ``(arguments, name, value) -> value`` for what an annotation cannot express, such as ``Arguments.seed``.
         low: smallest number that is allowed.
         high: largest number that is allowed.
         above: all numbers must be larger than this one.

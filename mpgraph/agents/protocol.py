@@ -52,13 +52,13 @@ class Protocol(RuleModule):
             neither an argument nor an agent.
 
     Class attributes:
-        agents: those of this class by type of node, beside those of its bases: a class or function, called for each
+        agents: those of this class by type of node, besides those of its bases: a class or function, called for each
             rule, with the rule if it takes an argument; or an agent, of which each rule gets a copy.
         without: arguments of base classes that this one does not take.
         passes: the schedule; names may repeat. A rule whose schedule depends on its arguments sets its own.
         predict_passes: the schedule of a prediction, whose writes are discarded; several where units settle first.
         phases: schedules by name, for a rule whose steps are not all alike (they replace ``passes``). Each is compiled
-            to a function of its own; :meth:`phase` says whose turn it is.
+            to a function of its own; :meth:`phase` gives the phase of a step.
         bias: ``"synapse"`` makes a bias a weight from the number one; ``"agent"`` an agent between the sum and
             the unit.
         loss_link: ``"fused"`` leaves a loss of logits one agent; ``"agent"`` puts an agent of the type ``link`` for

@@ -33,7 +33,7 @@ class Regions(Protocol):
         rules: a protocol for each pattern. The last is usually ``"*"``, which serves whatever no other names.
         passes: the schedule; by default that of the rule with most passes, in which those of all others must occur in
             their order.
-        phase: which of the phases a step belongs to, counted from 0; by default the rules say so, and must agree.
+        phase: which of the phases a step belongs to, counted from 0; by default that of the rules, which must agree.
 
     Raises:
         ProtocolError: for rules whose passes come in another order, or whose phases or turns differ.

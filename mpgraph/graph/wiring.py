@@ -1,7 +1,7 @@
 """Nodes and links -> arrows: who sends a message to whom in each pass, and in which order agents are updated.
 
-An arrow exists in a pass where the destination's ``<pass>_update`` names a role that a neighbour fills and that
-neighbour has a ``<pass>_message``. All wiring is derived here, once; compiler and interpreter follow it.
+An arrow exists in a pass where the destination's ``<pass>_update`` names a role that a neighbor fills and that
+neighbor has a ``<pass>_message``. All wiring is derived here, once; compiler and interpreter follow it.
 
 :class:`AgentGraph` is made in this order: nodes and links (:mod:`mpgraph.graph.unroll`), the agent of each node, its
 channels, a check of all that the rule names, the arrows and the order of each pass, the rule's own check.
@@ -153,7 +153,7 @@ class AgentGraph:
                     )
                 arrows = [
                     Arrow(name, source, target, role, names, how, incidence)
-                    for source, names, incidence in self._neighbours(target, role)
+                    for source, names, incidence in self._neighbors(target, role)
                     if self.agents[source.name].message_of(name) is not None
                 ]
                 if required and not arrows:
@@ -180,7 +180,7 @@ class AgentGraph:
             "one of these messages in a later pass (Protocol.passes), and keep it in a channel until it is needed"
         )
 
-    def _neighbours(
+    def _neighbors(
         self, target: AgentNode, role: str
     ) -> list[tuple[AgentNode, Mapping[Axis, Axis], Incidence | None]]:
         below = [(k.pre, k.names, k.incidence) for k in self._to[target.name] if k.role == role]
@@ -188,14 +188,14 @@ class AgentGraph:
         return [*below, *((k.post, {b: a for a, b in k.names.items()}, k.incidence) for k in above)]
 
     def _unfilled(self, name: str, target: AgentNode, role: str) -> str:
-        there = [source for source, *_ in self._neighbours(target, role)]
+        there = [source for source, *_ in self._neighbors(target, role)]
         rule = type(self.protocol).__name__
         if not there:
             fix = "connect it onwards, or put a loss on it" if role == "post" else "connect something to it"
-            return f"{rule}, pass {name!r}: node {target.name!r} has no {role!r} neighbour; {fix}"
+            return f"{rule}, pass {name!r}: node {target.name!r} has no {role!r} neighbor; {fix}"
         names = ", ".join(f"{node.name} ({type(self.agents[node.name]).__name__})" for node in there)
         return (
-            f"{rule}, pass {name!r}: node {target.name!r} waits for {role!r} messages, but none of its neighbours "
+            f"{rule}, pass {name!r}: node {target.name!r} waits for {role!r} messages, but none of its neighbors "
             f"sends one: {names}. Give one a {name}_message, or make the role optional ({role}=None)"
         )
 

@@ -163,6 +163,6 @@ class Alignment(Backprop):
         if idle:
             able = [name for name, primitive in PRIMITIVES.items() if idle[0] in primitive.options]
             raise mg.ProtocolError(
-                f"{type(self).__name__}: {idle[0]}={options[idle[0]]!r} acts on {', '.join(able)} alone, but the "
+                f"{type(self).__name__}: {idle[0]}={options[idle[0]]!r} acts only on {', '.join(able)}, but the "
                 f"primitives here are {', '.join(terms) or 'none'}; leave it out, or add one of those"
             )

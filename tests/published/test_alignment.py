@@ -563,7 +563,7 @@ def test_a_surrogate_teaches_units_without_derivative(rule):
             lambda: Alignment(decoy=1.0),
             "Alignment: decoy=1.0 is neither one of its arguments nor an agent.* are lr, .*, decay, amp",
         ),
-        (lambda: Alignment(amp=1.0, forward="center"), "forward='center' is no operation here; there are centre"),
+        (lambda: Alignment(amp=1.0, forward="center"), "forward='center' is not an operation; allowed are centre"),
         (lambda: Alignment(amp=1.0, driving="activation"), "driving='activation' is no operation here"),
         (lambda: Alignment(scaling="tf"), "scaling='tf' must be one of 'paper', 'code'"),
         (lambda: Alignment(batch="max"), "batch='max' must be one of 'mean', 'sum'"),
