@@ -179,14 +179,18 @@ class Adam(Optimizer):
 
     def extra_repr(self) -> str:  # noqa: D102
         usual = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
-        shown = [_shown(self, name) for name, number in usual.items() if float(getattr(self, name)) != number]
+        shown = [_shown(self, name) for name, number in usual.items() if _number(getattr(self, name)) != number]
         return ", ".join([_shown(self, "lr"), *shown, *(["decoupled=True"] if self.decoupled else [])])
 
 
 def _shown(optimizer: Optimizer, name: str) -> str:
     """A hyper-parameter as people write it."""
-    number = getattr(optimizer, name)
-    return f"{name}={number.item() if isinstance(number, Tensor) else number:g}"
+    return f"{name}={_number(getattr(optimizer, name)):g}"
+
+
+def _number(given: Any) -> float:
+    """A hyper-parameter as a number of Python."""
+    return given.item() if isinstance(given, Tensor) else given
 
 
 def _is_zero(number: Any) -> bool:
