@@ -51,9 +51,9 @@ class Arguments:
     def annotated(self, name: str, value: Any, annotation: Any, **bounds: float) -> Any:
         """What an annotation allows.
 
-        It may be ``bool``, ``int``, ``float``, ``str``, ``Literal`` words, a class, ``Callable``, a ``tuple``, ``list``,
-        ``Sequence``, ``Mapping`` or ``dict`` of such, or a union, also with ``None``; ``Any`` allows everything. A list
-        comes out as a list, every other sequence as a tuple.
+        It may be ``bool``, ``int``, ``float``, ``str``, ``Literal`` words, a class, ``Callable``, a ``tuple``,
+        ``list``, ``Sequence``, ``Mapping`` or ``dict`` of such, or a union, also with ``None``; ``Any`` allows
+        everything. A list comes out as a list, every other sequence as a tuple.
 
         Args:
             name: of the argument.
@@ -63,8 +63,8 @@ class Arguments:
         """
         if not _readable(annotation):
             raise self.error(
-                f"{self.owner}: option {name!r}: its annotation {annotation!r} cannot be checked; write bool, int, float, "
-                "str, Literal, a class, Callable, a tuple, list, Sequence, Mapping or dict of such, a union, or Any"
+                f"{self.owner}: option {name!r}: its annotation {annotation!r} cannot be checked; write bool, int, "
+                "float, str, Literal, a class, Callable, tuple, list, Sequence, Mapping or dict of such, a union or Any"
             )
         members = _members(annotation)
         if Any in members or (value is None and NoneType in members):
@@ -289,9 +289,8 @@ def first_match(name: str, patterns: Iterable[str]) -> str | None:
 
 
 def takes_tensor(annotation: Any) -> bool:
-    """Whether what is annotated so may be a tensor, and so ``mg.learnable`` of a number."""
-    members = _members(annotation)
-    return Any in members or any(isinstance(one, type) and issubclass(Tensor, one) for one in members)
+    """Whether a tensor is named among what is allowed, and so ``mg.learnable`` of a number."""
+    return any(isinstance(one, type) and issubclass(Tensor, one) for one in _members(annotation))
 
 
 def _members(annotation: Any) -> list[Any]:

@@ -1,11 +1,14 @@
-"""Where code runs: devices, memory, and whether values may be inspected."""
+"""Where code runs: devices, memory, random generators, and whether values may be inspected."""
 
 from __future__ import annotations
 
+import pickle
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 
+import numpy as np
 import torch
 
 from .errors import InputError
@@ -45,6 +48,13 @@ def on_cpu(place: torch.device) -> Iterator[None]:
     kind = autocast_device(place)
     with torch.device("cpu"), torch.autocast(kind, enabled=False) if kind else nullcontext():
         yield
+
+
+def generator_positions() -> bytes:
+    """Where the global random generators of torch, numpy and Python are: equal if none was used in between."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    own = [state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda)]
+    return pickle.dumps((own, np.random.get_state(), random.getstate()))  # noqa: NPY002 - which functions may use
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Hebb's, Oja's and Sanger's rules: features learned from activities alone, read out by the delta rule.
+"""Hebb's, Oja's and Sanger's rules: features learned only from activities, read out by the delta rule.
 
     Hebb        dw_ji = rate y_j x_i                                        Hebb (1949)
     Oja         dw_ji = rate y_j (x_i - sum_k w_ki y_k)                     Oja (1989), of a subspace
@@ -6,14 +6,14 @@
     Sanger      dw_ji = rate y_j (x_i - sum_{k <= j} w_ki y_k)              Sanger (1989), in the order of the unit
     readout     dw_ji = -lr e_j x_i                                         Widrow and Hoff (1960)
 
-For linear units and centred inputs Hebb's weights grow without bound along the first principal direction, an Oja
+For linear units and centered inputs Hebb's weights grow without bound along the first principal direction, an Oja
 neuron settles on it, Oja's subspace form on an orthonormal basis of the principal subspace, and Sanger's on the
 principal directions one by one. Here y = f(z) is the activity after the unit's function, whatever it is.
 
 - A unit with a loss is taught: its connections follow the delta rule, with e = dL/dz. All others learn by the local
   rule, and receive no error. ``supervision`` adds -supervision e_j x_i to theirs, e being carried back through the
   weights.
-- A bias follows only errors; a feature's stays as it is if unsupervised. The rules want centred inputs, not offsets.
+- A bias follows only errors; a feature's stays as it is if unsupervised. The rules want centered inputs, not offsets.
 - The papers learn from one example at a time; here increments are averaged over a batch. Where an example uses a
   synapse at several places (a convolution's positions, a recurrent one's ticks) local increments are averaged over them
   as well, so that a rate means the same everywhere; errors are summed, as a gradient is.

@@ -36,7 +36,7 @@ from mpgraph.agents.options import Number, option
 from .neighbours import AGENTS, PASSES, Input
 
 TERMS: dict[str, Callable[[mg.View], Any]] = {
-    "pseudo": lambda s: -s.e_j * s.y_i,  # F1: the gradient, as far as B tells it
+    "pseudo": lambda s: -s.e_j * s.y_i,  # F1: the gradient, as far as B carries it
     "crossed": lambda s: -s.y_j * s.e_i,  # F2
     "ehebb": lambda s: -s.e_j * s.e_i,  # F3: Hebb's rule of errors; a coefficient below zero pulls W towards B'
     "decay": lambda s: -s.w,  # F4

@@ -28,12 +28,12 @@ from .backprop import Backprop, Weight
 
 
 def _deviation(shape: tuple[int, ...], node: Sized, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    """That of Xavier-uniform weights."""
+    """The standard deviation of Xavier-uniform weights."""
     return torch.full(shape, (2.0 / max(1, node.fan_in + node.fan_out)) ** 0.5, dtype=dtype)
 
 
 def _magnitude(shape: tuple[int, ...], node: Sized, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    """Of Xavier-uniform weights."""
+    """The magnitude of a Xavier-uniform weight."""
     return mg.xavier_uniform(shape, node, generator, dtype).abs()
 
 

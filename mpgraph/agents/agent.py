@@ -1,7 +1,7 @@
 """What a learning rule is written for: one agent, its channels of state, and its local view.
 
 An agent class has up to two methods a pass, ``<pass>_update(self, s, <roles>)`` and ``<pass>_message(self, s)``.
-The parameters of an update *are* its inbox, by role: ``pre`` and ``post`` are the neighbours on either side, a
+The parameters of an update *are* its inbox, by role: ``pre`` and ``post`` are the neighbors on either side, a
 loss also has ``target``. A default (``post=None``) makes a role optional. The view ``s`` is a value: ``s.set``
 returns a new one.
 """
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch.overrides import is_tensor_like
 
+from mpgraph.arguments import Arguments
 from mpgraph.errors import ProtocolError, unknown
 
 from .channel import Channel, End
@@ -33,7 +34,7 @@ class Agent(RuleModule):
     Class attributes:
         same_as: passes in which the agent does what it does in another, unless it has methods for them:
             ``{"perturb": "forward"}``.
-        aggregate: for a role, or for a role in one pass (``"project:pre"``), how the messages of all neighbours become
+        aggregate: for a role, or for a role in one pass (``"project:pre"``), how the messages of all neighbors become
             one: ``sum`` (default), ``mean`` (total sum over total count), ``window_mean`` (the same, but a window of a
             convolution counts whole, also where it reaches over the edge: all pixels divide by the same number),
             ``max``, ``min``, or ``each`` (kept apart by connection, see :class:`Each`).
@@ -62,10 +63,30 @@ class Agent(RuleModule):
         return self._method(name, "message")
 
     def _method(self, name: str, what: str) -> Callable[..., Any] | None:
-        """That of the pass; without one, that of the pass which it is the same as. ``None`` in a class means none."""
+        """The method of this pass, or of the pass that `same_as` names. ``None`` in a class means none."""
         if not hasattr(self, f"{name}_{what}") and name in self.same_as:
             return self._method(self.same_as[name], what)
         return getattr(self, f"{name}_{what}", None)
+
+    def check_same_as(self) -> None:
+        """Refuse passes in ``same_as`` that lead back to themselves, or that the agent has no method for.
+
+        Raises:
+            ProtocolError: naming the class and the pass.
+        """
+        owner = type(self).__name__
+        Arguments(owner).annotated("same_as", self.same_as, Mapping[str, str])
+        for name in self.same_as:
+            chain = [name]
+            while chain[-1] in self.same_as:
+                chain.append(self.same_as[chain[-1]])
+                if chain[-1] in chain[:-1]:
+                    text = " -> ".join(map(repr, chain))
+                    raise ProtocolError(f"{owner}.same_as: a pass cannot be the same as itself: {text}")
+        for name, other in self.same_as.items():
+            if self.update_of(other) is None and self.message_of(other) is None:
+                passes = {n.rsplit("_", 1)[0] for n in dir(type(self)) if n.endswith(("_update", "_message"))}
+                raise ProtocolError(f"{owner}.same_as[{name!r}]: " + unknown("pass", other, passes))
 
     def roles(self, name: str) -> dict[str, bool]:
         """Roles that the update of a pass reads; the value is whether the role must be filled."""
@@ -145,7 +166,7 @@ class View(ABC):
         if isinstance(value, Each):
             if channel.kept:
                 raise ProtocolError(
-                    f"{self._where()}: channel {name!r} is kept, so it cannot hold a value for each neighbour"
+                    f"{self._where()}: channel {name!r} is kept, so it cannot hold a value for each neighbor"
                 )
             return
         if not isinstance(value, (int, float)) and not is_tensor_like(value):
@@ -235,7 +256,7 @@ class View(ABC):
 
     @abstractmethod
     def segment(self, function: Callable[..., Any], *values: Any) -> Any:
-        """``function(*values)``, for one that is wide inside: a network at each synapse.
+        """``function(*values)``, for functions with large intermediate values, such as a network per synapse.
 
         It runs on some agents and examples at a time and, where there is a backward pass, again in that; so it costs
         memory only for what goes in and comes out, and time for one more forward run. The function gets and returns

@@ -58,7 +58,7 @@ class UnitAgent(Agent):
     ``pre`` and the error ``e`` have one part for each operand (:class:`mpgraph.Each`).
 
     Attributes:
-        operations: whether it can serve operations as well. If a class does not say, it can where it takes over
+        operations: whether it can serve operations as well. If a class does not set it, it can where it takes over
             forward_update and backward_update; otherwise the operations of its rule are served by the engine's unit.
     """
 

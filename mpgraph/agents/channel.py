@@ -70,7 +70,7 @@ def carry(
     convolution its writes are averaged. A memory of each use stays where it is.
 
     ``program.predict`` starts from a memory's initial value: what the last batch of training left in it belongs to
-    other examples. ``learned=True`` says that the memory *is* what the rule learns (a synapse that is a recurrent
+    other examples. ``learned=True`` means that the memory *is* what the rule learns (a synapse that is a recurrent
     network); predictions then start from the state.
     """
     return Channel("carry", size, _initializer(init), end=end, per=per, learned=learned)

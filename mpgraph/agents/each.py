@@ -10,9 +10,9 @@ from mpgraph.errors import ProtocolError
 
 
 class Each(Mapping[str, Any]):
-    """A value for each neighbour, by the neighbour's name; arithmetic and torch functions act on every part.
+    """A value for each neighbor, by the neighbor's name; arithmetic and torch functions act on every part.
 
-    Sent as a message, each neighbour receives its own part.
+    Sent as a message, each neighbor receives its own part.
     """
 
     def __init__(self, parts: Mapping[str, Any]) -> None:
@@ -20,7 +20,7 @@ class Each(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._parts:
-            raise ProtocolError(f"no part for neighbour {name!r}; there are {', '.join(self._parts)}")
+            raise ProtocolError(f"no part for neighbor {name!r}; there are {', '.join(self._parts)}")
         return self._parts[name]
 
     def __iter__(self) -> Any:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_type_hints
 
 from torch import nn
 
+from mpgraph.arguments import takes_tensor
 from mpgraph.errors import ProtocolError
 
 
@@ -27,7 +28,7 @@ class RuleModule(nn.Module):
             signature = inspect.Signature(others)
         try:
             given = dict(signature.bind_partial(*args, **kwargs).arguments)
-        except TypeError:  # __init__ is about to say what is wrong
+        except TypeError:  # __init__ is about to raise an error about it
             given = {}
         for parameter in signature.parameters.values():
             if parameter.kind is parameter.VAR_KEYWORD:
@@ -40,13 +41,38 @@ class RuleModule(nn.Module):
         self.__dict__["_sealed"] = True
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, (nn.Parameter, nn.Module)):
+            initialized(self)
         if self._sealed and isinstance(value, (int, float, str)) and name != "training":
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            hint = (
+                f", or make the number a parameter from the start: {name}=mg.learnable({value!r})"
+                if number and self._takes_learnable(name)
+                else ""
+            )
             raise ProtocolError(
                 f"{type(self).__name__}.{name} = {value!r}: a program was compiled from this rule with "
-                f"{name} = {getattr(self, name, None)!r} as a constant of its code. Make a new rule and compile it, or "
-                f"make the number a parameter from the start: {name}=mg.learnable({value!r})"
+                f"{name} = {getattr(self, name, None)!r} as a constant of its code. Make a new rule and "
+                f"compile it{hint}"
             )
         super().__setattr__(name, value)
+
+    def _takes_learnable(self, name: str) -> bool:
+        """Whether the constructor takes ``mg.learnable`` of a number as the argument of this name."""
+        try:
+            return takes_tensor(get_type_hints(type(self).__init__).get(name))
+        except NameError:  # an annotation that cannot be read
+            return False
+
+
+def initialized(module: nn.Module) -> None:
+    """Refuse a module whose class forgot to call the constructor of its base.
+
+    Raises:
+        ProtocolError: naming the class.
+    """
+    if "_modules" not in vars(module):
+        raise ProtocolError(f"{type(module).__name__}.__init__ must begin with super().__init__()")
 
 
 @contextmanager

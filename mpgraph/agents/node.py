@@ -17,16 +17,17 @@ from .channel import Channel
 
 @dataclass(eq=False)
 class AgentNode:
-    """All agents of one kind at one place.
+    """All agents of one type at one place.
 
     Attributes:
-        type: input, target, unit, operation, output, weight, bias, constant, loss, or the name of a user's kind.
+        type: input, target, unit, operation, output, weight, bias, constant, loss, or the class name of a user's
+            activation.
         types: under which a protocol may hold its agent, in order of preference.
         axes: one for each dimension of the population.
         shared: axes along which the agents are uses of one: what is kept between steps does not depend on them.
         ends: for a weight, which of its axes belong to its ``pre`` and ``post`` end.
         inner: for an operation, the axes of each operand by the node it comes from.
-        function: the unit's kind or the loss.
+        function: the unit's activation, or the loss.
         trained: whether the channel ``w`` may be written.
         value: initial value of ``w`` given by the network.
         owner: the node that keeps the state of this one, where several are uses of the same (ticks, tied weights).

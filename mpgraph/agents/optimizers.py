@@ -20,6 +20,7 @@ from mpgraph.errors import ProtocolError
 from .agent import View
 from .channel import Channel, common, slow
 from .module import RuleModule
+from .options import Number
 
 
 class Optimizer(RuleModule, ABC):
@@ -84,7 +85,9 @@ class SGD(Optimizer):
         ProtocolError: for a number out of range, or Nesterov's step without momentum.
     """
 
-    def __init__(self, lr: Any = 0.1, momentum: Any = 0.0, nesterov: bool = False, weight_decay: Any = 0.0) -> None:
+    def __init__(
+        self, lr: Number = 0.1, momentum: Number = 0.0, nesterov: bool = False, weight_decay: Number = 0.0
+    ) -> None:
         super().__init__()
         check = Arguments("SGD")
         self.lr, self.momentum = check.learnable("lr", lr, 0), check.learnable("momentum", momentum, 0, below=1)
@@ -124,7 +127,7 @@ class Adam(Optimizer):
         betas: of the two averages.
         eps: added to the root of the second.
         weight_decay: times the weight, added to the signal.
-        decoupled: take ``lr * weight_decay`` of the weight off instead, beside the step (AdamW).
+        decoupled: take ``lr * weight_decay`` of the weight off instead, in addition to the step (AdamW).
 
     Raises:
         ProtocolError: for a number out of range.
@@ -134,10 +137,10 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        lr: Any = 1e-3,
-        betas: tuple[Any, Any] = (0.9, 0.999),
-        eps: Any = 1e-8,
-        weight_decay: Any = 0.0,
+        lr: Number = 1e-3,
+        betas: tuple[Number, Number] = (0.9, 0.999),
+        eps: Number = 1e-8,
+        weight_decay: Number = 0.0,
         decoupled: bool = False,
     ) -> None:
         super().__init__()
@@ -176,18 +179,18 @@ class Adam(Optimizer):
 
     def extra_repr(self) -> str:  # noqa: D102
         usual = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
-        shown = [_shown(self, name) for name, number in usual.items() if _plain(getattr(self, name)) != number]
+        shown = [_shown(self, name) for name, number in usual.items() if _number(getattr(self, name)) != number]
         return ", ".join([_shown(self, "lr"), *shown, *(["decoupled=True"] if self.decoupled else [])])
 
 
 def _shown(optimizer: Optimizer, name: str) -> str:
     """A hyper-parameter as people write it."""
-    return f"{name}={_plain(getattr(optimizer, name)):g}"
+    return f"{name}={_number(getattr(optimizer, name)):g}"
 
 
-def _plain(number: Any) -> float:
-    """A hyper-parameter as a Python number."""
-    return float(number.detach() if isinstance(number, Tensor) else number)
+def _number(given: Any) -> float:
+    """A hyper-parameter as a number of Python."""
+    return given.item() if isinstance(given, Tensor) else given
 
 
 def _is_zero(number: Any) -> bool:

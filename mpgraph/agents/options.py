@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from inspect import Parameter, Signature
 from typing import Any
@@ -50,10 +50,15 @@ class Option:
                 f"names at the top of {self.module}"
             ) from None
 
+    def takes_learnable(self, owner: str, name: str) -> bool:
+        """Whether ``mg.learnable`` of a number is allowed."""
+        return takes_tensor(self.type(owner, name))
+
     def checked(self, owner: str, name: str, value: Any) -> Any:
         """The value as plain Python has it, or a refusal."""
         annotation = self.type(owner, name)
-        learned = isinstance(value, Tensor) and value.requires_grad and not takes_tensor(annotation)
+        learned = isinstance(value, Tensor) and value.requires_grad and annotation is not Any
+        learned = learned and not takes_tensor(annotation)
         hint = f"; an option that can be learned is declared as {name}: mg.Number = option(...)"
         given = Arguments(owner, also=hint if learned else "")
         if self.check is not None:
@@ -78,7 +83,7 @@ def option(
         default: the value if none is given.
         doc: what it means, for the docstring.
         positional: whether it may be given without its name; by default only with it.
-        check: ``(arguments, name, value) -> value`` for what an annotation cannot say, such as ``Arguments.seed``.
+        check: ``(arguments, name, value) -> value`` for what an annotation cannot express, such as ``Arguments.seed``.
         low: smallest number that is allowed.
         high: largest number that is allowed.
         above: all numbers must be larger than this one.
@@ -92,11 +97,18 @@ def option(
     return Option(default, doc, positional, check, bounds)
 
 
-def declare(cls: type) -> None:
+def declare(cls: type, reserved: Collection[str] = ()) -> None:
     """Collect the options of a class and of its bases in ``declared``.
 
     A plain value for an option of a base is a new default; ``without`` names options of bases that the class does
     not take.
+
+    Args:
+        cls: whose body declares them.
+        reserved: names that no option may have: those of methods and attributes of every rule.
+
+    Raises:
+        ProtocolError: for an option of a reserved name.
     """
     known: dict[str, Option] = {}
     for base in reversed(cls.__mro__[1:]):
@@ -108,6 +120,11 @@ def declare(cls: type) -> None:
         name: value for name, value in vars(cls).items() if isinstance(value, Option) or _is_default(value, known, name)
     }
     for name, value in new.items():
+        if name in reserved and name not in known:
+            raise ProtocolError(
+                f"{cls.__name__}: option {name!r} has the name of a method or attribute that every rule has; give it "
+                f"another one, such as {name}_option"
+            )
         before = known.get(name, Option(None))
         fresh = value if isinstance(value, Option) else replace(before, default=value)
         fresh = replace(fresh, doc=fresh.doc or before.doc, positional=fresh.positional or before.positional)

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from mpgraph.arguments import Arguments
 from mpgraph.environment import inside_transform
 from mpgraph.errors import InputError, ProtocolError, unknown
-from mpgraph.network.activations import activation
+from mpgraph.network.activations import Activation, activation
 from mpgraph.network.network import Network
 from mpgraph.registry import lookup, registered
 
 from .agent import Agent
 from .builtin import Constant, Input, LossAgent, UnitAgent
-from .module import RuleModule
+from .module import RuleModule, initialized
 from .node import AgentNode
 from .optimizers import SGD, Optimizer
-from .options import Option, declare, differs, documented, option, shown, signature
+from .options import Number, Option, declare, differs, documented, option, shown, signature
 
 
 class Protocol(RuleModule):
@@ -51,13 +52,13 @@ class Protocol(RuleModule):
             neither an argument nor an agent.
 
     Class attributes:
-        agents: those of this class by type of node, beside those of its bases: a class or function, called for each
+        agents: those of this class by type of node, besides those of its bases: a class or function, called for each
             rule, with the rule if it takes an argument; or an agent, of which each rule gets a copy.
         without: arguments of base classes that this one does not take.
         passes: the schedule; names may repeat. A rule whose schedule depends on its arguments sets its own.
         predict_passes: the schedule of a prediction, whose writes are discarded; several where units settle first.
         phases: schedules by name, for a rule whose steps are not all alike (they replace ``passes``). Each is compiled
-            to a function of its own; :meth:`phase` says whose turn it is.
+            to a function of its own; :meth:`phase` gives the phase of a step.
         bias: ``"synapse"`` makes a bias a weight from the number one; ``"agent"`` an agent between the sum and
             the unit.
         loss_link: ``"fused"`` leaves a loss of logits one agent; ``"agent"`` puts an agent of the type ``link`` for
@@ -70,14 +71,19 @@ class Protocol(RuleModule):
         plain_rate: of the gradient descent that runs without ``optimizer``, where that is not ``lr``.
     """
 
-    lr: Any = option(
+    lr: Number = option(
         0.1,
         "learning rate of plain gradient descent, a float or ``mg.learnable(0.1)``; ignored with ``optimizer``.",
         positional=True,
+        low=0,
     )
-    optimizer: Any = option(None, "another inner optimizer.")
-    optimizers: Any = option(None, 'others, for channels of a name: ``{"b": mg.SGD(0.01)}``.')
-    surrogate: Any = option(None, "activation whose derivative stands in for units that have none (a step).")
+    optimizer: Optimizer | None = option(None, "another inner optimizer.")
+    optimizers: Mapping[str, Optimizer] | None = option(
+        None, 'others, for channels of a name: ``{"b": mg.SGD(0.01)}``.'
+    )
+    surrogate: str | Activation | Callable[[Any], Any] | None = option(
+        None, "activation whose derivative stands in for units that have none (a step)."
+    )
 
     agents: Any = MappingProxyType(
         {
@@ -109,7 +115,15 @@ class Protocol(RuleModule):
     @classmethod
     def _declare(cls) -> None:
         """Take the options from the body of the class, for its signature and docstring."""
-        declare(cls)
+        declare(cls, RESERVED)
+        table = vars(cls).get("agents", {})
+        if not isinstance(table, Mapping):
+            raise ProtocolError(
+                f"{cls.__name__}.agents={table!r} must be a dictionary of agents by type of node, such as "
+                '{"weight": MyWeight}'
+            )
+        for name in table:
+            _check_type(f"{cls.__name__}.agents", name)
         plain = cls.__init__ is Protocol.__init__
         cls.__signature__ = signature(cls.declared) if plain else None  # type: ignore[attr-defined]
         if plain and vars(cls).get("__doc__"):
@@ -130,6 +144,8 @@ class Protocol(RuleModule):
                     f"{owner}: {name}={agent!r} is neither one of its arguments nor an agent (mg.Agent) for a type of "
                     f"node; its arguments are {', '.join(self.declared)}"
                 )
+            _check_type(owner, name)
+            initialized(agent)
         self.record: dict[str, Any] = {}
         for name, value in bound.arguments.items():
             value = self.declared[name].checked(owner, name, value)
@@ -141,7 +157,8 @@ class Protocol(RuleModule):
         with torch.device("cpu"):  # generators sample there, whatever the default device is
             self._equip()
             self.setup()
-            own = {kind: _made(entry, self) for kind, entry in table.items() if kind not in others}
+            self.check_schedules()
+            own = {kind: _made(kind, entry, self) for kind, entry in table.items() if kind not in others}
         held = nn.ModuleDict({**own, **others})
         if "operation" not in held and not getattr(held["unit"], "operations", False):
             held["operation"] = UnitAgent()
@@ -153,21 +170,42 @@ class Protocol(RuleModule):
         owner = type(self).__name__
         options = self.__dict__
         given, others = options.get("optimizer"), options.get("optimizers") or {}
-        for one in (given, *others.values()):
-            if one is not None and not isinstance(one, Optimizer):
-                raise ProtocolError(f"{owner}: optimizer must be an mg.Optimizer, got {one!r}")
+        for one in filter(None, (given, *others.values())):
+            initialized(one)
         rate = options.get("lr", 0.1) if self.plain_rate is None else self.plain_rate
         self._given_optimizer = given is not None
         self.optimizer = SGD(rate) if given is None else given
-        self.optimizers = nn.ModuleDict(others)
+        self.optimizers = nn.ModuleDict(others)  # type: ignore[assignment]
         options.setdefault("surrogate", None)
         if self.surrogate is not None and activation(self.surrogate).is_flat():
             raise ProtocolError(
                 f"{owner}: surrogate={self.surrogate!r} has zero derivative itself; choose tanh, sigmoid, relu, ..."
             )
 
+    def _takes_learnable(self, name: str) -> bool:
+        known = self.declared.get(name)
+        return known.takes_learnable(type(self).__name__, name) if known else super()._takes_learnable(name)
+
     def setup(self) -> None:
         """Override to check arguments that belong together and to choose passes; agents are made after it."""
+
+    def check_schedules(self) -> None:
+        """Refuse schedules that are not sequences of the names of passes, or are empty.
+
+        Raises:
+            ProtocolError: naming the attribute.
+        """
+        given, owner = Arguments(type(self).__name__), type(self).__name__
+        if not isinstance(self.phases, Mapping):
+            given.refuse("phases", self.phases, "a dictionary of schedules by name")
+        schedules = {"passes": self.passes, "predict_passes": self.predict_passes}
+        schedules |= {f"phases[{name!r}]": schedule for name, schedule in self.phases.items()}
+        for name, schedule in schedules.items():
+            if isinstance(schedule, str):
+                given.refuse(name, schedule, f"a tuple of names of passes; write ({schedule!r},)")
+            given.annotated(name, schedule, tuple[str, ...])
+            if not schedule:
+                raise ProtocolError(f"{owner}: {name}={schedule!r} must name at least one pass, such as ('forward',)")
 
     @classmethod
     def _table(cls) -> dict[str, Any]:
@@ -240,7 +278,7 @@ class Protocol(RuleModule):
 
     def optimizer_of(self, node: AgentNode, channel: str) -> Optimizer:
         """The inner optimizer that writes a channel of a node; by default chosen by the channel's name."""
-        own = dict(self.optimizers.items())
+        own = dict(self.optimizers or {})
         found = own.get(channel, self.optimizer)
         assert isinstance(found, Optimizer)
         return found
@@ -305,7 +343,8 @@ class Protocol(RuleModule):
 
     def extra_repr(self) -> str:
         """The learning rate or optimizer, and the arguments that are not what they are by default."""
-        parts = [*self._optimizer_shown(), *(f"{channel}: {other!r}" for channel, other in self.optimizers.items())]
+        others = (self.optimizers or {}).items()
+        parts = [*self._optimizer_shown(), *(f"{channel}: {other!r}" for channel, other in others)]
         usual = {name: one.default for name, one in inspect.signature(type(self)).parameters.items()}
         given = {name: value for name, value in self.arguments.items() if not isinstance(value, RuleModule)}
         for name, default in usual.items():
@@ -318,6 +357,7 @@ class Protocol(RuleModule):
         rate = [] if self.plain_rate is None or "lr" not in self.declared else [f"lr={shown(self.lr)}"]
         if not self._given_optimizer and (rate or "lr" not in self.declared):
             return rate
+        assert isinstance(self.optimizer, Optimizer)
         plain = type(self.optimizer) is SGD and not rate
         return [*rate, self.optimizer.extra_repr() if plain else f"optimizer={self.optimizer!r}"]
 
@@ -325,14 +365,26 @@ class Protocol(RuleModule):
         return self.name
 
 
+def _check_type(owner: str, name: Any) -> None:
+    """Refuse what cannot be a type of node: agents are held as modules, by type."""
+    if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
+        raise ProtocolError(f"{owner}: {name!r} cannot be a type of node; types are names, such as 'weight' or 'unit'")
+
+
+RESERVED: frozenset[str] = frozenset()  # for the options of Protocol itself
 Protocol._declare()
+# Nothing calls a rule, so "forward" is free, although a module has such a method.
+RESERVED = frozenset({*dir(Protocol), "agents", "arguments", "chosen", "record", "training"} - {"forward"})
 
 
-def _made(entry: Any, rule: Protocol) -> Agent:
+def _made(kind: str, entry: Any, rule: Protocol) -> Agent:
     """An agent from an entry of a table."""
     if isinstance(entry, Agent):
+        initialized(entry)
         return copy.deepcopy(entry)
-    made = (entry(rule) if _takes_rule(entry) else entry()) if callable(entry) else entry
+    made = _called(kind, entry, rule) if callable(entry) else entry
+    if isinstance(made, Agent):
+        initialized(made)
     if not isinstance(made, Agent):
         raise ProtocolError(
             f"{type(rule).__name__}.agents: {entry!r} must be an agent, or a class or function that makes "
@@ -341,18 +393,34 @@ def _made(entry: Any, rule: Protocol) -> Agent:
     return made
 
 
-def _takes_rule(entry: Any) -> bool:
-    """Whether a class or function must be given an argument."""
+def _called(kind: str, entry: Any, rule: Protocol) -> Any:
+    """What a class or function of a table returns, given the rule if it takes an argument."""
     made_by: Any = entry.__init__ if isinstance(entry, type) else entry  # type: ignore[misc]
     known = list(inspect.signature(made_by).parameters.values())[isinstance(entry, type) :]
-    return any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in known)
+    needed = [p for p in known if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if len(needed) > 1 or any(p.kind is p.KEYWORD_ONLY for p in needed):
+        name = getattr(entry, "__name__", repr(entry))
+        raise ProtocolError(
+            f"{type(rule).__name__}.agents[{kind!r}]: {name} needs {', '.join(p.name for p in needed)}, but is given "
+            f"the rule only; write a function of the rule, lambda rule: {name}(...)"
+        )
+    return entry(rule) if needed else entry()
 
 
 def learnable(value: Any) -> nn.Parameter:
-    """A number or tensor as a meta-parameter: ``Backprop(lr=mg.learnable(0.1))``."""
-    place = value.device if isinstance(value, torch.Tensor) else "cpu"
-    own = torch.as_tensor(value, dtype=torch.get_default_dtype(), device=place).detach().clone()  # the caller keeps his
-    return nn.Parameter(own)
+    """A number or tensor as a meta-parameter: ``Backprop(lr=mg.learnable(0.1))``.
+
+    Raises:
+        ProtocolError: for what is not a finite number, or a list, an array or a tensor of such.
+    """
+    try:
+        given = torch.as_tensor(value, device=value.device if isinstance(value, torch.Tensor) else "cpu")
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        given = None
+    refused = given is None or given.dtype == torch.bool or given.is_complex()
+    if given is None or refused or not (given.is_meta or bool(torch.isfinite(given).all())):
+        Arguments("mg.learnable").refuse("value", value, "a finite number, or a list, an array or a tensor of such")
+    return nn.Parameter(given.detach().to(torch.get_default_dtype(), copy=True))  # the caller keeps his
 
 
 def cite(protocol: Protocol | type[Protocol]) -> str:

@@ -12,6 +12,7 @@ from mpgraph.errors import ProtocolError
 from mpgraph.network.network import Network
 
 from .agent import Agent
+from .module import initialized
 from .node import AgentNode
 from .optimizers import Optimizer
 from .protocol import Protocol
@@ -32,7 +33,7 @@ class Regions(Protocol):
         rules: a protocol for each pattern. The last is usually ``"*"``, which serves whatever no other names.
         passes: the schedule; by default that of the rule with most passes, in which those of all others must occur in
             their order.
-        phase: which of the phases a step belongs to, counted from 0; by default the rules say so, and must agree.
+        phase: which of the phases a step belongs to, counted from 0; by default that of the rules, which must agree.
 
     Raises:
         ProtocolError: for rules whose passes come in another order, or whose phases or turns differ.
@@ -51,6 +52,9 @@ class Regions(Protocol):
         for pattern, rule in rules.items():
             if isinstance(rule, Regions) or not isinstance(rule, Protocol) or not isinstance(pattern, str):
                 raise ProtocolError(f"Regions: expected {{pattern: Protocol}}, got {pattern!r}: {rule!r}")
+            initialized(rule)
+        if passes is not None:
+            Arguments("Regions").annotated("passes", passes, tuple[str, ...])
         self.patterns = tuple(rules)
         self._added: dict[str, Protocol] = {}  # by name, connections that a rule added
         self.rules = nn.ModuleDict({_key(pattern): rule for pattern, rule in rules.items()})

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Look(NamedTuple):
-    """How boxes of a kind look."""
+    """How boxes of one type look."""
 
     fill: str
     shape: str  # a key of SHAPES

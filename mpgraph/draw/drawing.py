@@ -33,11 +33,11 @@ DPI, MOST_PIXELS = 150.0, 30_000
 
 
 def draw_network(network: Network, path: str | Path | None = None, format: str = "matplotlib") -> Any:
-    """A picture of a network: what was drawn, with the size and function of every node and the kind of connection.
+    """A picture of a network: what was drawn, with the size and function of every node and the type of connection.
 
     Args:
         network: with or without a loss.
-        path: where to write it; the suffix of a figure says how: .png, .svg or .pdf.
+        path: where to write it; the suffix sets the format of a figure: .png, .svg or .pdf.
         format: ``matplotlib``, ``mermaid`` or ``graphviz``.
 
     Returns:
@@ -59,7 +59,7 @@ def draw_graph(
 
     Args:
         graph: of a network and a protocol.
-        path: where to write it; the suffix of a figure says how: .png, .svg or .pdf.
+        path: where to write it; the suffix sets the format of a figure: .png, .svg or .pdf.
         format: ``matplotlib``, ``mermaid`` or ``graphviz``.
         passes: whose arrows are drawn; by default all.
 
@@ -155,7 +155,7 @@ def _label(wire: Wire, network: Network) -> str:
 
 
 def _graph_diagram(graph: AgentGraph, passes: Sequence[str]) -> Diagram:
-    boxes = {name: Box(name, _agent_kind(node), _agent_rows(node)) for name, node in graph.nodes.items()}
+    boxes = {name: Box(name, _drawn_type(node), _agent_rows(node)) for name, node in graph.nodes.items()}
     arrows: list[Arrow] = [arrow for arrow in graph.all_arrows() if arrow.pass_name in passes]
     lines = [Line(arrow.source.name, arrow.target.name, arrow.pass_name) for arrow in arrows]
     strokes = {  # a pass looks the same whichever others are drawn
@@ -166,8 +166,8 @@ def _graph_diagram(graph: AgentGraph, passes: Sequence[str]) -> Diagram:
     return Diagram(boxes, lines, [(link.pre.name, link.post.name) for link in graph.links], strokes)
 
 
-def _agent_kind(node: AgentNode) -> str:
-    """The engine's kind, also of a node of a user's own kind."""
+def _drawn_type(node: AgentNode) -> str:
+    """The built-in node type to draw it as."""
     return next((kind for kind in (node.type, *node.types) if kind in LOOKS), "constant")
 
 

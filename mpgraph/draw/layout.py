@@ -1,7 +1,7 @@
 """Where boxes and lines of a diagram go: layers along its links, few crossings, long lines around what lies between.
 
 The steps are those of Sugiyama, Tagawa and Toda (1981), "Methods for visual understanding of hierarchical system
-structures": layers by longest path, order within layers by barycentres, then positions.
+structures": layers by longest path, order within layers by barycenters, then positions.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class _Arrangement:
     # -- order within layers ------------------------------------------------------------------------------
 
     def _order(self, rows: list[list[Place]]) -> list[list[Place]]:
-        """Few crossings: each layer is sorted by the mean position of its neighbours, to and fro."""
+        """Few crossings: each layer is sorted by the mean position of its neighbors, to and fro."""
         best, fewest = rows, self._crossings(rows)
         for sweep in range(12):
             if not fewest:
@@ -160,7 +160,7 @@ class _Arrangement:
         return 1.0 if side or skip else 1000.0
 
     def _across(self) -> dict[Place, float]:
-        """Every place near the weighted median of its neighbours, none too near the next."""
+        """Every place near the weighted median of its neighbors, none too near the next."""
         across: dict[Place, float] = {}
         gaps = []
         for row in self.rows:

@@ -1,6 +1,6 @@
 """The two sorts of edges of the multigraph.
 
-A :class:`Link` says that two nodes are neighbours, and how the axes of one match those of the other. An :class:`Arrow`
+A :class:`Link` states that two nodes are neighbors, and how the axes of one match those of the other. An :class:`Arrow`
 is a link in use: it carries messages of one pass from one node to another, to be aggregated there.
 """
 
@@ -17,9 +17,9 @@ from mpgraph.network.incidence import Incidence
 
 @dataclass(frozen=True, eq=False)
 class Link:
-    """Two neighbours: ``pre`` fills ``role`` at ``post``, ``post`` fills ``back`` at ``pre``.
+    """Two neighbors: ``pre`` fills ``role`` at ``post``, ``post`` fills ``back`` at ``pre``.
 
-    ``names`` match axes of ``pre`` with axes of ``post``; along other axes ``incidence`` says which agents are joined.
+    ``names`` match axes of ``pre`` with axes of ``post``; along other axes ``incidence`` gives the joined agents.
     """
 
     pre: AgentNode

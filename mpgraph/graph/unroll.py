@@ -1,4 +1,4 @@
-"""Network -> nodes and links: where a rule's agents will sit, and which of them are neighbours.
+"""Network -> nodes and links: where a rule's agents will sit, and which of them are neighbors.
 
 This is the first of two steps from a network and a rule to a graph; :mod:`mpgraph.graph.wiring` does the second.
 
@@ -8,7 +8,7 @@ This is the first of two steps from a network and a rule to a graph; :mod:`mpgra
   two with its link function (softmax, sigmoid) first. That is the rule's choice, see :class:`Style`.
 - A network with delays is unrolled: each tick has nodes of its own, of which the last carry the plain names and the
   state. Earlier ones (``h@0``) are uses of them. Tied weights are uses of one node in the same way.
-- Links join neighbours. They have no pass yet; what travels along them is decided in the wiring.
+- Links join neighbors. They have no pass yet; what travels along them is decided in the wiring.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Unrolled:
 
     Attributes:
         nodes: by name.
-        links: between neighbours.
+        links: between neighbors.
 
     Raises:
         NetworkError: for a network that no rule could run.
@@ -260,7 +260,7 @@ class FromOne(OneToOne):
 
 
 def _check_endpoints(name: str, connection: Connection, endpoints: Endpoints, pre: AgentNode, post: AgentNode) -> None:
-    """Refuse a connection of a user's own that does not say for every axis of a unit what stands for it."""
+    """Refuse a connection of a user's own that does not define for every axis of a unit what stands for it."""
     ends = (
         ("pre", pre, endpoints.pre, endpoints.pre_incidence),
         ("post", post, endpoints.post, endpoints.post_incidence),

@@ -1,7 +1,7 @@
 """Nodes and links -> arrows: who sends a message to whom in each pass, and in which order agents are updated.
 
-An arrow exists in a pass where the destination's ``<pass>_update`` names a role that a neighbour fills and that
-neighbour has a ``<pass>_message``. All wiring is derived here, once; compiler and interpreter follow it.
+An arrow exists in a pass where the destination's ``<pass>_update`` names a role that a neighbor fills and that
+neighbor has a ``<pass>_message``. All wiring is derived here, once; compiler and interpreter follow it.
 
 :class:`AgentGraph` is made in this order: nodes and links (:mod:`mpgraph.graph.unroll`), the agent of each node, its
 channels, a check of all that the rule names, the arrows and the order of each pass, the rule's own check.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpgraph.agents.agent import Agent
 from mpgraph.agents.channel import AGGREGATIONS, Channel
+from mpgraph.agents.module import initialized
 from mpgraph.agents.node import AgentNode
 from mpgraph.agents.protocol import Protocol
 from mpgraph.errors import ProtocolError, unknown
@@ -49,7 +50,7 @@ class AgentGraph:
         self.network, self.protocol = network, protocol
         unrolled = Unrolled(network, styles_of(network, protocol))
         self.nodes, self.links = unrolled.nodes, unrolled.links
-        self.agents: dict[str, Agent] = {name: protocol.agent(node) for name, node in self.nodes.items()}
+        self.agents: dict[str, Agent] = {name: self._agent(node) for name, node in self.nodes.items()}
         for name, node in self.nodes.items():  # uses of one node are one agent
             self.agents[name] = self.agents.get(node.owner, self.agents[name])
         self.channels: dict[str, dict[str, Channel]] = {
@@ -71,6 +72,13 @@ class AgentGraph:
             self._wire(name)
         protocol.check({node: self.agents[name] for name, node in self.nodes.items()})
 
+    def _agent(self, node: AgentNode) -> Agent:
+        agent = self.protocol.agent(node)
+        if not isinstance(agent, Agent):
+            raise ProtocolError(f"{type(self.protocol).__name__}.agent must return an agent, got {agent!r}")
+        initialized(agent)
+        return agent
+
     def with_channels(self, more: Mapping[str, Mapping[str, Channel]]) -> AgentGraph:
         """The same graph, whose nodes have further channels: those that inner optimizers keep, by node name."""
         graph = copy.copy(self)
@@ -82,6 +90,9 @@ class AgentGraph:
         rule = type(self.protocol).__name__
         held = [module for module in self.protocol.modules() if isinstance(module, Agent)]
         agents = list(dict.fromkeys([*self.agents.values(), *held]))
+        self.protocol.check_schedules()
+        for agent in agents:
+            agent.check_same_as()
         for passes in self.protocol.phases.values() if self.protocol.phases else [self.protocol.passes]:
             if "forward" not in passes:
                 raise ProtocolError(f"{rule}: the schedule {passes} lacks a pass called 'forward', which predicts")
@@ -102,7 +113,7 @@ class AgentGraph:
         present = {name for node in self.nodes.values() for name in node.types}
         channels = {name for agent in agents for name in agent.channels()}
         for part in self.protocol.parts:
-            for channel in part.optimizers:
+            for channel in part.optimizers or ():
                 if channel not in channels:
                     raise ProtocolError(f"{type(part).__name__}.optimizers: " + unknown("channel", channel, channels))
             known = {"weight", "input_weight", "bias", "link", "unit", "output"}
@@ -142,7 +153,7 @@ class AgentGraph:
                     )
                 arrows = [
                     Arrow(name, source, target, role, names, how, incidence)
-                    for source, names, incidence in self._neighbours(target, role)
+                    for source, names, incidence in self._neighbors(target, role)
                     if self.agents[source.name].message_of(name) is not None
                 ]
                 if required and not arrows:
@@ -169,7 +180,7 @@ class AgentGraph:
             "one of these messages in a later pass (Protocol.passes), and keep it in a channel until it is needed"
         )
 
-    def _neighbours(
+    def _neighbors(
         self, target: AgentNode, role: str
     ) -> list[tuple[AgentNode, Mapping[Axis, Axis], Incidence | None]]:
         below = [(k.pre, k.names, k.incidence) for k in self._to[target.name] if k.role == role]
@@ -177,14 +188,14 @@ class AgentGraph:
         return [*below, *((k.post, {b: a for a, b in k.names.items()}, k.incidence) for k in above)]
 
     def _unfilled(self, name: str, target: AgentNode, role: str) -> str:
-        there = [source for source, *_ in self._neighbours(target, role)]
+        there = [source for source, *_ in self._neighbors(target, role)]
         rule = type(self.protocol).__name__
         if not there:
             fix = "connect it onwards, or put a loss on it" if role == "post" else "connect something to it"
-            return f"{rule}, pass {name!r}: node {target.name!r} has no {role!r} neighbour; {fix}"
+            return f"{rule}, pass {name!r}: node {target.name!r} has no {role!r} neighbor; {fix}"
         names = ", ".join(f"{node.name} ({type(self.agents[node.name]).__name__})" for node in there)
         return (
-            f"{rule}, pass {name!r}: node {target.name!r} waits for {role!r} messages, but none of its neighbours "
+            f"{rule}, pass {name!r}: node {target.name!r} waits for {role!r} messages, but none of its neighbors "
             f"sends one: {names}. Give one a {name}_message, or make the role optional ({role}=None)"
         )
 

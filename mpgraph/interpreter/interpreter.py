@@ -81,7 +81,7 @@ class _Run:
         self.pass_name = ""
         self.kept = {n: dict(channels) for n, channels in state.items()}  # as in a state; by owner
         self.wrote: dict[tuple[str, str], list[Tensor]] = {}  # by owner and channel, what each of several uses wrote
-        self.signals: dict[tuple[str, str], list[Tensor]] = {}  # likewise, what each handed to the optimiser
+        self.signals: dict[tuple[str, str], list[Tensor]] = {}  # likewise, what each handed to the optimizer
         self.fast: dict[str, dict[Key, dict[str, Any]]] = {}
         self.whole: dict[tuple[Arrow, int], Tensor] = {}
         for name, node in graph.nodes.items():
@@ -147,7 +147,7 @@ class _Run:
                 self.signals.setdefault(name, []).append(signal)
 
     def tensor(self, node: AgentNode, channel: str, values: Mapping[Key, Any]) -> Tensor:
-        """A channel's tensor from what all agents and examples say, averaged over what it has no axis for."""
+        """A channel's tensor from the values of all agents and examples, averaged over what it has no axis for."""
         declared = self.graph.channels[node.name][channel]
         tensor = torch.zeros_like(self.kept[node.keeper(declared)][channel])
         counts = torch.zeros_like(tensor)
@@ -157,7 +157,7 @@ class _Run:
         return tensor / counts
 
     def merge(self) -> None:
-        """After a pass: the average of what the several uses of one node wrote, then one optimiser step for all."""
+        """After a pass: the average of what the several uses of one node wrote, then one optimizer step for all."""
         for (owner, channel), values in self.wrote.items():
             self.kept[owner][channel] = torch.stack(values).mean(0)
         self.wrote, signals = {}, self.signals
@@ -241,7 +241,7 @@ class _Run:
             message = self.message(arrow, index, key[1])
             message = message[arrow.target.name] if isinstance(message, Each) else message
             found.append(_scaled(message, 0.0) if absent else message)
-        if not found:  # no synapse at all: nothing is heard
+        if not found:  # no synapse at all: nothing is received
             any_source = tuple(0 for _ in arrow.source.axes)
             found.append(_scaled(self.message(arrow, any_source, key[1]), 0.0))
         return found

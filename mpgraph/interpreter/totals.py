@@ -42,7 +42,7 @@ class Batch(Group):
 
 
 class Cumulative:
-    """Sum over the agents that differ in the given dimensions alone and do not come after."""
+    """Sum over the agents that differ only in the given dimensions and do not come after."""
 
     def __init__(self, dims: Sequence[int]) -> None:
         self.dims = dims
@@ -82,7 +82,7 @@ class Population:
 
 
 class Measured(Population):
-    """What a kind measures on the whole node and batch, for each agent along the given dimensions."""
+    """What an activation measures on the whole node and batch, for each agent along the given dimensions."""
 
     def __init__(self, func: Any, shape: tuple[int, ...], kept: Sequence[int]) -> None:
         super().__init__(func, shape)
@@ -131,7 +131,7 @@ class Operands(Population):
 
 
 class Pulled(Operands):
-    """The way back through an operation: to all agents of an example what each operand is to hear."""
+    """The way back through an operation: to all agents of an example what each operand is to receive."""
 
     def __call__(self, values: Mapping[Key, Any]) -> dict[Key, Any]:  # noqa: D102
         given = [self.stacked(values, 0), self.stacked(values, 1), *self.operands(values, 2)]
@@ -150,7 +150,7 @@ def _by_channel(func: Any, tensors: Sequence[Tensor], dims: int) -> Tensor:
 
 
 def answer(asked: Mapping[Key, tuple[Any, Any]]) -> dict[Key, Any]:
-    """What everyone who handed in a value is told."""
+    """What everyone who handed in a value receives."""
     how = next(iter(asked.values()))[1]
     return how({key: value for key, (value, _) in asked.items()})
 

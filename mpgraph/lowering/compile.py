@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from mpgraph.environment import generator_positions
 from mpgraph.graph.wiring import AgentGraph
 
 from .trace import Trace
@@ -58,11 +59,20 @@ def compile_passes(
             only the predictions are.
         single: whether every batch will hold one example, so that sums over the batch have one term.
         record: fast channels to return, by node.
+
+    Raises:
+        ProtocolError: for a method that does not fit the network, or that samples from a global random generator.
     """
+    before = generator_positions()
     trace = Trace(graph, dtype, single, learning)
     with trace.parameters_of(modules):
         trace.follow(passes)
         outputs = trace.results(learning, record or {})
+    if generator_positions() != before:  # find out where: comparing them at every call is too slow
+        again = Trace(graph, dtype, single, learning)
+        again.watched = True
+        with again.parameters_of(modules):
+            again.follow(passes)
     module = trace.emitter.finish(outputs)
     used = {node.meta.get("carry") for node in module.graph.nodes}
     return Compiled(module, trace.noise, trace.emitter.notes, trace.flat, trace.no_signal, True in used, tuple(passes))

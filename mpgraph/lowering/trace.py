@@ -17,6 +17,7 @@ from torch import fx
 from mpgraph.agents.channel import Channel
 from mpgraph.agents.each import Each
 from mpgraph.agents.node import AgentNode
+from mpgraph.environment import generator_positions
 from mpgraph.errors import ProtocolError, unknown
 from mpgraph.graph.arrows import Arrow
 from mpgraph.graph.wiring import AgentGraph
@@ -53,6 +54,7 @@ class Trace(Context):
     Attributes:
         kept: what the state holds before the step, by node and channel.
         values: what each channel holds at present, by node and channel.
+        watched: whether each method of an agent is checked for random numbers, which takes a tenth of a millisecond.
     """
 
     def __post_init__(self) -> None:
@@ -61,6 +63,7 @@ class Trace(Context):
         self.values: dict[str, dict[str, Value]] = {}
         self._written: dict[str, list[tuple[dict[str, Value], dict[str, Value]]]] = {}  # by owner, of each use
         self._messages: dict[tuple[int, str], Any] = {}
+        self.watched = False
 
     # -- leaves -------------------------------------------------------------------------------------------
 
@@ -111,6 +114,23 @@ class Trace(Context):
                     self.run(name, index, node)
             self.merge(name)
 
+    def call(self, node: AgentNode, name: str, method: Callable[..., Any], *given: Any, **inbox: Any) -> Any:
+        """What a method of an agent returns.
+
+        Raises:
+            ProtocolError: naming the node and the pass, if the method used a random generator and is watched.
+        """
+        before = generator_positions() if self.watched else b""
+        result = method(*given, **inbox)
+        if self.watched and generator_positions() != before:
+            owner = type(getattr(method, "__self__", None)).__name__
+            raise ProtocolError(
+                f"node {node.name!r}, pass {name!r}: {owner}.{getattr(method, '__name__', name)} samples random "
+                "numbers; it runs once, when the rule is compiled, so they would be the same in every step. Write "
+                "s.normal() for noise; sample what a rule starts with in its __init__, or in the init of a channel"
+            )
+        return result
+
     def run(self, name: str, index: int, node: AgentNode) -> None:
         """The update of one node: fill its inbox, run its method, keep what it wrote."""
         agent = self.graph.agents[node.name]
@@ -123,7 +143,7 @@ class Trace(Context):
                 inbox[role] = self.bag(index, arrows)
         start = self.view(node, name)
         with self.emitter.at((name, node)):
-            result = update(start, **inbox)
+            result = self.call(node, name, update, start, **inbox)
         if not isinstance(result, LazyView):
             raise ProtocolError(
                 f"{type(agent).__name__}.{name}_update must return a view (s.set(...)), got {type(result).__name__}"
@@ -182,7 +202,7 @@ class Trace(Context):
                 view = self.view(source, arrow.pass_name)
                 send = self.graph.agents[source.name].message_of(arrow.pass_name)
                 assert send is not None
-                self._messages[key] = send(view)
+                self._messages[key] = self.call(source, arrow.pass_name, send, view)
             message = self._messages[key]
             if isinstance(message, Each):
                 message = message[arrow.target.name]

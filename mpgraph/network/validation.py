@@ -6,7 +6,6 @@ shape, dtype and purity.
 
 from __future__ import annotations
 
-import pickle
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mpgraph.environment import generator_positions
 from mpgraph.errors import NetworkError
 
 from .activations import Activation
@@ -88,14 +88,14 @@ def _same(what: str, function: Callable[[], Any]) -> None:
 
     A generator that moved shows what two equal results may hide: a dropout that drops nothing this time.
     """
-    before = _positions()
+    before = generator_positions()
     try:
         with torch.no_grad():
             results = [function(), function()]
     except Exception:  # without a derivative, which not every rule needs
         return
     one, two = ([result] if isinstance(result, Tensor) else list(result) for result in results)
-    if _positions() == before and all(torch.equal(_bits(a), _bits(b)) for a, b in zip(one, two, strict=True)):
+    if generator_positions() == before and all(torch.equal(_bits(a), _bits(b)) for a, b in zip(one, two, strict=True)):
         return
     raise NetworkError(
         f"{what}: is not a pure function: it samples random numbers, or returns other numbers when it is called again. "
@@ -107,13 +107,6 @@ def _same(what: str, function: Callable[[], Any]) -> None:
 def _bits(result: Tensor) -> Tensor:
     """The bytes of a result, in which NaN equals NaN."""
     return result.detach().contiguous().flatten().view(torch.uint8)
-
-
-def _positions() -> bytes:
-    """Where the global random generators of torch, numpy and Python are."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    own = [state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda)]
-    return pickle.dumps((own, np.random.get_state(), random.getstate()))  # noqa: NPY002 - which functions may use
 
 
 @contextmanager

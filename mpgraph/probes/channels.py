@@ -53,7 +53,7 @@ def recorded(
 
 
 def is_unit(node: AgentNode) -> bool:
-    """Whether a node applies a function to the sum of what it hears."""
+    """Whether a node applies a function to the sum of the messages that it receives."""
     fed = node.type in ("input", "target")
     return isinstance(node.function, Activation) and not isinstance(node.function, Operation) and not fed
 
@@ -82,6 +82,6 @@ def nodes_with(state: State, *channels: str) -> list[str]:
     found = [n for n, kept in state.items() if n != "program" and all(c in kept for c in channels)]
     if not found:
         there = dict.fromkeys(c for name, kept in state.items() if name != "program" for c in kept)
-        told = " and ".join(map(repr, channels))
-        raise ProtocolError(f"probe: no node keeps {told}; the channels of this state are {', '.join(there)}")
+        listed = " and ".join(map(repr, channels))
+        raise ProtocolError(f"probe: no node keeps {listed}; the channels of this state are {', '.join(there)}")
     return found

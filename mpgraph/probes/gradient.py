@@ -20,7 +20,7 @@ from .channels import is_unit
 
 
 class Perturbed(Trace):
-    """A trace of the forward pass that adds a number to the sum of messages that each unit hears.
+    """A trace of the forward pass that adds a number to the sum of messages that each unit receives.
 
     Of several forward passes it is the first. The numbers are zero; the derivative of the loss with respect to them is
     the gradient at the unit, through the rule's own forward pass, whatever that is.
@@ -35,12 +35,12 @@ class Perturbed(Trace):
 
     def bag(self, index: int, arrows: Sequence[Arrow]) -> Any:
         """All messages of one role as one, and to those from below a number."""
-        heard, target = super().bag(index, arrows), arrows[0].target
+        received, target = super().bag(index, arrows), arrows[0].target
         late = target.name in self.added or arrows[0].pass_name != "forward"
-        if late or arrows[0].role != "pre" or not is_unit(target) or not isinstance(heard, Value):
-            return heard
-        self.added[target.name] = (*target.shape, *heard.shape)
-        return heard + self.leaf(self.emitter.input(f"{target.name}.added"), (BATCH, *target.axes), heard.shape)
+        if late or arrows[0].role != "pre" or not is_unit(target) or not isinstance(received, Value):
+            return received
+        self.added[target.name] = (*target.shape, *received.shape)
+        return received + self.leaf(self.emitter.input(f"{target.name}.added"), (BATCH, *target.axes), received.shape)
 
 
 class _Gradient(NamedTuple):
@@ -74,13 +74,14 @@ def gradients(program: Program, state: State, x: Batch, y: Batch | None = None, 
         at: which number of its messages, where they are vectors.
 
     Returns:
-        By unit ``(batch, *unit)``: dL/dz with z the sum of the messages that the unit hears, not divided by the batch.
+        By unit ``(batch, *unit)``: dL/dz with z the sum of the messages that the unit receives, not divided by the
+        batch.
 
     Raises:
         ProtocolError: for a network without a loss, or one whose forward pass autograd cannot follow.
     """
     if not program.graph.network.losses:
-        raise ProtocolError("gradients: the network has no loss to differentiate; draw one with network.loss(...)")
+        raise ProtocolError("gradients: the network has no loss to differentiate; add one with network.loss(...)")
     module, needed, sizes = _gradient_of(program)
     tensors, batch = program._batches.tensors(x, y)
     noise = program._layout.noise(state, needed, batch)

@@ -106,8 +106,8 @@ def _errors(
         for name in chosen:
             if name not in true:
                 raise ProtocolError(
-                    f"angles: node {name!r} hears no sum of messages, so there is no gradient to compare with; units "
-                    f"are {', '.join(true)}. Or compare with the rule's own errors, against={{'b': 'w'}}"
+                    f"angles: node {name!r} receives no summed messages, so there is no gradient to compare with; "
+                    f"units are {', '.join(true)}. Or compare with the rule's own errors, against={{'b': 'w'}}"
                 )
     else:
         true = recorded(program, _replaced(state, against), x, y, dict.fromkeys(chosen, error), phase)
@@ -164,7 +164,7 @@ def norm_ratios(state: State, *, weight: str = "w", partner: str = "b") -> dict[
 
 
 class _Carrier(Agent):
-    """A synapse that carries what it hears."""
+    """A synapse that passes on what it receives."""
 
     w, x = slow(), fast()
 
@@ -332,7 +332,7 @@ def dead_units(
     nodes = units_with(program, activity)
     found = recorded(program, state, x, y, dict.fromkeys(nodes, activity), phase)
     if any(len(tensor) < 2 for tensor in found.values()):
-        raise InputError("dead_units: one example cannot tell whether a unit answers to what it hears; pass more")
+        raise InputError("dead_units: needs at least two examples to see whether a unit responds to its input")
     spread = {name: tensor.amax(0) - tensor.amin(0) for name, tensor in found.items()}
     return {name: float((moved <= tolerance).to(moved.dtype).mean()) for name, moved in spread.items()}
 
@@ -353,7 +353,7 @@ class Follow:
         history: ``history[measure][node]``, a number for each of ``steps``.
 
     Raises:
-        InputError: for ``every`` below one, or a measure that is no function.
+        InputError: for ``every`` below one, or a measure that is not callable.
     """
 
     def __init__(self, measures: Mapping[str, Callable[[State], Mapping[str, Any]]], every: int = 1) -> None:

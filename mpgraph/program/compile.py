@@ -52,6 +52,8 @@ def compile(
     if isinstance(protocol, type) or not isinstance(protocol, Protocol):
         hint = f"; write {protocol.__name__}()" if isinstance(protocol, type) else ""
         raise ProtocolError(f"mg.compile(network, protocol): the second argument is {protocol!r}{hint}")
+    if "agents" not in vars(protocol):
+        raise ProtocolError(f"{type(protocol).__name__}.__init__ must call super().__init__()")
     if not isinstance(checks, str) or checks not in get_args(Checks):
         raise InputError(unknown("checks", checks, get_args(Checks)))
     place, dtype = usable(device), dtype or torch.get_default_dtype()

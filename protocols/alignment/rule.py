@@ -149,7 +149,7 @@ class Alignment(Backprop):
         self.stage = Stage(self.noise, *(self.__dict__[name] for name in ("driving", "forward", "backward")))
         of_feedback = self.feedback_optimizer or self.usual_feedback_optimizer()
         if of_feedback is not None:
-            self.optimizers["b"] = of_feedback
+            self.optimizers["b"] = of_feedback  # type: ignore[index]
         needed = dict.fromkeys(name for term in self.terms for name in PRIMITIVES[term].passes)
         aligning = (*needed, "align") if self.terms else ()
         self.passes = ("forward", "backward", *aligning, "learn")
@@ -163,6 +163,6 @@ class Alignment(Backprop):
         if idle:
             able = [name for name, primitive in PRIMITIVES.items() if idle[0] in primitive.options]
             raise mg.ProtocolError(
-                f"{type(self).__name__}: {idle[0]}={options[idle[0]]!r} acts on {', '.join(able)} alone, but the "
+                f"{type(self).__name__}: {idle[0]}={options[idle[0]]!r} acts only on {', '.join(able)}, but the "
                 f"primitives here are {', '.join(terms) or 'none'}; leave it out, or add one of those"
             )

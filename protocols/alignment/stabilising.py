@@ -27,7 +27,7 @@ def centre(s: mg.View, v: Any) -> tuple[Any, Pull]:
 
 
 def normalise(s: mg.View, v: Any) -> tuple[Any, Pull]:
-    """Centred, and of length one."""
+    """Centered, and of length one."""
     centred, back = centre(s, v)
     scale = torch.rsqrt(torch.clamp(s.population(centred * centred), 1e-12))  # the bound is the published code's
     unit = centred * scale
@@ -61,7 +61,7 @@ def named(place: str, given: str | Sequence[str]) -> tuple[str, ...]:
     allowed = [name for name in OPERATIONS if (place, name) != ("driving", "activation")]
     wrong = [name for name in names if name not in allowed]
     if wrong:
-        raise mg.ProtocolError(f"{place}={wrong[0]!r} is no operation here; there are {', '.join(allowed)}")
+        raise mg.ProtocolError(f"{place}={wrong[0]!r} is not an operation; allowed are {', '.join(allowed)}")
     return names
 
 

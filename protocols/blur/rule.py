@@ -20,7 +20,7 @@ keeps what carries a signal, 4.7 times fewer numbers for 784-512-10. That change
 the published sum runs over the square's column. Connections from inputs have no backward weight v, which nothing
 would receive, unless ``input_backward``; biases never. One channel is stored once (the published copies drift apart
 with ``oja="activation"``). |gamma| stands for both published multipliers of Oja's term, |alpha| for eps + |saturation|.
-Section 3.4, which the code lacks, standardises each neuron and state over the batch, also that of a prediction.
+Section 3.4, which the code lacks, standardizes each neuron and state over the batch, also that of a prediction.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class BLUR(Protocol):
     )
     batch: Literal["sum", "mean"] = option("sum", "how a synapse adds up over the batch; the sum is as published.")
     normalise: bool = option(
-        False, "whether activations are standardised (Section 3.4), to ``deviation`` and ``mean``."
+        False, "whether activations are standardized (Section 3.4), to ``deviation`` and ``mean``."
     )
     lengths: Literal["stored", "computing"] | None = option(
         None,

@@ -1,4 +1,4 @@
-"""What all agents of MPLP have in common: a learner, its standardised inputs, its message. See ``rule.py``."""
+"""What all agents of MPLP have in common: a learner, its standardized inputs, its message. See ``rule.py``."""
 
 from __future__ import annotations
 

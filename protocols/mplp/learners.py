@@ -5,7 +5,7 @@ Sizes, initial values and activations are those of the authors' code where it di
 
     Recurrent   one GRU (Eq. 6-8) is f and g at once: its carry c is [update, private memory, message]. Hidden layers
                 are tanh (paper: ReLU), both gates start at bias -1, the last layer of either inner MLP has no bias.
-    Separate    f and g are GRUs with carries of their own, as Figure 2 draws them; the authors' code has no such form.
+    Separate    f and g are GRUs with carries of their own, as in Figure 2; the authors' code has no such form.
     Stateless   f and g are MLPs (Experiment 4.1.2), ReLU, tanh at the end. In the authors' code g is never trained, by
                 a misspelt attribute: it stays random. ``train_g=False`` is that, True is as in the paper.
 

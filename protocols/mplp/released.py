@@ -2,7 +2,7 @@
 
 A file is one flat float32 vector without names (github.com/google-research/self-organising-systems, folder mplp,
 Apache-2.0). In it lie, layer by layer of a chain of layers and last the loss, for the weights, the biases, then the
-activation: the standardisers' factors and shifts (message, parameter, input), f, the scale and mean of updates, g. One
+activation: the standardizers' factors and shifts (message, parameter, input), f, the scale and mean of updates, g. One
 GRU, where it is f and g, stands in the place of f; learners that layers share come last: of weights, of biases.
 
     MNIST   mnist_weights_00005000          144-50-10, 20 steps of 8 images

@@ -2,14 +2,14 @@
 
 Randazzo, Niklasson and Mordvintsev (2020), "MPLP: Learning a Message Passing Learning Protocol", arXiv 2007.00970.
 Where paper and code (github.com/google-research/self-organising-systems, folder mplp) differ this is the code, which
-made the figures. Every operation is an agent with a learner of its own kind, see ``learners.py``:
+made the figures. Every operation is an agent with a learner of its own, see ``learners.py``:
 
     forward     y = w x, z + b, f(z), softmax(z)     each agent keeps what it sees
     backward    the loss agent reads its own loss (Eq. 2) and sends a vector of k numbers, m, down
                 every agent sends m' = g(m, what it keeps, its memory) (Eq. 1); units receive the mean (Eq. 5)
                 w <- w + (<f(m, x, w, memory)> - o) * scale (Eq. 3 and 4); <.> is the average over the batch
 
-Every input of a learner is standardised by one mean and one deviation of its own. These, and the mean output o, are
+Every input of a learner is standardized by one mean and one deviation of its own. These, and the mean output o, are
 recorded before meta-training (:meth:`MPLP.measure`) and frozen; the scale is trained. Units without a function pass m
 on. No derivative is used, so any unit will do. ``gradient=True`` passes the gradient beside the message, as section 5
 of the paper proposes.
@@ -54,7 +54,7 @@ class MPLP(Protocol):
     share: Any = option(
         "kind",
         "which agents share one learner: ``node`` (none do), ``kind`` (all weights, all sigmoids), or ``all``, which "
-        "is ``kind`` with standardisers and scales shared too. A dictionary says it for ``weight``, ``bias``, "
+        "is ``kind`` with standardizers and scales shared too. A dictionary sets it for ``weight``, ``bias``, "
         "``unit``, ``link`` and ``loss``; a role that it does not name shares none.",
     )
     aggregate: Any = option(
@@ -112,7 +112,7 @@ class MPLP(Protocol):
         self.learners, self.standardisers, self.outputs = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
 
     def agent(self, node: Any) -> Agent:
-        """The agent of a node, with a learner of its own or its kind's; made when a node first needs it."""
+        """The agent of a node, with a learner of its own or that of all its type; made when a node first needs it."""
         return self.made(node, measures=False)
 
     def made(self, node: Any, measures: bool) -> Agent:
@@ -179,7 +179,7 @@ class MPLP(Protocol):
         return after
 
     def check(self, agents: Mapping[mg.AgentNode, Agent]) -> None:
-        """Warn of nodes whose inputs are standardised by nothing while those of others are."""
+        """Warn of nodes whose inputs are standardized by nothing while those of others are."""
         parts: Any = () if self.pending else tuple(self.standardisers.values())  # one from a file is not complete yet
         neutral = [p for p in parts if not bool(p.shift.any()) and bool((p.factor == 1.0).all())]
         bare = [node.name for node, agent in agents.items() if getattr(agent, "standardiser", None) in neutral]

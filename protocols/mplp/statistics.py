@@ -1,8 +1,8 @@
 """Statistics of MPLP: what is recorded before meta-training, and how.
 
 As the authors' code does it (paper, section 3.1, "Normalization"): ordinary steps are taken in which every learner's
-inputs are standardised by their mean and deviation in this batch, over all agents, examples and numbers of a message,
-and updates are centred by their mean in this batch. Shifts, factors (inverse deviations, not deviations) and means are
+inputs are standardized by their mean and deviation in this batch, over all agents, examples and numbers of a message,
+and updates are centered by their mean in this batch. Shifts, factors (inverse deviations, not deviations) and means are
 averaged over the steps, and mixed into what was recorded before.
 """
 
@@ -39,11 +39,11 @@ class Standardiser(nn.Module):
         self.register_buffer("factor", torch.ones(inputs))
 
     def forward(self, values: Sequence[Any]) -> list[Any]:
-        """The values, standardised as recorded."""
+        """The values, standardized as recorded."""
         return [(v + self.shift[i]) * self.factor[i] for i, v in enumerate(values)]
 
     def measure(self, s: mg.View, values: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        """The values, standardised as they are now; and the shifts and factors that this takes."""
+        """The values, standardized as they are now; and the shifts and factors that this takes."""
         shifts = [-s.all(v).mean() for v in values]
         centred = [v + shift for v, shift in zip(values, shifts, strict=True)]
         deviations = [torch.sqrt(s.all(v * v).mean()) for v in centred]

@@ -67,7 +67,7 @@ class VSML(Protocol):
         '``"next"`` feeds the error with the next input, ``"reverse"`` by a sweep back over the same example.',
     )
     feed_label: bool = option(False, "whether the label is fed beside the error, on channel 1.")
-    layer_norm: bool = option(False, "whether each synapse's message is normalised before it is merged.")
+    layer_norm: bool = option(False, "whether each synapse's message is normalized before it is merged.")
     offsets: tuple[float, float] = option((5.0, -5.0), "of the gates that keep and of the gates that let in.")
     output: int = option(1, "channel that an output predicts on.")
     bound: float | None = option(

@@ -343,7 +343,7 @@ def test_bad_graphs_are_refused_before_compiling():
         compiled(network)
     network = drawn()
     network.connect("x", "h"), network.connect("h", "y")
-    with pytest.raises(mg.ProtocolError, match="'y' has no 'post' neighbour.*put a loss on it"):
+    with pytest.raises(mg.ProtocolError, match="'y' has no 'post' neighbor.*put a loss on it"):
         compiled(network)
 
 

@@ -13,8 +13,8 @@ import mpgraph as mg
 PUBLIC = {
     "Activation", "Adam", "Agent", "AgentNode", "AvgPool", "BatchNorm", "BatchNormAgent", "Channel", "Connection",
     "Conv2d", "Each", "FileError", "FlatUnitWarning", "Function", "InputError", "Kind", "LayerNorm", "Loss",
-    "LossAgent", "MPGraphError", "MaxPool", "Network", "NetworkError", "Number", "OneToOne", "Operation", "OperationAgent",
-    "Optimizer",
+    "LossAgent", "MPGraphError", "MaxPool", "Network", "NetworkError", "Number", "OneToOne", "Operation",
+    "OperationAgent", "Optimizer",
     "Output", "Program", "Protocol", "ProtocolError", "Quantizer", "Regions", "Reshape", "SGD", "Softplus",
     "Sparse", "StateError", "UnitAgent", "View", "carry", "cite", "common", "compile", "fast", "learnable",
     "list_protocols", "load_protocol", "make_protocol", "option", "slow", "stack", "xavier_uniform",

@@ -266,6 +266,27 @@ def test_same_as_fills_in_what_a_class_lacks():
     assert Input().message_of("again") is None
 
 
+class SameAs(Weight):
+    def __init__(self, same_as):
+        super().__init__()
+        self.same_as = same_as
+
+
+@pytest.mark.parametrize(
+    ("same_as", "text"),
+    [
+        ({"a": "b", "b": "a"}, "SameAs.same_as: .* 'a' -> 'b' -> 'a'"),
+        ({"learn": "learn"}, "SameAs.same_as: .* 'learn' -> 'learn'"),
+        ({"learn": "nope"}, r"SameAs.same_as\['learn'\]: unknown pass 'nope': allowed are backward, forward, learn"),
+        (["learn"], r"SameAs: same_as=\['learn'\] must be a dictionary"),
+        ({"learn": 3}, r"SameAs: same_as\['learn'\]=3 must be a string"),
+    ],
+)
+def test_same_as_names_passes_of_the_agent(same_as, text):
+    with pytest.raises(mg.ProtocolError, match=text):
+        mg.compile(mlp([3, 2]), Backprop(weight=SameAs(same_as)))
+
+
 # -- functions that keep something, operations -----------------------------------------------------------------
 
 

@@ -60,7 +60,7 @@ def steps(then, network=None):
         (lambda s: s.set(w="text"), "'w' was set to str"),
         (lambda s: s.set(w=None), "'w' was set to NoneType"),
         (lambda s: s.set(a={"x": s.w}), "'a' was set to dict"),
-        (lambda s: s.set(w=mg.Each({"h": s.w})), "'w' is kept, so it cannot hold a value for each neighbour"),
+        (lambda s: s.set(w=mg.Each({"h": s.w})), "'w' is kept, so it cannot hold a value for each neighbor"),
     ],
 )
 def test_both_executors_refuse_with_the_same_words(then, words):

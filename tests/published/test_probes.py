@@ -470,7 +470,7 @@ def test_every_rule_can_be_measured_or_says_what_it_lacks(name):
     [
         (lambda p, s, x, y: probes.angles(p, s, x, y, error="eror"), r"no unit.*'eror'.*allowed are e, y, z"),
         (lambda p, s, x, y: probes.angles(p, s, x, y, nodes=["h2"]), r"unknown node 'h2'.*h1"),
-        (lambda p, s, x, y: probes.angles(p, s, x, y, nodes=["x->h1"]), r"'x->h1' hears no sum.*h1, y"),
+        (lambda p, s, x, y: probes.angles(p, s, x, y, nodes=["x->h1"]), r"'x->h1' receives no summed.*h1, y"),
         (lambda p, s, x, y: probes.angles(p, s, x, y, against={"b": "v"}), r"keeps 'b' and 'v'.*are w, b"),
         (lambda p, s, x, y: probes.weight_angles(s, partner="v"), r"keeps 'w' and 'v'.*are w, b"),
         (lambda p, s, x, y: probes.update_norms(p, s, x, y, channel="v"), r"keeps 'v'.*are w, b"),

@@ -1,7 +1,10 @@
 """What a newcomer gets wrong, and what a rule may write: nothing fails from the inside, nothing is silently wrong."""
 
+import math
+import random
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from reference import distance, randomised
@@ -13,6 +16,8 @@ from mpgraph.cli import main
 from mpgraph.interpreter import interpreter
 from mpgraph.protocols import Backprop, DirectFeedbackAlignment, SymmetricAlignment
 from mpgraph.protocols.backprop import Weight
+
+NAN = math.nan
 
 
 def program(network=None, rule=None, **options):
@@ -84,6 +89,43 @@ def test_a_compiled_rule_is_sealed():
         rule.optimizer.lr = 0.0
 
 
+class Keep(Backprop):
+    keep: float = mg.option(0.5)
+    rate: mg.Number = mg.option(0.5)
+    word: str = mg.option("a")
+
+
+def test_only_what_takes_a_tensor_is_advised_to_be_learnable():
+    rule = Keep()
+    program(rule=rule)
+    for owner, name, value in ((rule, "rate", 0.2), (rule, "lr", 0.2)):
+        with pytest.raises(mg.ProtocolError, match=rf"{name} = 0.2: .*compile it, or .*{name}=mg.learnable\(0.2\)$"):
+            setattr(owner, name, value)
+    for owner, name, value in ((rule, "keep", 0.2), (rule, "word", "b"), (rule.optimizer, "nesterov", True)):
+        with pytest.raises(mg.ProtocolError, match=r"Make a new rule and compile it$"):
+            setattr(owner, name, value)
+    with pytest.raises(
+        mg.ProtocolError, match=r"Keep: keep=.* a finite number; .* as keep: mg.Number = option\(...\)$"
+    ):
+        Keep(keep=mg.learnable(0.5))
+    with pytest.raises(mg.ProtocolError, match=r"keep=.* write keep.item\(\) of it$"):
+        Keep(keep=torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("value", ["a", None, True, NAN, math.inf, 1j, [[1], [1, 2]], [True], torch.tensor([NAN])])
+def test_only_numbers_are_learnable(value):
+    with pytest.raises(mg.ProtocolError, match=r"mg.learnable: value=.* must be a finite number"):
+        mg.learnable(value)
+
+
+@pytest.mark.parametrize("value", [3, 0.5, [1, 2], torch.tensor([1, 2]), torch.tensor(2.0, dtype=torch.float64)])
+def test_what_is_learnable_is_a_copy_of_the_default_dtype(value):
+    made = mg.learnable(value)
+    assert (made.dtype, made.requires_grad) == (torch.get_default_dtype(), True)
+    torch.testing.assert_close(made.detach(), torch.as_tensor(value).to(made.dtype))
+    assert not isinstance(value, torch.Tensor) or made.data_ptr() != value.data_ptr()
+
+
 def test_the_network_may_be_drawn_on_after_compiling():
     network = drawn()
     compiled = program(network)
@@ -124,6 +166,46 @@ class Pots(Weight):
     aggregate = {"pots": "mean"}  # noqa: RUF012
 
 
+class Two(Weight):
+    def __init__(self, a, b):
+        super().__init__()
+
+
+class Named(Weight):
+    def __init__(self, *, b):
+        super().__init__()
+
+
+class Hasty(Weight):
+    def __init__(self):
+        self.gain = 1.0
+
+
+class Hastier(Weight):
+    def __init__(self):
+        self.gain = mg.learnable(1.0)
+
+
+class HastyOptimizer(mg.SGD):
+    def __init__(self):
+        self.lr = 0.1
+
+
+class HastyRule(Backprop):
+    def __init__(self):
+        self.gain = 1.0
+
+
+class Late(Backprop):
+    def __init__(self):
+        super().__init__()
+        self.passes = "forward"
+
+
+def derived(**body):
+    return type("Rule", (Backprop,), body)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -133,7 +215,36 @@ class Pots(Weight):
         (lambda: Backprop(hidden=mg.UnitAgent()), "unknown type of node 'hidden'"),
         (lambda: Backprop(learning_rate=0.1), "learning_rate=0.1 is neither one of its arguments"),
         (lambda: Backprop(surrogate="step"), "surrogate='step' has zero derivative"),
-        (lambda: Backprop(optimizer=mg.SGD), "optimizer must be an mg.Optimizer"),
+        (lambda: Backprop(optimizer=mg.SGD), r"optimizer=.* must be an mg.Optimizer, or None; write SGD\(\)"),
+        (lambda: Backprop(optimizers=[mg.SGD(0.1)]), r"Backprop: optimizers=\[SGD.* must be a dictionary"),
+        (lambda: Backprop(optimizers={"b": 3}), r"Backprop: optimizers\['b'\]=3 must be an mg.Optimizer"),
+        (lambda: Backprop(lr="0.1"), "Backprop: lr='0.1' must be a finite number of at least 0, or a torch.Tensor"),
+        (lambda: Backprop(lr=-1), "Backprop: lr=-1 must be"),
+        (lambda: Backprop(surrogate=3), "Backprop: surrogate=3 must be a string, or an mg.Activation, or a function"),
+        (lambda: Backprop(keys=Weight()), "'keys' cannot be a type of node"),
+        (lambda: derived(agents=[Weight]), "Rule.agents=.* must be a dictionary of agents by type of node"),
+        (lambda: derived(agents={Weight: Weight}), "Rule.agents: .* cannot be a type of node"),
+        (lambda: derived(agents={"weight": Two})(), r"Rule.agents\['weight'\]: Two needs a, b, but .* the rule only"),
+        (lambda: derived(agents={"weight": Named})(), r"Rule.agents\['weight'\]: Named needs b"),
+        (lambda: derived(agents={"weight": Hasty})(), r"Hasty.__init__ must begin with super\(\).__init__\(\)"),
+        (lambda: Backprop(weight=Hasty()), r"Hasty.__init__ must begin with super\(\)"),
+        (lambda: Backprop(weight=Hastier()), r"Hastier.__init__ must begin with super\(\)"),
+        (lambda: Backprop(optimizer=HastyOptimizer()), r"HastyOptimizer.__init__ must begin with super\(\)"),
+        (lambda: HastyRule(), r"HastyRule.__init__ must call super\(\)"),
+        (lambda: {"*": HastyRule()}, r"HastyRule.__init__ must begin with super\(\)"),
+        *(
+            (lambda name=name: derived(**{name: mg.option(3)}), f"Rule: option '{name}' has the name of a method")
+            for name in ("agent", "agents", "passes", "name", "train", "record", "training")
+        ),
+        (lambda: derived(passes="forward")(), r"Rule: passes='forward' must be .*write \('forward',\)"),
+        (lambda: derived(passes=())(), "Rule: passes=.* must name at least one pass"),
+        (lambda: derived(passes=("forward", 3))(), r"Rule: passes\[1\]=3 must be a string"),
+        (lambda: derived(predict_passes="forward")(), r"Rule: predict_passes='forward' .*write \('forward',\)"),
+        (lambda: derived(predict_passes=())(), "Rule: predict_passes=.* must name at least one pass"),
+        (lambda: derived(phases=("forward",))(), "Rule: phases=.* must be a dictionary of schedules by name"),
+        (lambda: derived(phases={"a": "forward"})(), r"Rule: phases\['a'\]='forward' must be"),
+        (lambda: mg.Regions({"*": Backprop()}, passes="forward"), "Regions: passes='forward' must be"),
+        (lambda: Late(), "Late: passes='forward' must be"),
     ],
 )
 def test_misspelt_rules(make, message):
@@ -193,6 +304,52 @@ def test_random_numbers_of_torch_are_refused_with_a_hint():
 
     with pytest.raises(mg.ProtocolError, match=r"s.normal\(\)"):
         program(rule=Backprop(weight=Noisy()))
+
+
+GENERATORS = {
+    "torch": lambda: torch.rand(()),
+    "numpy": lambda: np.random.randn(),  # noqa: NPY002
+    "python": random.random,
+}
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+@pytest.mark.parametrize("method", ["forward_message", "backward_message", "learn_update"])
+def test_random_numbers_of_every_global_generator_are_refused(generator, method):
+    class Noisy(Weight):
+        def forward_message(self, s):
+            return s.w * s.x * self.number("forward_message")
+
+        def backward_message(self, s):
+            return s.w * s.e * self.number("backward_message")
+
+        def learn_update(self, s):
+            return s.descend(w=s.examples(s.e * s.x) * self.number("learn_update"))
+
+        def number(self, name):
+            return GENERATORS[generator]() if name == method else 1.0
+
+    text = rf"node 'x->h1', pass '{method.split('_')[0]}': Noisy\.{method} samples random numbers.* s\.normal\(\)"
+    if method == "backward_message":  # no message goes back to inputs
+        text = text.replace("x->h1", "h1->y")
+    with pytest.raises(mg.ProtocolError, match=text):
+        program(rule=Backprop(weight=Noisy()))
+
+
+def test_agents_may_sample_when_they_are_made():
+    class Sampled(Weight):
+        def __init__(self):
+            super().__init__()
+            self.gain = float(torch.rand(())) + random.random() + float(np.random.rand())  # noqa: NPY002
+
+        def learn_update(self, s):
+            return s.descend(w=self.gain * s.examples(s.e * s.x))
+
+    class ByNode(Backprop):
+        def agent(self, node):
+            return Sampled() if node.type == "weight" else super().agent(node)
+
+    program(rule=ByNode())
 
 
 def test_explain_names_a_sum_over_both_ends():
