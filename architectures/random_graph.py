@@ -31,7 +31,7 @@ def random_graph(
 
     Args:
         neurons: number of hidden neurons.
-        model: of the undirected random graph that gives the edges: ``watts_strogatz`` (a ring of neighbours, some
+        model: of the undirected random graph that gives the edges: ``watts_strogatz`` (a ring of neighbors, some
             edges rewired), ``erdos_renyi`` (every pair with the same probability), ``barabasi_albert`` (preferential
             attachment).
         inputs, outputs: their numbers.

@@ -2,7 +2,7 @@
 
 backward    a unit with a loss receives dL/dz; others receive errors only from supervised synapses
 observe     a unit sets what it learns by: ``rate`` for the local rule, ``delta`` for the delta rule
-meet        it sends both to the synapses below; the other passes are those of :mod:`.neighbours`
+meet        it sends both to the synapses below; the other passes are those of :mod:`.neighbors`
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import mpgraph as mg
 from mpgraph import fast
 
 from .backprop import Weight
-from .neighbours import AGENTS, Neighbour, Operation, Unit
+from .neighbors import AGENTS, Neighbor, Operation, Unit
 
 
 class Synapse(Weight):
@@ -71,7 +71,7 @@ class Feature(Unit):
 
     def observe_update(self, s: mg.View, post: Any = None) -> mg.View:
         """Only a loss sends a message here, and so only a unit with one follows the delta rule."""
-        s = Neighbour.observe_update(self, s)
+        s = Neighbor.observe_update(self, s)
         if post is None:
             return s.set(rate=self.local, delta=self.supervision * s.e)
         return s.set(rate=0.0, delta=self.lr * s.e)

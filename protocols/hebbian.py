@@ -30,7 +30,7 @@ from mpgraph import Protocol
 from mpgraph.agents.options import Number, option
 
 from .features import FEATURES, Synapse
-from .neighbours import PASSES
+from .neighbors import PASSES
 
 
 class Subspace(Synapse):

@@ -33,7 +33,7 @@ import mpgraph as mg
 from mpgraph import Agent, Protocol, fast, slow
 from mpgraph.agents.options import Number, option
 
-from .neighbours import AGENTS, PASSES, Input
+from .neighbors import AGENTS, PASSES, Input
 
 TERMS: dict[str, Callable[[mg.View], Any]] = {
     "pseudo": lambda s: -s.e_j * s.y_i,  # F1: the gradient, as far as B carries it

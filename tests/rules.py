@@ -144,7 +144,7 @@ class Memory(Agent):
 
 
 class MeanUnit(mg.UnitAgent):
-    """Averages what comes from above, and normalises over its peers and the batch."""
+    """Averages what comes from above, and normalizes over its peers and the batch."""
 
     aggregate = {"post": "mean", "pre": "sum"}  # noqa: RUF012
 

@@ -180,9 +180,7 @@ class AgentGraph:
             "one of these messages in a later pass (Protocol.passes), and keep it in a channel until it is needed"
         )
 
-    def _neighbors(
-        self, target: AgentNode, role: str
-    ) -> list[tuple[AgentNode, Mapping[Axis, Axis], Incidence | None]]:
+    def _neighbors(self, target: AgentNode, role: str) -> list[tuple[AgentNode, Mapping[Axis, Axis], Incidence | None]]:
         below = [(k.pre, k.names, k.incidence) for k in self._to[target.name] if k.role == role]
         above = [k for k in self._from[target.name] if k.back == role]
         return [*below, *((k.post, {b: a for a, b in k.names.items()}, k.incidence) for k in above)]

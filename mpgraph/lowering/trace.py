@@ -318,7 +318,7 @@ class Trace(Context):
             raise ProtocolError("record: " + unknown("node", name, self.values))
         value = self.view(self.graph.nodes[name], "record")._read(channel)
         if isinstance(value, Each):
-            raise ProtocolError(f"record: channel {channel!r} of {name!r} holds a value for each neighbour")
+            raise ProtocolError(f"record: channel {channel!r} of {name!r} holds a value for each neighbor")
         return self.emitter.full(value.materialize(), (BATCH, *self.graph.nodes[name].axes, *value.local))
 
 

@@ -45,7 +45,7 @@ class Loss:
     def split(self) -> tuple[Activation, Loss] | None:
         """The inverse link function and the loss of what it returns, if ``apply`` is one after the other.
 
-        So generalised linear models are written (Nelder and Wedderburn, 1972): cross-entropy of logits is a softmax
+        So generalized linear models are written (Nelder and Wedderburn, 1972): cross-entropy of logits is a softmax
         and the negative log-likelihood of its probabilities. See ``Protocol.link``.
         """
         return None

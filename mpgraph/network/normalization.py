@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 
 class LayerNorm(Activation):
-    """Each example's numbers, centred and divided by their deviation; no gain or bias of its own.
+    """Each example's numbers, centered and divided by their deviation; no gain or bias of its own.
 
     Args:
         eps: added to the variance.
@@ -44,7 +44,7 @@ class LayerNorm(Activation):
 
 
 class BatchNorm(Activation):
-    """Each channel (first dimension) centred and divided by its deviation over batch and positions.
+    """Each channel (first dimension) centered and divided by its deviation over batch and positions.
 
     ``predict`` uses running averages, which are part of the state as ``mean`` and ``var`` of the node. A gain and a
     bias of each channel, if wanted, are a connection ``OneToOne(shared=...)`` and the bias of the unit that follows.

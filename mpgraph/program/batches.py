@@ -80,7 +80,7 @@ class Batches:
             if self.values == "all" and not inside_transform():
                 checks.finite(name, tensor)
             tensors.append(tensor)
-        size = len(tensors[0])
+        size = tensors[0].shape[0]
         for name, tensor in zip(self.inputs[1:], tensors[1:], strict=True):
             if tensor.shape[0] != size:
                 raise InputError(f"input {name!r} has {tensor.shape[0]} examples, {self.inputs[0]!r} has {size}")

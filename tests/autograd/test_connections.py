@@ -112,7 +112,7 @@ def test_lenet_is_autograd(pool):
 
 
 def norm(w, x, name, below):
-    """A convolution with batch normalisation."""
+    """A convolution with batch normalization."""
     stride = 2 if (".1" in name or ".short" in name) and name.startswith(("s2b1", "s3b1")) else 1
     x = F.conv2d(x, w[below], stride=stride, padding=w[below].shape[-1] // 2)
     return F.batch_norm(x, None, None, training=True)

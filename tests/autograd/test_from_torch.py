@@ -297,7 +297,7 @@ def test_other_rules_run_on_it(name):
     assert all(torch.isfinite(t).all() for channels in after.values() for t in channels.values())
     trained = program.to_torch(after)
     for (key, new), old in zip(trained.named_parameters(), module.parameters(), strict=True):
-        assert new.ndim == 1 or not torch.equal(new, old), key  # a bias before a normalisation has no effect
+        assert new.ndim == 1 or not torch.equal(new, old), key  # a bias before a normalization has no effect
 
 
 def test_units_are_named_after_submodules():
@@ -732,7 +732,7 @@ def test_to_torch_needs_a_module_and_its_state():
 
 @st.composite
 def sequentials(draw):
-    """Convolutions, pooling, normalisation and linear layers that fit (1, 8, 8)."""
+    """Convolutions, pooling, normalization and linear layers that fit (1, 8, 8)."""
     channels, size, layers = 1, 8, []
     activations = (nn.Tanh, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Identity)
     for _ in range(draw(st.integers(0, 3))):

@@ -1,4 +1,4 @@
-"""Inner optimisers: torch.optim is the oracle, the interpreter the meaning; state only where it is needed."""
+"""Inner optimizers: torch.optim is the oracle, the interpreter the meaning; state only where it is needed."""
 
 import pytest
 import torch
@@ -216,7 +216,7 @@ def test_each_node_counts_its_own_steps(double):
 
 
 class TwoNumbers(FeedbackWeight):
-    """Both kinds of synapse learn, each through an optimiser of its own; ``v`` holds two numbers."""
+    """Both kinds of synapse learn, each through an optimizer of its own; ``v`` holds two numbers."""
 
     b, v = slow(init=mg.xavier_uniform), slow(2, init=0.5)
 

@@ -159,7 +159,7 @@ def test_refused(rules, words):
 
 
 class LocalSynapse(TwoStateSynapse):
-    """Learns from what it heard, so that its neighbours need not answer."""
+    """Learns from what it heard, so that its neighbors need not answer."""
 
     def learn_update(self, s):
         return s.set(w=0.9 * s.w + 0.1 * s.examples(s.a * s.b))

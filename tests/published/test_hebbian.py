@@ -131,7 +131,7 @@ def test_local_increments_of_a_convolution_are_averaged_over_positions(rule, exp
 
 
 def trained(rule, neurons, steps=3000, seed=0):
-    """Linear units that hear centred Gaussian data with a known spectrum: W, the directions, and |W| on the way."""
+    """Linear units that hear centered Gaussian data with a known spectrum: W, the directions, and |W| on the way."""
     generator = torch.Generator().manual_seed(seed)
     directions, _ = torch.linalg.qr(torch.randn(8, 8, generator=generator, dtype=torch.float64))
     network = mlp([8, neurons], "identity", None, bias=False)

@@ -27,7 +27,7 @@ class CMAES:
         population: candidates in a generation; ``4 + 3 log(numbers)`` by default.
         restarts: ``ipop`` doubles the population whenever the search has converged and begins again from the start.
         bounds: lowest and highest value of all meta-parameters.
-        fitness: what is minimised: ``loss``, or ``error``, the share of wrong answers on the query.
+        fitness: what is minimized: ``loss``, or ``error``, the share of wrong answers on the query.
         chunk: candidates at once; all by default.
         steps: inner steps, or a schedule of them; the family's number by default.
         seed: of the candidates.
@@ -61,7 +61,7 @@ class CMAES:
     def improve(
         self, episode: Episode, parameters: Mapping[str, Tensor], tasks: Tasks, generator: Generator
     ) -> tuple[dict[str, Tensor], Estimate]:
-        """One generation: the new favourite, and the losses of the candidates.
+        """One generation: the new favorite, and the losses of the candidates.
 
         Args:
             episode: what is run.

@@ -21,7 +21,7 @@ from mpgraph import Agent, fast
 PASSES = ("forward", "backward", "observe", "meet", "recall", "learn")
 
 
-class Neighbour(Agent):
+class Neighbor(Agent):
     """Mixin of everything that synapses come from or go to."""
 
     aggregate = {"recall:post": "each", "observe:post": "mean"}
@@ -49,7 +49,7 @@ class Neighbour(Agent):
         return s.r
 
 
-class Unit(mg.UnitAgent, Neighbour):
+class Unit(mg.UnitAgent, Neighbor):
     """A unit."""
 
 
@@ -67,7 +67,7 @@ class Operation(Unit):
         return s.back
 
 
-class Input(Neighbour):
+class Input(Neighbor):
     """An input.
 
     Args:
@@ -93,7 +93,7 @@ class Input(Neighbour):
         return s.set(e=post * slope)
 
 
-class One(Neighbour):
+class One(Neighbor):
     """The number one, from which biases are synapses."""
 
     def forward_message(self, s: mg.View) -> Any:
