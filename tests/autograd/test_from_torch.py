@@ -504,7 +504,7 @@ def test_frozen_statistics_are_checked_and_copied():
     torch.testing.assert_close(frozen.apply(z), z / (1 + 1e-5) ** 0.5)
     for bad, words in (
         ((torch.zeros(2), torch.ones(3)), ["(2,)", "(3,)"]),
-        ((torch.zeros(2), -torch.ones(2)), ["var not below zero"]),
+        ((torch.zeros(2), -torch.ones(2)), ["var must not be below zero"]),
         (("a", torch.ones(2)), ["rows of numbers"]),
         (([float("nan")], [1.0]), ["finite"]),
     ):

@@ -250,7 +250,7 @@ def test_a_saved_rule_runs_beside_the_others(tmp_path, capsys):
     rows = json.loads(captured.out)["summary"]
     assert {row["protocol"] for row in rows} == {saved, "feedback_alignment", "readout_only"}
     for wrong, words in (
-        (f"backprop:{tmp_path}", "cannot read"),
+        (f"backprop:{tmp_path}", "there is no file"),
         (f"feedback_alignment:{tmp_path / 'rule'}", "holds a Backprop, which is not feedback_alignment"),
         ("nonsense:there", "unknown protocol 'nonsense'"),
     ):
