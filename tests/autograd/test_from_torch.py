@@ -505,7 +505,7 @@ def test_frozen_statistics_are_checked_and_copied():
     for bad, words in (
         ((torch.zeros(2), torch.ones(3)), ["(2,)", "(3,)"]),
         ((torch.zeros(2), -torch.ones(2)), ["var must not be below zero"]),
-        (("a", torch.ones(2)), ["rows of numbers"]),
+        (("a", torch.ones(2)), ["mean must be a tensor, an array or a number"]),
         (([float("nan")], [1.0]), ["finite"]),
     ):
         with refuses(mg.NetworkError, *words):
