@@ -150,7 +150,7 @@ class Early(Backprop):
         ({"h1": Phased(), "*": Backprop()}, ["agree on phases", "'h1': Phased", "'rest'"]),
         ({"h1": Backprop, "*": Backprop()}, ["'h1'", "expected .pattern: Protocol., got"]),
         ({}, ["no rules"]),
-        ({"h1": Backprop(wieght=Agent()), "*": Backprop()}, ["unknown kind of node 'wieght'", "'weight'"]),
+        ({"h1": Backprop(wieght=Agent()), "*": Backprop()}, ["unknown type of node 'wieght'", "'weight'"]),
         ({"x->h1": DirectFeedbackAlignment(), "*": Backprop()}, ["needs a feedback connection", "one of 'h1', 'h2'"]),
     ],
 )
