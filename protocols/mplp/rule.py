@@ -105,6 +105,7 @@ class MPLP(Protocol):
             Arguments("MPLP").refuse(
                 "train_g", self.train_g, "True for the recurrent learner, whose one GRU is both f and g"
             )
+        self.aggregate = self.__dict__.pop("aggregate")  # a module is registered so: it may have parameters
         self.shares = shares(self.share)
         self.seed = 0 if self.generator is None else int(torch.randint(2**62, (), generator=self.generator))
         if self.gradient:
