@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from mpgraph.environment import generator_positions
+from mpgraph.environment import generator_positions, inside_transform
 from mpgraph.graph.wiring import AgentGraph
 
 from .trace import Trace
@@ -63,12 +63,13 @@ def compile_passes(
     Raises:
         ProtocolError: for a method that does not fit the network, or that samples from a global random generator.
     """
-    before = generator_positions()
+    watched = not inside_transform()  # generators cannot be read there
+    before = generator_positions() if watched else b""
     trace = Trace(graph, dtype, single, learning)
     with trace.parameters_of(modules):
         trace.follow(passes)
         outputs = trace.results(learning, record or {})
-    if generator_positions() != before:  # find out where: comparing them at every call is too slow
+    if watched and generator_positions() != before:  # find out where: comparing them at every call is too slow
         again = Trace(graph, dtype, single, learning)
         again.watched = True
         with again.parameters_of(modules):

@@ -335,11 +335,11 @@ def channel(
 
 
 def counter(channel: str, tensor: Any) -> None:
-    """Refuse a seed or a number of steps that is not an integer of 64 bits: random numbers are made from them."""
+    """Refuse a seed or a number of steps that is not a number; a state that was cast whole has floats here."""
     where = f"state['program'][{channel!r}]"
     if not isinstance(tensor, Tensor):
         raise StateError(f"{where} is {_kind(tensor)}, not a tensor; use torch.as_tensor(..., dtype=torch.int64)")
-    if tensor.dtype != torch.int64:
+    if tensor.dtype.is_complex or tensor.dtype == torch.bool:
         raise StateError(f"{where} is {tensor.dtype}, not torch.int64; use .to(torch.int64)")
 
 

@@ -368,7 +368,7 @@ def test_dead_units_are_counted():
     saturated, state, x, y = drawn(mlp([3, 4, 2], "tanh"), Backprop(), size=50)
     state["h1.bias"]["w"] = torch.tensor([1e3, -1e3, 0.0, 1e3])
     assert probes.dead_units(saturated, state, x, y)["h1"] == 0.75
-    with pytest.raises(mg.InputError, match="one example"):
+    with pytest.raises(mg.InputError, match="at least two examples"):
         probes.dead_units(program, state, {"x": x["x"][:1]}, y[:1])
 
 

@@ -99,7 +99,7 @@ def test_states_of_other_programs(program):
         ("program", "step", lambda t: t.numpy(), ["not a tensor", "as_tensor"]),
         ("program", "step", lambda t: np.int64(t), ["numpy.int64, not a tensor"]),
         ("program", "step", float, ["float, not a tensor"]),
-        ("program", "seed", lambda t: t.float(), ["torch.float32, not torch.int64"]),
+        ("program", "seed", lambda t: t.bool(), ["torch.bool, not torch.int64"]),
     ],
 )
 @pytest.mark.parametrize("rule", ["backprop", "node_perturbation"])
