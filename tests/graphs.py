@@ -21,10 +21,10 @@ def _start(size=3, ticks=1):
     return network
 
 
-def convolution(kind="tanh", channels=2, **options):
-    network = _start((2, 5, 4))
+def convolution(kind="tanh", channels=2, image=(2, 5, 4), **options):
+    network = _start(image)
     meeting = mg.Conv2d((3, 2), **options)
-    network.unit("h", meeting.size((2, 5, 4), channels), kind)
+    network.unit("h", meeting.size(image, channels), kind)
     network.connect("x", "h", meeting)
     return _finish(network, network.operation("flat", "flatten", "h"))
 
@@ -62,8 +62,8 @@ def tied():
 
 
 def residual():
-    network = _start((2, 4, 4))
-    network.unit("n", (2, 4, 4), mg.BatchNorm(), bias=False), network.unit("g", (2, 4, 4), "relu")
+    network = _start((2, 3, 3))
+    network.unit("n", (2, 3, 3), mg.BatchNorm(), bias=False), network.unit("g", (2, 3, 3), "relu")
     network.connect("x", "n", mg.Conv2d(3, padding=1))
     network.connect("n", "g", mg.OneToOne(shared=(1, 2)))
     network.connect("x", "g", "identity")
@@ -71,8 +71,8 @@ def residual():
 
 
 def operations():
-    network = _start((2, 4, 4))
-    network.unit("c", (2, 4, 4), "tanh")
+    network = _start((2, 3, 3))
+    network.unit("c", (2, 3, 3), "tanh")
     network.connect("x", "c", mg.Conv2d(3, padding=1))
     network.operation("max", mg.MaxPool(3, 2, 1), "c"), network.operation("avg", mg.AvgPool(3, 1, 1), "max")
     network.operation("row", mg.Reshape(8), "avg")
@@ -104,7 +104,7 @@ GRAPHS = {
     "convolution": convolution,
     "strided, padded": lambda: convolution("relu", stride=2, padding=1),
     "dilated": lambda: convolution(dilation=(1, 2), padding=(0, 1)),
-    "grouped": lambda: convolution(channels=4, groups=2, padding=1),
+    "grouped": lambda: convolution(channels=4, image=(2, 3, 3), groups=2, padding=1),
     "sparse": sparse,
     "recurrence": recurrence,
     "late": late,
