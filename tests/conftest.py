@@ -15,6 +15,21 @@ hypothesis.settings.load_profile("default")
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Left out by `make test-fast`: whole folders, and files that run agents one by one or train.
+SLOW = {
+    *("autograd", "published", "meta"),
+    *("test_protocols.py", "test_matrix.py", "test_program.py", "test_environment.py", "test_failed_compile.py"),
+    *("test_vsml_meaning.py", "test_blur_meaning.py", "test_memories.py", "test_regions.py", "test_dry_run.py"),
+    *("test_examples.py", "test_learning.py", "test_data.py", "test_drawing.py", "test_experiments.py", "test_cli.py"),
+}
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what is slow by where it is."""
+    for item in items:
+        if {item.path.name, item.path.parent.name} & SLOW:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture
 def double():
