@@ -541,3 +541,12 @@ def test_channels_that_are_written_alike_do_not_share_memory():
         assert torch.equal(out.prediction, wanted[2].prediction)
         assert all(torch.equal(t, wanted[2].recorded[n][c]) for n, k in out.recorded.items() for c, t in k.items())
         assert all(torch.equal(t, wanted[3][n]) for n, t in program.state_dict().items())
+
+
+def test_noise_is_new_in_every_step():
+    program = mg.compile(mlp([4, 3, 2]), mg.make_protocol("node_perturbation"))
+    before = program.init()
+    after, _ = program.step(before, torch.randn(5, 4), torch.zeros(5, dtype=torch.long))
+    one, two = program.noise(before, 5), program.noise(after, 5)
+    assert one
+    assert all(not torch.equal(one[name], two[name]) for name in one)
