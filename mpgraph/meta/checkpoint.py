@@ -1,6 +1,7 @@
 """Checkpoints of an outer loop: one file each, replaced whole or not at all, without pickle.
 
-A file holds tensors by name, and in its metadata JSON with everything else; numbers survive both exactly.
+A file holds tensors by name, and in its metadata JSON with everything else; numbers survive both exactly. It has the
+format of states and rules, so a damaged checkpoint is refused.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as tensor_bytes
 from torch import Tensor
 
 from mpgraph.errors import FileError
 from mpgraph.serialization.atomic import write
+from mpgraph.serialization.tensors import packed, read
 
-FORMAT, VERSION = "mpgraph.meta", 1
+FORMAT = "mpgraph.checkpoint"
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -27,11 +27,9 @@ def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) ->
     Raises:
         FileError: if it cannot be written.
     """
-    inside = json.dumps({"format": FORMAT, "version": VERSION, **about}, sort_keys=True)
-    given = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, tensor_bytes(given, metadata={"about": inside}))
+        write(path, packed(FORMAT, tensors, {"about": json.dumps(about, sort_keys=True)}))
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror}") from error
 
@@ -42,17 +40,8 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         FileError: for a missing or damaged file, or one of a newer format.
     """
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-            about = json.loads((file.metadata() or {}).get("about", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise FileError(f"{path} is not a checkpoint, or is damaged: {error}") from None
-    if about.get("format") != FORMAT:
-        raise FileError(f"{path} is not a checkpoint of meta-training: its format is {about.get('format')!r}")
-    if about.get("version") != VERSION:
-        raise FileError(f"{path} has format version {about.get('version')!r}, this mpgraph reads {VERSION}")
-    return tensors, about
+    tensors, metadata = read(path, FORMAT, ("about",))
+    return tensors, json.loads(metadata["about"])
 
 
 def newest(folder: Path) -> Path | None:
@@ -61,10 +50,14 @@ def newest(folder: Path) -> Path | None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints, and what a killed write left."""
+    """Remove all but the newest ``keep`` checkpoints."""
     for path in sorted(folder.glob("step-*.safetensors"))[:-keep]:
         path.unlink(missing_ok=True)
-    for path in folder.glob(".step-*.partial"):
+
+
+def sweep(place: Path) -> None:
+    """Remove what writes that were killed left anywhere in the folder of a run: a checkpoint or the rule in part."""
+    for path in place.rglob(".*.partial"):
         path.unlink(missing_ok=True)
 
 

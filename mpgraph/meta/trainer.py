@@ -346,6 +346,8 @@ class MetaTrainer:
         path = checkpoint.newest(place / "checkpoints")
         if path is not None and not resume:
             raise FileError(f"{place} holds a run; go on with it by resume=True (--resume), or give another folder")
+        if self.group.rank == 0:
+            checkpoint.sweep(place)
         return 0 if path is None else self.load(path)
 
     def _save(self, place: Path, record: Mapping[str, Any] | None) -> None:

@@ -27,6 +27,7 @@ from mpgraph.meta import (
     Tasks,
     Truncated,
     Unroll,
+    checkpoint,
 )
 from mpgraph.protocols import Backprop, Plasticity
 
@@ -126,7 +127,7 @@ def test_a_folder_with_another_run_is_refused(tmp_path):
     with pytest.raises(mg.FileError, match="of a run with seed=5, this one has seed=6"):
         trainer("unroll", seed=6).run(2, tmp_path, resume=True)
     (tmp_path / "checkpoints" / "step-00000009.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(mg.FileError, match="is not a checkpoint, or is damaged"):
+    with pytest.raises(mg.FileError, match="is not a safetensors file, or is damaged"):
         trainer("unroll").run(2, tmp_path, resume=True)
 
 
@@ -291,3 +292,24 @@ def test_memory_is_flat_over_outer_steps():
     for _ in range(50):
         made.update()
     assert tensors() <= before + 4
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "step-1.safetensors"
+    checkpoint.save(path, {"a": torch.arange(4.0)}, {"step": 1})
+    tensors, about = checkpoint.load(path)
+    assert tensors["a"].tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert about == {"step": 1}
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # another number
+    with pytest.raises(mg.FileError, match="damaged"):
+        checkpoint.load(path)
+
+
+def test_what_a_killed_write_left_is_removed(tmp_path):
+    run = trainer("unroll")
+    run.run(2, tmp_path, every=1)
+    for folder in ("checkpoints", "rule"):
+        (tmp_path / folder / ".file.123.partial").write_bytes(b"half")
+    trainer("unroll").run(3, tmp_path, resume=True, every=1)
+    assert not list(tmp_path.rglob("*.partial"))
