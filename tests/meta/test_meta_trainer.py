@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import random
 import signal
 import time
@@ -67,38 +68,78 @@ def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def killed(name, folder, steps, lines, delay):
-    """Run in a process of its own, killed so many seconds after its log has so many lines; whether it was in time."""
+def child(name, folder, steps, prepare):
+    """Go on with a run in a process of its own, which prepares for its death first; the process' number."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # threads that torch has are not used in the child
-        child = os.fork()
-    if child == 0:
+        number = os.fork()
+    if number == 0:
         try:
+            prepare()
             trainer(name).run(steps, folder, resume=True, every=1)
             os._exit(0)
         except BaseException:
             os._exit(1)
+    return number
+
+
+def killed_at_a_moment(name, folder, steps, chance, step):
+    """Killed a random time after a random line of the log was written; a step takes about ``step`` seconds."""
     log = folder / "log.jsonl"
+    lines = log.read_bytes().count(b"\n") + chance.randrange(2) if log.exists() else 0
+    number = child(name, folder, steps, lambda: None)
     while not log.exists() or log.read_bytes().count(b"\n") < lines:
-        done, status = os.waitpid(child, os.WNOHANG)
+        done, status = os.waitpid(number, os.WNOHANG)
         if done:
-            assert status == 0
-            return False
+            return status
         time.sleep(0.001)
-    time.sleep(delay)
-    os.kill(child, signal.SIGKILL)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    time.sleep(chance.uniform(0.0, 2.0 * step))
+    os.kill(number, signal.SIGKILL)
+    return os.waitpid(number, 0)[1]
+
+
+def killed_in_a_write(name, folder, steps, chance, step):
+    """Killed in the middle of writing a checkpoint or the rule, or right before or after it takes its place."""
+    turns, share, place = chance.randint(1, 8), chance.random(), chance.choice(["middle", "before", "after"])
+    write, replace = pathlib.Path.write_bytes, os.replace
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def written(path, data):
+        nonlocal turns
+        turns -= 1
+        if turns == 0 and place == "middle":
+            write(path, data[: int(share * len(data))])
+            die()
+        return write(path, data)
+
+    def replaced(*paths):
+        if turns == 0 and place == "before":
+            die()
+        replace(*paths)
+        if turns == 0:
+            die()
+
+    def prepare():
+        pathlib.Path.write_bytes, os.replace = written, replaced
+
+    return os.waitpid(child(name, folder, steps, prepare), 0)[1]
 
 
 @pytest.mark.parametrize("name", ["unroll", "truncated", "evolution", "cma_es"])
-def test_a_run_that_is_killed_and_resumed_leaves_the_same_files(name, tmp_path):
-    steps, chance = 12, random.Random(name)
+def test_a_run_that_is_killed_twenty_times_leaves_the_same_files(name, tmp_path):
+    steps, chance, killed = 40, random.Random(name), 0
+    begin = time.monotonic()
     trainer(name).run(steps, tmp_path / "whole", every=1)
-    kills = 0
-    for lines in (1, 4, 7, 10):
-        kills += killed(name, tmp_path / "killed", steps, lines, chance.uniform(0.0, 0.03))
+    step = (time.monotonic() - begin) / steps
+    for kill in range(20):
+        how = killed_in_a_write if kill % 2 else killed_at_a_moment
+        status = how(name, tmp_path / "killed", steps, chance, step)
+        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+        killed += os.WIFSIGNALED(status)
     trainer(name).run(steps, tmp_path / "killed", resume=True, every=1)
-    assert kills > 0
+    assert killed == 20
     whole, found = files(tmp_path / "whole"), files(tmp_path / "killed")
     assert whole.keys() == found.keys()
     assert {key for key in whole if whole[key] != found[key]} == set()
