@@ -119,12 +119,13 @@ class MetaTrainer:
 
     def _make(self) -> torch.optim.Optimizer:
         """A fresh optimizer, in which each rate has parameters of its own."""
-        factors = {name: 1.0 for name in self.parameters}
+        factors = dict.fromkeys(self.parameters, 1.0)
         for pattern, factor in reversed(self.rates.items()):
             matched = [name for name in factors if fnmatchcase(name, pattern)]
             if not matched:
+                known = ", ".join(factors)
                 raise InputError(
-                    f"MetaTrainer: rates has {pattern!r}, which matches none of the meta-parameters {', '.join(factors)}"
+                    f"MetaTrainer: rates has {pattern!r}, which matches none of the meta-parameters {known}"
                 )
             factors |= dict.fromkeys(matched, factor)
         made = self._given(list(self.parameters.values()))
