@@ -149,7 +149,7 @@ class MetaTrainer:
         row: dict[str, Any] = {"step": self.step}
         found: dict[str, Tensor] | None = None
         if isinstance(self.estimator, CMAES):
-            found, estimate = self.estimator.improve(self.episode, self.parameters, tasks, generator)
+            found, estimate = self.estimator.improve(self.episode, self.parameters, tasks, generator, self.group)
         else:
             mine = tasks.shard(self.group.rank, self.group.size)
             estimate = self.group.mean(self.estimator.estimate(self.episode, self.parameters, mine, generator))

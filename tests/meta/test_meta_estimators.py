@@ -388,13 +388,14 @@ def test_a_pair_that_is_not_finite_is_left_out():
 # -- CMA-ES ----------------------------------------------------------------------------------------------------------
 
 
+class Bowl(Quadratic):
+    def window(self, parameters, state, batch, start, length, *, each=False):
+        total = sum((p.flatten() - 1.5).square().sum() for p in parameters.values())
+        return Window(state, total.expand(len(batch.seeds)), {})
+
+
 def test_cma_es_equals_plain_cma_step_for_step_and_after_a_resume():
     import cma
-
-    class Bowl(Quadratic):
-        def window(self, parameters, state, batch, start, length, *, each=False):
-            total = sum((p.flatten() - 1.5).square().sum() for p in parameters.values())
-            return Window(state, total.expand(len(batch.seeds)), {})
 
     theta: dict[str, Tensor] = {"a": torch.zeros(2, dtype=torch.float64), "b": torch.ones((), dtype=torch.float64)}
     options = {"popsize": 6, "verbose": -9, "seed": np.nan, "randn": np.random.RandomState(7).randn}
@@ -410,6 +411,39 @@ def test_cma_es_equals_plain_cma_step_for_step_and_after_a_resume():
         assert estimate.metrics["loss"].tolist() == pytest.approx(losses, abs=1e-14)
         vector = torch.cat([p.flatten() for p in found.values()])
         assert vector.tolist() == plain.result.xfavorite.tolist()
+
+
+@pytest.mark.parametrize("restarts", ["ipop", "bipop"])
+def test_restarts_double_the_population_and_share_the_candidates_with_small_ones(restarts):
+    """The rules of Hansen (2009), read off the number of candidates in each generation."""
+    theta = {"a": torch.zeros(1, dtype=torch.float64)}
+    search, sizes = CMAES(0.5, 3, restarts=restarts, seed=2), []
+    for step in range(400):
+        if len(search._searches) > 6 or [s.small for s in search._searches].count(False) > 3:
+            break
+        _, estimate = search.improve(Bowl(1), theta, Tasks(Goals(1), step=step), seeded(step))
+        sizes.append(len(estimate.metrics["loss"]))
+    runs = [(s.population, s.small, s.candidates) for s in search._searches]
+    assert sum(candidates for *_, candidates in runs) == sum(sizes)
+    large = [population for population, small, _ in runs if not small]
+    assert large == [3 * 2**i for i in range(len(large))]
+    assert len(large) > 2
+    assert any(small for _, small, _ in runs) == (restarts == "bipop")
+    for i, (population, small, candidates) in enumerate(runs):
+        before = [sum(c for _, s, c in runs[:i] if s is kind) for kind in (False, True)]
+        if restarts == "bipop" and i > 1:
+            assert small == (before[1] < before[0])
+        if small:
+            last_large, spent = [(p, c) for p, s, c in runs[:i] if not s][-1]
+            assert 2 <= population <= last_large / 2
+            assert candidates < spent / 2 + population
+    # as from a checkpoint in the midst of it
+    again = CMAES(0.5, 3, restarts=restarts, seed=2)
+    again.load(search.state())
+    for one in (search, again):
+        found, estimate = one.improve(Bowl(1), theta, Tasks(Goals(1), step=step), seeded(step))
+        runs.append((found["a"].item(), estimate.metrics["loss"].tolist()))
+    assert runs[-1] == runs[-2]
 
 
 def test_cma_es_improves_a_rate_by_its_accuracy():
