@@ -31,6 +31,9 @@ LAST = 50  # outer steps whose means a training record gives
 SHOWN = 32  # meta-parameters that are single numbers are written to the log if there are at most so many
 
 
+PRIOR = "prior.safetensors"  # in the folder of the rule: a network with the initial numbers that were learned
+
+
 class DivergenceError(MPGraphError, RuntimeError):
     """Meta-training was stopped because its loss or parameters are of no use any more."""
 
@@ -384,6 +387,8 @@ class MetaTrainer:
         if self.group.rank == 0:
             about = {**(record or {}), **self.describe(), "reached": self._reached(place / "log.jsonl")}
             self.protocol().save(place / "rule", _strict(about))
+            if self.episode.prior_of(self.episode.program.init()):
+                self.episode.program.save(self.episode.network(self.rule()), place / "rule" / PRIOR)
 
     def _keep(self, place: Path, position: int, keep: int) -> None:
         tensors, about = self.state()  # every process takes part
