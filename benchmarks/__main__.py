@@ -96,22 +96,23 @@ def _table(found: dict[str, Any]) -> list[str]:
     scale = machine.slower(found["yardsticks"])
     sticks = found["yardsticks"]
     for row in found["workloads"]:
-        base = row["contestants"][row["against"]]["seconds"]
+        clock = row["clock"]
+        base = row["contestants"][row["against"]][clock]
         for name, times in row["contestants"].items():
             first = name == OURS
             limit = published = ""
             if first and row["flops"]:
                 bound = max(row["flops"] / (1e9 * sticks["mm"]), row["bytes"] / (1e9 * sticks["copy"]))
-                limit = f"{times['seconds'] / bound:.1f}"
-            if first and row["published"]:
-                published = f"{times['seconds'] / (scale * row['published']):.2f}"
+                limit = f"{times[clock] / bound:.1f}"
+            if first and row["published"] and not found["quick"]:
+                published = f"{times[clock] / (scale * row['published']):.2f}"
             rows.append(
                 [
                     row["title"] if first else "",
                     name,
                     f"{1e3 * times['seconds']:.3g}",
                     f"{1e3 * times['cpu']:.3g}",
-                    f"{times['seconds'] / base:.2f}",
+                    f"{times[clock] / base:.2f}",
                     f"{row['wanted']:.2f}" if first and row["wanted"] else "",
                     f"{times['peak']:.0f}" if times.get("peak") is not None else "",
                     limit,
