@@ -1,6 +1,6 @@
 """Plasticity rules on five-way tasks of characters: accuracy, angles, orthonormality, Table 1, time of a meta-step.
 
-python benchmarks/plasticity.py --data FOLDER [--episodes 60] [--only rules,table,time]
+python -m benchmarks.plasticity --data FOLDER [--episodes 60] [--only rules,table,time]
 
 An episode is a fresh network of softplus units (beta 10, no biases), 5 of 47 classes (sampled with replacement, as in
 the published code), 50 examples of each in random order, one at a time, then 10 others of each as the query. Episodes
@@ -14,13 +14,14 @@ import statistics
 import time
 
 import torch
-from common import conditions
 
 import mpgraph as mg
 from mpgraph import data, probes
 from mpgraph.architectures import mlp
 from mpgraph.protocols import Plasticity
 from mpgraph.protocols.plasticity import TERMS
+
+from .machine import line
 
 SIZES = [784, 170, 130, 100, 70, 47]
 RULES = {
@@ -183,7 +184,7 @@ def main():
     emnist = data.load("emnist47", options.data, standardise=False).flat()
     tasks = [episode(emnist.train_x, emnist.train_y, number) for number in range(options.episodes)]
     del emnist
-    print(conditions())
+    print(line())
     parts = options.only.split(",")
     if "rules" in parts:
         rules(tasks)

@@ -18,7 +18,7 @@ from mpgraph.arguments import Arguments
 from mpgraph.environment import autocast_device, inside_transform, keep_freed_memory, on_cpu, usable
 from mpgraph.errors import FlatUnitWarning, InputError, ProtocolError, unknown
 from mpgraph.lowering.compile import Compiled, compile_passes
-from mpgraph.lowering.explain import readable, rows, table
+from mpgraph.lowering.explain import Cost, cost, readable, rows, table
 from mpgraph.network.network import Network
 from mpgraph.serialization import state as files
 
@@ -176,14 +176,34 @@ class Program(nn.Module):
         Of a rule with phases it shows one, by default the first.
         """
         batch_size = Arguments("program.explain").integer("batch_size", batch_size, 1)
-        phase = self.protocol.phase_named(phase)
-        compiled = self._function(online=batch_size == 1, phase=phase)
-        size: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
-        shapes = [self._batches.shapes[name.removesuffix(".target")] for name in self._batches.names]
-        fed = [torch.zeros((batch_size, *shape), **size) for shape in shapes]
-        state = self.init(batch_size=batch_size)
-        noise = self._layout.noise(state, compiled.noise, batch_size)
-        return table(rows(self.graph, compiled, (state, self._parameters_now(), noise, *fed), batch_size), batch_size)
+        compiled, arguments = self._example(batch_size, phase)
+        return table(rows(self.graph, compiled, arguments, batch_size), batch_size)
+
+    def cost(self, batch_size: int = 32, phase: str | None = None) -> Cost:
+        """FLOPs of a step at ``batch_size``, bytes of memory moved, calls of torch, and bytes sent to other processes.
+
+        Of a rule with phases it is that of one, by default the first. Counted from the generated code, whose shapes
+        are found by running it once on zeros: on the ``meta`` device (``mg.compile(..., device="meta")``) that takes
+        no memory, so that networks can be counted that would not fit here.
+        """
+        batch_size = Arguments("program.cost").integer("batch_size", batch_size, 1)
+        return cost(*self._example(batch_size, phase), batch_size)
+
+    def _example(self, batch_size: int, phase: str | None) -> tuple[Compiled, tuple[Any, ...]]:
+        """The code of a step, and arguments of that size, all zero."""
+        compiled = self._function(online=batch_size == 1, phase=self.protocol.phase_named(phase))
+
+        def zeros(shape: Sequence[int | None]) -> Tensor:
+            sizes = [batch_size if n is None else n for n in shape]
+            return torch.zeros(sizes, device=self.device, dtype=self.dtype)
+
+        counter = torch.zeros((), device=self.device, dtype=torch.int64)
+        state: State = {"program": {"seed": counter, "step": counter}}
+        for name, channel, shape in self._layout.wanted:
+            state.setdefault(name, {})[channel] = zeros(shape)
+        noise = {name: zeros(shape) for name, shape in compiled.noise.items()}
+        fed = [zeros((None, *self._batches.shapes[name.removesuffix(".target")])) for name in self._batches.names]
+        return compiled, (state, self._parameters_now(), noise, *fed)
 
     # -- states -------------------------------------------------------------------------------------------
 
