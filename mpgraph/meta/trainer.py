@@ -31,9 +31,6 @@ LAST = 50  # outer steps whose means a training record gives
 SHOWN = 32  # meta-parameters that are single numbers are written to the log if there are at most so many
 
 
-PRIOR = "prior.safetensors"  # in the folder of the rule: a network with the initial numbers that were learned
-
-
 class DivergenceError(MPGraphError, RuntimeError):
     """Meta-training was stopped because its loss or parameters are of no use any more."""
 
@@ -272,11 +269,7 @@ class MetaTrainer:
 
     def protocol(self) -> Protocol:
         """The rule of the episode's program, into which the parameters of :meth:`rule` are written."""
-        made = self.episode.program.protocol
-        with torch.no_grad():
-            for name, p in made.named_parameters():
-                p.copy_(self.rule()[name])
-        return made
+        return self.episode.protocol(self.rule())
 
     # -- a run ----------------------------------------------------------------------------------------------------
 
@@ -348,7 +341,7 @@ class MetaTrainer:
         """The training record: how, on what, with what budget and to what end."""
         return {
             "seed": self.seed,
-            "network": repr(self.episode.program.graph.network),
+            "network": self.episode.describe(),
             "family": self.family.describe(),
             "estimator": self.estimator.describe(),
             "optimizer": type(self.optimizer).__name__,
@@ -386,9 +379,7 @@ class MetaTrainer:
         """Write the rule with its training record."""
         if self.group.rank == 0:
             about = {**(record or {}), **self.describe(), "reached": self._reached(place / "log.jsonl")}
-            self.protocol().save(place / "rule", _strict(about))
-            if self.episode.prior_of(self.episode.program.init()):
-                self.episode.program.save(self.episode.network(self.rule()), place / "rule" / PRIOR)
+            self.episode.save(self.rule(), place / "rule", _strict(about))
 
     def _keep(self, place: Path, position: int, keep: int) -> None:
         tensors, about = self.state()  # every process takes part
@@ -434,7 +425,7 @@ class MetaTrainer:
             if about[name] != ours:
                 raise FileError(f"{path} is of a run with {name}={about[name]}, this one has {name}={ours}")
         self._set(kinds["now"])
-        device = self.episode.program.device
+        device = self.episode.device
         held = [{n: t.to(device) for n, t in kinds[kind].items()} for kind in ("previous", "mean", "best")]
         self._previous, self._mean, self._best = held
         checkpoint.load_optimizer(self.optimizer, kinds.get("optimizer", {}), about["optimizer"])
