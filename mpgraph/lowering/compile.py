@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from mpgraph.budget import Account
 from mpgraph.environment import generator_positions, inside_transform
 from mpgraph.graph.wiring import AgentGraph
 
@@ -45,6 +46,7 @@ def compile_passes(
     *,
     passes: Sequence[str],
     learning: bool,
+    account: Account,
     single: bool = False,
     record: Mapping[str, Sequence[str]] | None = None,
 ) -> Compiled:
@@ -57,6 +59,7 @@ def compile_passes(
         passes: the schedule.
         learning: whether targets are fed and the new state, the losses and ``record`` are returned; otherwise
             only the predictions are.
+        account: of what segments keep for the backward pass.
         single: whether every batch will hold one example, so that sums over the batch have one term.
         record: fast channels to return, by node.
 
@@ -65,7 +68,7 @@ def compile_passes(
     """
     watched = not inside_transform()  # generators cannot be read there
     before = generator_positions() if watched else b""
-    trace = Trace(graph, dtype, single, learning)
+    trace = Trace(graph, dtype, single, learning, account)
     with trace.parameters_of(modules):
         trace.follow(passes)
         outputs = trace.results(learning, record or {})

@@ -10,6 +10,7 @@ import torch
 from mpgraph.agents.module import unchanged_on_error
 from mpgraph.agents.protocol import Protocol
 from mpgraph.agents.regions import Regions
+from mpgraph.budget import DEFAULT, Memory
 from mpgraph.environment import keep_freed_memory, usable
 from mpgraph.errors import InputError, ProtocolError, unknown
 from mpgraph.network.network import Network
@@ -24,6 +25,7 @@ def compile(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     checks: Checks = "labels",
+    memory: Memory = DEFAULT,
 ) -> Program:
     """Compile a network with a learning rule into a program.
 
@@ -37,6 +39,10 @@ def compile(
             labels (and that soft targets fit the loss), ``"all"`` also that inputs are finite, ``"none"`` nothing.
             On an accelerator such a check waits for it. Under ``torch.func`` and ``torch.compile`` values are
             never inspected.
+        memory: how much the segments of a rule (see :meth:`mpgraph.View.segment`) may keep for backward passes that
+            have not run yet: bytes, a size such as ``"2 GiB"``, or a share of what is free on the device at this
+            moment, ``0.5`` or ``"50%"``. Steps that find no room are computed again in the backward pass, to the same
+            gradient. It says nothing of a rule without segments, nor of steps whose gradient nobody asks for.
 
     Raises:
         NetworkError: for a cycle, a unit without connections, an output that no input reaches.
@@ -61,4 +67,4 @@ def compile(
         raise InputError(f"dtype must be a floating-point torch.dtype such as torch.float64, got {dtype!r}")
     keep_freed_memory()
     with unchanged_on_error(protocol):
-        return Program(network, protocol, place, dtype, checks)
+        return Program(network, protocol, place, dtype, checks, memory)

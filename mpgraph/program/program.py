@@ -15,10 +15,11 @@ from tqdm import tqdm
 from mpgraph.agents.module import RuleModule
 from mpgraph.agents.protocol import Protocol
 from mpgraph.arguments import Arguments
+from mpgraph.budget import Account, Memory, bytes_of
 from mpgraph.environment import autocast_device, inside_transform, keep_freed_memory, on_cpu, usable
 from mpgraph.errors import FlatUnitWarning, InputError, ProtocolError, unknown
 from mpgraph.lowering.compile import Compiled, compile_passes
-from mpgraph.lowering.explain import Cost, cost, readable, rows, table
+from mpgraph.lowering.explain import Cost, budgeted, cost, readable, rows, table
 from mpgraph.network.network import Network
 from mpgraph.serialization import state as files
 
@@ -66,6 +67,7 @@ class Program(nn.Module):
         protocol: the rule.
         device, dtype: where and as what states are made.
         checks: which *values* are inspected in eager calls; see :func:`compile`.
+        memory: bytes that segments keep for the backward pass, and the limit that ``mg.compile`` was given.
     """
 
     def __init__(
@@ -75,11 +77,13 @@ class Program(nn.Module):
         device: torch.device,
         dtype: torch.dtype,
         checks: Checks,
+        memory: Memory,
         *,
         warn: bool = True,
     ) -> None:
         super().__init__()
         self.device, self.dtype, self.checks = device, dtype, checks
+        self.memory, self._budget = Account(bytes_of("mg.compile", memory, device)), memory
         self._network = network.copy()  # before the rule rewrites it: what a pickle compiles again
         with on_cpu(device):
             self.graph = graph = build.agent_graph(network, protocol, device, dtype)
@@ -121,7 +125,14 @@ class Program(nn.Module):
             with on_cpu(self.device):
                 try:
                     compiled = compile_passes(
-                        self.graph, self, self.dtype, passes=passes, learning=learning, single=online, record=record
+                        self.graph,
+                        self,
+                        self.dtype,
+                        passes=passes,
+                        learning=learning,
+                        account=self.memory,
+                        single=online,
+                        record=record,
                     )
                 except ProtocolError:
                     if not learning:
@@ -173,11 +184,13 @@ class Program(nn.Module):
     def explain(self, batch_size: int = 32, phase: str | None = None) -> str:
         """A table: for each arrow and update, what it became, with shapes, FLOPs and bytes at ``batch_size``.
 
-        Of a rule with phases it shows one, by default the first.
+        Of a rule with phases it shows one, by default the first. Where the rule has segments, a last line says what
+        they keep for the backward pass of a step, and for how many steps the memory budget of ``mg.compile`` lasts.
         """
         batch_size = Arguments("program.explain").integer("batch_size", batch_size, 1)
         compiled, arguments = self._example(batch_size, phase)
-        return table(rows(self.graph, compiled, arguments, batch_size), batch_size)
+        lines = rows(self.graph, compiled, arguments, batch_size)
+        return table(lines, batch_size) + budgeted(compiled, self.memory, batch_size)
 
     def cost(self, batch_size: int = 32, phase: str | None = None) -> Cost:
         """FLOPs of a step at ``batch_size``, bytes of memory moved, calls of torch, and bytes sent to other processes.
@@ -463,13 +476,15 @@ class Program(nn.Module):
         other.__setstate__(numbers)
         return other
 
-    def _made(self) -> tuple[Network, Protocol, torch.device, torch.dtype, Checks]:
-        return self._network, self.protocol, self.device, self.dtype, self.checks
+    def _made(self) -> tuple[Network, Protocol, torch.device, torch.dtype, Checks, Memory]:
+        return self._network, self.protocol, self.device, self.dtype, self.checks, self._budget
 
     @staticmethod
-    def _again(network: Network, rule: Protocol, place: torch.device, dtype: torch.dtype, values: Checks) -> Program:
+    def _again(
+        network: Network, rule: Protocol, place: torch.device, dtype: torch.dtype, values: Checks, memory: Memory
+    ) -> Program:
         keep_freed_memory()
-        return Program(network, rule, usable(place), dtype, values, warn=False)  # warnings were shown then
+        return Program(network, rule, usable(place), dtype, values, memory, warn=False)  # warnings were shown then
 
     def __setstate__(self, state: Any) -> None:
         self.agents.load_state_dict(state)
