@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +24,7 @@ from mpgraph.network.network import Network
 from mpgraph.serialization import state as files
 
 from . import build, checks, memory
+from .backends import Backend, Compilation, backend_of
 from .batches import Batch, Batches
 from .parameters import RuleParameters
 from .state import State, StateLayout, stack
@@ -66,6 +68,7 @@ class Program(nn.Module):
         protocol: the rule.
         device, dtype: where and as what states are made.
         checks: which *values* are inspected in eager calls; see :func:`compile`.
+        backend: runs the generated code.
     """
 
     def __init__(
@@ -75,11 +78,12 @@ class Program(nn.Module):
         device: torch.device,
         dtype: torch.dtype,
         checks: Checks,
+        backend: Backend,
         *,
         warn: bool = True,
     ) -> None:
         super().__init__()
-        self.device, self.dtype, self.checks = device, dtype, checks
+        self.device, self.dtype, self.checks, self.backend = device, dtype, checks, backend
         self._network = network.copy()  # before the rule rewrites it: what a pickle compiles again
         with on_cpu(device):
             self.graph = graph = build.agent_graph(network, protocol, device, dtype)
@@ -130,6 +134,8 @@ class Program(nn.Module):
             if learning:
                 memory.separate(compiled.module)
             compiled.module.to(self.device)  # constants: patterns of sparse connections and the like
+            what = " ".join(["step" if learning else "predict", *([f"of phase {phase!r}"] if phase else [])])
+            compiled.run = self.backend.prepare(compiled.module, what)
             self._compiled[key] = compiled
         return self._compiled[key]
 
@@ -183,7 +189,25 @@ class Program(nn.Module):
         fed = [torch.zeros((batch_size, *shape), **size) for shape in shapes]
         state = self.init(batch_size=batch_size)
         noise = self._layout.noise(state, compiled.noise, batch_size)
-        return table(rows(self.graph, compiled, (state, self._parameters_now(), noise, *fed), batch_size), batch_size)
+        lines = rows(self.graph, compiled, (state, self._parameters_now(), noise, *fed), batch_size)
+        runs = f"\nbackend {self.backend.name}: {self.backend.note}" if self.backend.note else ""
+        return table(lines, batch_size) + runs
+
+    @property
+    def compilations(self) -> list[Compilation]:
+        """What the backend compiled so far: which function, for which signature, in how many seconds."""
+        return list(self.backend.compilations)
+
+    def compiling_nothing(self) -> AbstractContextManager[None]:
+        """Inside, whatever the backend would have to compile is an error.
+
+        A guard for long loops: whatever changes from call to call (batch sizes, gradients on and off, threads) would be
+        compiled again, which takes longer than many steps. Eager programs compile nothing.
+
+        Raises:
+            BackendError: naming what would be compiled, and what was before.
+        """
+        return self.backend.compiling_nothing()
 
     # -- states -------------------------------------------------------------------------------------------
 
@@ -403,8 +427,8 @@ class Program(nn.Module):
         """Run generated code, in the program's own dtype whatever ``torch.autocast`` says."""
         if self._autocast is not None and torch.is_autocast_enabled(self._autocast):
             with torch.autocast(self._autocast, enabled=False):
-                return compiled.module.forward(*args)
-        return compiled.module.forward(*args)
+                return compiled.run(*args)
+        return compiled.run(*args)
 
     def _parameters_now(self) -> list[Tensor]:
         """Parameters and buffers as the modules hold them at this moment (``functional_call`` replaces them)."""
@@ -443,13 +467,17 @@ class Program(nn.Module):
         other.__setstate__(numbers)
         return other
 
-    def _made(self) -> tuple[Network, Protocol, torch.device, torch.dtype, Checks]:
-        return self._network, self.protocol, self.device, self.dtype, self.checks
+    def _made(self) -> tuple[Network, Protocol, torch.device, torch.dtype, Checks, Backend]:
+        return self._network, self.protocol, self.device, self.dtype, self.checks, self.backend
 
     @staticmethod
-    def _again(network: Network, rule: Protocol, place: torch.device, dtype: torch.dtype, values: Checks) -> Program:
+    def _again(
+        network: Network, rule: Protocol, place: torch.device, dtype: torch.dtype, values: Checks, backend: Backend
+    ) -> Program:
         keep_freed_memory()
-        return Program(network, rule, usable(place), dtype, values, warn=False)  # warnings were shown then
+        runs = backend_of(backend)
+        runs.check(place := usable(place))
+        return Program(network, rule, place, dtype, values, runs, warn=False)  # warnings were shown then
 
     def __setstate__(self, state: Any) -> None:
         self.agents.load_state_dict(state)
