@@ -31,6 +31,10 @@ class FileError(MPGraphError, ValueError):
     """A file is missing, damaged, or was written for something else."""
 
 
+class BackendError(MPGraphError, RuntimeError):
+    """A backend cannot run here, cannot compile some code, or was told to compile nothing more."""
+
+
 class FlatUnitWarning(UserWarning):
     """A unit has zero derivative everywhere, so nodes below it receive no learning signal."""
 

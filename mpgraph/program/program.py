@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any, Literal, NamedTuple
 
@@ -15,19 +16,20 @@ from tqdm import tqdm
 from mpgraph.agents.module import RuleModule
 from mpgraph.agents.protocol import Protocol
 from mpgraph.arguments import Arguments
-from mpgraph.environment import autocast_device, inside_transform, keep_freed_memory, on_cpu, usable
+from mpgraph.budget import Account, bytes_of
+from mpgraph.environment import autocast_device, inside_transform, keep_freed_memory, on_cpu
 from mpgraph.errors import FlatUnitWarning, InputError, ProtocolError, unknown
 from mpgraph.lowering.compile import Compiled, compile_passes
-from mpgraph.lowering.explain import Cost, cost, readable, rows, table
+from mpgraph.lowering.explain import Cost, budgeted, cost, readable, rows, table
 from mpgraph.network.network import Network
 from mpgraph.serialization import state as files
 
 from . import build, checks, memory
+from .backends import Compilation
 from .batches import Batch, Batches
+from .execution import Execution
 from .parameters import RuleParameters
 from .state import State, StateLayout, stack
-
-Checks = Literal["none", "labels", "all"]
 
 
 class Output(NamedTuple):
@@ -66,20 +68,24 @@ class Program(nn.Module):
         protocol: the rule.
         device, dtype: where and as what states are made.
         checks: which *values* are inspected in eager calls; see :func:`compile`.
+        memory: bytes that segments keep for the backward pass, and the limit that ``mg.compile`` was given.
+        backend: runs the generated code.
+        group: of processes that each have a slice of every batch; ``None`` for one process.
     """
 
     def __init__(
         self,
         network: Network,
         protocol: Protocol,
-        device: torch.device,
-        dtype: torch.dtype,
-        checks: Checks,
+        execution: Execution,
         *,
         warn: bool = True,
     ) -> None:
         super().__init__()
-        self.device, self.dtype, self.checks = device, dtype, checks
+        self._execution = execution
+        device, dtype = self.device, self.dtype = execution.device, execution.dtype
+        self.checks, self.backend, self.group = execution.checks, execution.backend, execution.group
+        self.memory = Account(bytes_of("mg.compile", execution.memory, device))
         self._network = network.copy()  # before the rule rewrites it: what a pickle compiles again
         with on_cpu(device):
             self.graph = graph = build.agent_graph(network, protocol, device, dtype)
@@ -121,7 +127,14 @@ class Program(nn.Module):
             with on_cpu(self.device):
                 try:
                     compiled = compile_passes(
-                        self.graph, self, self.dtype, passes=passes, learning=learning, single=online, record=record
+                        self.graph,
+                        self,
+                        self.dtype,
+                        passes=passes,
+                        learning=learning,
+                        account=self.memory,
+                        single=online,
+                        record=record,
                     )
                 except ProtocolError:
                     if not learning:
@@ -130,6 +143,8 @@ class Program(nn.Module):
             if learning:
                 memory.separate(compiled.module)
             compiled.module.to(self.device)  # constants: patterns of sparse connections and the like
+            what = " ".join(["step" if learning else "predict", *([f"of phase {phase!r}"] if phase else [])])
+            compiled.run = self.backend.prepare(compiled.module, what)
             self._compiled[key] = compiled
         return self._compiled[key]
 
@@ -173,11 +188,14 @@ class Program(nn.Module):
     def explain(self, batch_size: int = 32, phase: str | None = None) -> str:
         """A table: for each arrow and update, what it became, with shapes, FLOPs and bytes at ``batch_size``.
 
-        Of a rule with phases it shows one, by default the first.
+        Of a rule with phases it shows one, by default the first. Where the rule has segments, a last line says what
+        they keep for the backward pass of a step, and for how many steps the memory budget of ``mg.compile`` lasts.
         """
         batch_size = Arguments("program.explain").integer("batch_size", batch_size, 1)
         compiled, arguments = self._example(batch_size, phase)
-        return table(rows(self.graph, compiled, arguments, batch_size), batch_size)
+        lines = rows(self.graph, compiled, arguments, batch_size)
+        runs = f"\nbackend {self.backend.name}: {self.backend.note}" if self.backend.note else ""
+        return table(lines, batch_size) + budgeted(compiled, self.memory, batch_size) + runs
 
     def cost(self, batch_size: int = 32, phase: str | None = None) -> Cost:
         """FLOPs of a step at ``batch_size``, bytes of memory moved, calls of torch, and bytes sent to other processes.
@@ -204,6 +222,22 @@ class Program(nn.Module):
         noise = {name: zeros(shape) for name, shape in compiled.noise.items()}
         fed = [zeros((None, *self._batches.shapes[name.removesuffix(".target")])) for name in self._batches.names]
         return compiled, (state, self._parameters_now(), noise, *fed)
+
+    @property
+    def compilations(self) -> list[Compilation]:
+        """What the backend compiled so far: which function, for which signature, in how many seconds."""
+        return list(self.backend.compilations)
+
+    def compiling_nothing(self) -> AbstractContextManager[None]:
+        """Inside, whatever the backend would have to compile is an error.
+
+        A guard for long loops: whatever changes from call to call (batch sizes, gradients on and off, threads) would be
+        compiled again, which takes longer than many steps. Eager programs compile nothing.
+
+        Raises:
+            BackendError: naming what would be compiled, and what was before.
+        """
+        return self.backend.compiling_nothing()
 
     # -- states -------------------------------------------------------------------------------------------
 
@@ -423,8 +457,8 @@ class Program(nn.Module):
         """Run generated code, in the program's own dtype whatever ``torch.autocast`` says."""
         if self._autocast is not None and torch.is_autocast_enabled(self._autocast):
             with torch.autocast(self._autocast, enabled=False):
-                return compiled.module.forward(*args)
-        return compiled.module.forward(*args)
+                return compiled.run(*args)
+        return compiled.run(*args)
 
     def _parameters_now(self) -> list[Tensor]:
         """Parameters and buffers as the modules hold them at this moment (``functional_call`` replaces them)."""
@@ -463,13 +497,13 @@ class Program(nn.Module):
         other.__setstate__(numbers)
         return other
 
-    def _made(self) -> tuple[Network, Protocol, torch.device, torch.dtype, Checks]:
-        return self._network, self.protocol, self.device, self.dtype, self.checks
+    def _made(self) -> tuple[Network, Protocol, Execution]:
+        return self._network, self.protocol, self._execution
 
     @staticmethod
-    def _again(network: Network, rule: Protocol, place: torch.device, dtype: torch.dtype, values: Checks) -> Program:
+    def _again(network: Network, rule: Protocol, execution: Execution) -> Program:
         keep_freed_memory()
-        return Program(network, rule, usable(place), dtype, values, warn=False)  # warnings were shown then
+        return Program(network, rule, execution.again(), warn=False)  # warnings were shown then
 
     def __setstate__(self, state: Any) -> None:
         self.agents.load_state_dict(state)
