@@ -197,7 +197,9 @@ def episode_of(settings: Mapping[str, Any], family: TaskFamily, rule: Protocol |
     network = network_of(settings["network"], family)
     made = rule or protocol_of(settings["protocol"])
     fresh = {key: value for key, value in settings["network"].items() if key in FRESH}
-    return Episode(mg.compile(network, made, dtype=torch.get_default_dtype()), **shared, **fresh)
+    backend = settings["trainer"].get("backend", "eager")
+    program = mg.compile(network, made, dtype=torch.get_default_dtype(), backend=backend)
+    return Episode(program, **shared, **fresh)
 
 
 def optimizer_of(name: str, lr: float, options: Mapping[str, Any]) -> Callable[..., torch.optim.Optimizer]:
@@ -230,7 +232,8 @@ def trainer_of(
     schedule = options.pop("schedule", "constant")
     if schedule not in SCHEDULES:
         raise InputError(unknown("schedule", schedule, SCHEDULES))
-    options.pop("penalised", None)
+    for key in ("penalised", "backend"):  # of the episode
+        options.pop(key, None)
     maker = optimizer_of(options.pop("optimizer"), options.pop("lr"), options.pop("optimizer_options", {}))
     try:
         return MetaTrainer(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ class MetaTrainer:
         self.optimizer = self._make()
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._previous, self._mean, self._best = (self._copy() for _ in range(3))
-        self.step, self._scale = 0, 1.0
+        self.step, self._scale, self._warm = 0, 1.0, False
         self.audited: dict[str, str] | None = None
         self.best: float | None = None
         self.stopped: str | None = None
@@ -152,7 +153,9 @@ class MetaTrainer:
             found, estimate = self.estimator.improve(self.episode, self.parameters, tasks, generator, self.group)
         else:
             mine = tasks.shard(self.group.rank, self.group.size)
-            estimate = self.group.mean(self.estimator.estimate(self.episode, self.parameters, mine, generator))
+            with self._compiling():
+                estimate = self.estimator.estimate(self.episode, self.parameters, mine, generator)
+            estimate = self.group.mean(estimate)
             if self.audited is None:
                 self._audit(estimate, row)
         row["loss"] = float(estimate.loss)
@@ -184,6 +187,18 @@ class MetaTrainer:
         if sum(p.numel() for p in self.parameters.values()) <= SHOWN:
             row["parameters"] = {name: p.detach().tolist() for name, p in self.parameters.items()}
         return row
+
+    def _compiling(self) -> AbstractContextManager[None]:
+        """Whether the backend of a program may compile: in the first outer step that this process makes.
+
+        Compiling again and again takes longer than steps do, so that is an error. Where episodes are carried over outer
+        steps, what the first one saw is not all there is.
+        """
+        first, self._warm = not self._warm, True
+        program = getattr(self.episode, "program", None)
+        if first or program is None or (isinstance(self.estimator, Estimator) and self.estimator.carries):
+            return nullcontext()
+        return program.compiling_nothing()
 
     def _descend(self, estimate: Estimate) -> float:
         """An optimizer step; the norm of the gradient before clipping."""
