@@ -31,6 +31,10 @@ class FileError(MPGraphError, ValueError):
     """A file is missing, damaged, or was written for something else."""
 
 
+class GroupError(MPGraphError, RuntimeError):
+    """Processes that share a batch cannot work together: one has ended, or something does not work over several."""
+
+
 class FlatUnitWarning(UserWarning):
     """A unit has zero derivative everywhere, so nodes below it receive no learning signal."""
 

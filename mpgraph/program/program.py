@@ -10,15 +10,17 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from tqdm import tqdm
 
 from mpgraph.agents.module import RuleModule
 from mpgraph.agents.protocol import Protocol
 from mpgraph.arguments import Arguments
 from mpgraph.environment import autocast_device, inside_transform, keep_freed_memory, on_cpu, usable
-from mpgraph.errors import FlatUnitWarning, InputError, ProtocolError, unknown
+from mpgraph.errors import FlatUnitWarning, GroupError, InputError, ProtocolError, unknown
 from mpgraph.lowering.compile import Compiled, compile_passes
 from mpgraph.lowering.explain import Cost, cost, readable, rows, table
+from mpgraph.lowering.ranks import Ranks
 from mpgraph.network.network import Network
 from mpgraph.serialization import state as files
 
@@ -66,6 +68,7 @@ class Program(nn.Module):
         protocol: the rule.
         device, dtype: where and as what states are made.
         checks: which *values* are inspected in eager calls; see :func:`compile`.
+        group: of processes that each have a slice of every batch; ``None`` for one process.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Program(nn.Module):
         dtype: torch.dtype,
         checks: Checks,
         *,
+        group: ProcessGroup | None = None,
         warn: bool = True,
     ) -> None:
         super().__init__()
@@ -86,7 +90,8 @@ class Program(nn.Module):
         self.protocol = protocol
         self.agents = build.own_agents(graph)  # after the graph: rules may make agents for its nodes
         build.place_parameters(protocol, self.agents, device, dtype)  # before anything is traced: code has its dtype
-        self._layout = StateLayout(graph, device, dtype)
+        self.group, self._ranks = group, None if group is None else Ranks(group, check=checks != "none")
+        self._layout = StateLayout(graph, device, dtype, self._ranks)
         self._batches = Batches(graph, device, dtype, checks)
         self._rule = RuleParameters(self, protocol)  # from here on no parameter is added
         self._outputs, self._phased = graph.network.outputs, bool(protocol.phases)
@@ -121,7 +126,14 @@ class Program(nn.Module):
             with on_cpu(self.device):
                 try:
                     compiled = compile_passes(
-                        self.graph, self, self.dtype, passes=passes, learning=learning, single=online, record=record
+                        self.graph,
+                        self,
+                        self.dtype,
+                        passes=passes,
+                        learning=learning,
+                        single=online,
+                        record=record,
+                        ranks=self._ranks,
                     )
                 except ProtocolError:
                     if not learning:
@@ -449,17 +461,19 @@ class Program(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """How to compile it again: generated code is not written to files."""
+        if self.group is not None:
+            raise GroupError("a program over a group of processes cannot be pickled: compile it in each process")
         build.check_pickles(self._network, self.protocol)
         return Program._again, self._made(), self.agents.state_dict()
 
     def __copy__(self) -> Program:
-        other = Program._again(*self._made())
+        other = Program._again(*self._made(), self.group)
         other.__setstate__(self.agents.state_dict())
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         made, numbers = deepcopy((self._made(), self.agents.state_dict()), memo)  # functions need not be importable
-        memo[id(self)] = other = Program._again(*made)
+        memo[id(self)] = other = Program._again(*made, self.group)  # processes are not copied
         other.__setstate__(numbers)
         return other
 
@@ -467,9 +481,16 @@ class Program(nn.Module):
         return self._network, self.protocol, self.device, self.dtype, self.checks
 
     @staticmethod
-    def _again(network: Network, rule: Protocol, place: torch.device, dtype: torch.dtype, values: Checks) -> Program:
+    def _again(
+        network: Network,
+        rule: Protocol,
+        place: torch.device,
+        dtype: torch.dtype,
+        values: Checks,
+        group: ProcessGroup | None = None,
+    ) -> Program:
         keep_freed_memory()
-        return Program(network, rule, usable(place), dtype, values, warn=False)  # warnings were shown then
+        return Program(network, rule, usable(place), dtype, values, group=group, warn=False)  # they were shown then
 
     def __setstate__(self, state: Any) -> None:
         self.agents.load_state_dict(state)
