@@ -18,9 +18,10 @@ from mpgraph.agents.protocol import Protocol
 from mpgraph.arguments import Arguments
 from mpgraph.budget import Account, bytes_of
 from mpgraph.environment import autocast_device, inside_transform, keep_freed_memory, on_cpu
-from mpgraph.errors import FlatUnitWarning, InputError, ProtocolError, unknown
+from mpgraph.errors import FlatUnitWarning, GroupError, InputError, ProtocolError, unknown
 from mpgraph.lowering.compile import Compiled, compile_passes
 from mpgraph.lowering.explain import Cost, budgeted, cost, readable, rows, table
+from mpgraph.lowering.ranks import Ranks
 from mpgraph.network.network import Network
 from mpgraph.serialization import state as files
 
@@ -92,8 +93,9 @@ class Program(nn.Module):
         self.protocol = protocol
         self.agents = build.own_agents(graph)  # after the graph: rules may make agents for its nodes
         build.place_parameters(protocol, self.agents, device, dtype)  # before anything is traced: code has its dtype
-        self._layout = StateLayout(graph, device, dtype)
-        self._batches = Batches(graph, device, dtype, checks)
+        self._ranks = None if self.group is None else Ranks(self.group, check=self.checks != "none")
+        self._layout = StateLayout(graph, device, dtype, self._ranks)
+        self._batches = Batches(graph, device, dtype, self.checks)
         self._rule = RuleParameters(self, protocol)  # from here on no parameter is added
         self._outputs, self._phased = graph.network.outputs, bool(protocol.phases)
         self._autocast = autocast_device(device)
@@ -135,6 +137,7 @@ class Program(nn.Module):
                         account=self.memory,
                         single=online,
                         record=record,
+                        ranks=self._ranks,
                     )
                 except ProtocolError:
                     if not learning:
@@ -483,6 +486,8 @@ class Program(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """How to compile it again: generated code is not written to files."""
+        if self.group is not None:
+            raise GroupError("a program over a group of processes cannot be pickled: compile it in each process")
         build.check_pickles(self._network, self.protocol)
         return Program._again, self._made(), self.agents.state_dict()
 
