@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class Compiled:
         passes: the schedule.
         flat: units whose derivative is zero everywhere and that a backward message met.
         no_signal: trained weights whose learning signal is zero whatever the data.
+        run: what to call; a program's backend puts it here.
     """
 
     module: fx.GraphModule
@@ -36,6 +37,7 @@ class Compiled:
     no_signal: list[str]
     remembers: bool
     passes: tuple[str, ...]
+    run: Callable[..., Any] = field(init=False, repr=False)
 
 
 def compile_passes(

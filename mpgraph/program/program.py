@@ -18,6 +18,7 @@ from mpgraph.arguments import Arguments
 from mpgraph.environment import autocast_device, inside_transform, keep_freed_memory, on_cpu, usable
 from mpgraph.errors import FlatUnitWarning, InputError, ProtocolError, unknown
 from mpgraph.lowering.compile import Compiled, compile_passes
+from mpgraph.lowering.derivative import Differentiable
 from mpgraph.lowering.explain import readable, rows, table
 from mpgraph.network.network import Network
 from mpgraph.serialization import state as files
@@ -130,6 +131,7 @@ class Program(nn.Module):
             if learning:
                 memory.separate(compiled.module)
             compiled.module.to(self.device)  # constants: patterns of sparse connections and the like
+            compiled.run = Differentiable(compiled.module)
             self._compiled[key] = compiled
         return self._compiled[key]
 
@@ -403,8 +405,8 @@ class Program(nn.Module):
         """Run generated code, in the program's own dtype whatever ``torch.autocast`` says."""
         if self._autocast is not None and torch.is_autocast_enabled(self._autocast):
             with torch.autocast(self._autocast, enabled=False):
-                return compiled.module.forward(*args)
-        return compiled.module.forward(*args)
+                return compiled.run(*args)
+        return compiled.run(*args)
 
     def _parameters_now(self) -> list[Tensor]:
         """Parameters and buffers as the modules hold them at this moment (``functional_call`` replaces them)."""
