@@ -92,7 +92,7 @@ class Program(nn.Module):
         build.place_parameters(protocol, self.agents, device, dtype)  # before anything is traced: code has its dtype
         self.group, self._ranks = group, None if group is None else Ranks(group, check=checks != "none")
         self._layout = StateLayout(graph, device, dtype, self._ranks)
-        self._batches = Batches(graph, device, dtype, checks)
+        self._batches = Batches(graph, device, dtype, checks, self._ranks.size if self._ranks else 1)
         self._rule = RuleParameters(self, protocol)  # from here on no parameter is added
         self._outputs, self._phased = graph.network.outputs, bool(protocol.phases)
         self._autocast = autocast_device(device)
