@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from mpgraph.budget import Account
 from mpgraph.environment import generator_positions, inside_transform
 from mpgraph.graph.wiring import AgentGraph
 
@@ -29,6 +30,7 @@ class Compiled:
         passes: the schedule.
         flat: units whose derivative is zero everywhere and that a backward message met.
         no_signal: trained weights whose learning signal is zero whatever the data.
+        run: what to call; a program's backend puts it here.
     """
 
     module: fx.GraphModule
@@ -38,6 +40,7 @@ class Compiled:
     no_signal: list[str]
     remembers: bool
     passes: tuple[str, ...]
+    run: Callable[..., Any] = field(init=False, repr=False)
 
 
 def compile_passes(
@@ -47,6 +50,7 @@ def compile_passes(
     *,
     passes: Sequence[str],
     learning: bool,
+    account: Account,
     single: bool = False,
     record: Mapping[str, Sequence[str]] | None = None,
     ranks: Ranks | None = None,
@@ -60,6 +64,7 @@ def compile_passes(
         passes: the schedule.
         learning: whether targets are fed and the new state, the losses and ``record`` are returned; otherwise
             only the predictions are.
+        account: of what segments keep for the backward pass.
         single: whether every batch will hold one example, so that sums over the batch have one term.
         record: fast channels to return, by node.
         ranks: processes that each have a slice of the batch.
@@ -69,7 +74,7 @@ def compile_passes(
     """
     watched = not inside_transform()  # generators cannot be read there
     before = generator_positions() if watched else b""
-    trace = Trace(graph, dtype, single, learning, ranks=ranks)
+    trace = Trace(graph, dtype, single, learning, account, ranks=ranks)
     with trace.parameters_of(modules):
         trace.follow(passes)
         outputs = trace.results(learning, record or {})

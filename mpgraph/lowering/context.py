@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from mpgraph.agents.node import AgentNode
+from mpgraph.budget import Account
 from mpgraph.graph.wiring import AgentGraph
 from mpgraph.network.activations import Activation
 from mpgraph.network.axes import Axis
@@ -37,6 +38,7 @@ class Context:
         dtype: of all numbers.
         single: whether every batch will hold one example.
         learning: whether targets are fed and writes are kept.
+        account: of what segments keep for the backward pass.
         noise: shape of each tensor of standard normal numbers that was asked for; ``None`` stands for the batch.
         flat: units whose derivative is zero everywhere and that a backward message met.
         no_signal: trained weights whose learning signal is zero whatever the data.
@@ -50,6 +52,7 @@ class Context:
     dtype: torch.dtype
     single: bool = False
     learning: bool = True
+    account: Account = field(default_factory=lambda: Account(0))
     noise: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
     flat: list[str] = field(default_factory=list)
     no_signal: list[str] = field(default_factory=list)

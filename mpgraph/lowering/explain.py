@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import fx
 
+from mpgraph.budget import Account, shown
 from mpgraph.graph.arrows import Arrow
 from mpgraph.graph.wiring import AgentGraph
 from mpgraph.network.axes import Axis
@@ -181,6 +182,19 @@ def table(lines: Sequence[Row], batch_size: int) -> str:
     cells.append(("total", f"batch {batch_size}", "", "", *map(_short, totals), ""))
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
+def budgeted(compiled: Compiled, account: Account, batch: int) -> str:
+    """A line on what segments keep for the backward pass; empty where there are none."""
+    made: Any = compiled.module.segments
+    metas = [part.meta for part in made.children()]
+    step = sum(meta["segment"].kept * _elements(meta["axes"], batch) for meta in metas)
+    if not step:
+        return ""
+    return (
+        f"\nsegments keep {shown(step)} a step for the backward pass; the budget of {shown(account.limit)} holds "
+        f"{int(account.limit // step)} steps, what finds no room is computed again"
+    )
 
 
 def _name(node: fx.Node) -> str:

@@ -20,6 +20,7 @@ from mpgraph.environment import inside_transform
 from mpgraph.errors import GroupError, InputError, StateError
 
 DIGITS = 64  # of an integer
+DIFFERENT = "processes of a group differ in the size of their slices, or in the seed or step of their states"
 
 
 class Ranks:
@@ -63,7 +64,9 @@ class Ranks:
             StateError: for states of different seeds or steps.
         """
         total, *sums = self._add(marks, *tensors)
-        if not inside_transform() and not total.is_meta:
+        if torch.compiler.is_compiling():  # compiled code can stop, but not say what differs
+            torch._assert_async((total.abs() == self.size).all(), DIFFERENT)
+        elif not inside_transform() and not total.is_meta:
             self._compare(total)
         return tuple(sums)
 

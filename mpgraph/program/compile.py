@@ -11,12 +11,15 @@ from torch.distributed import ProcessGroup
 from mpgraph.agents.module import unchanged_on_error
 from mpgraph.agents.protocol import Protocol
 from mpgraph.agents.regions import Regions
+from mpgraph.budget import DEFAULT, Memory
 from mpgraph.environment import keep_freed_memory, usable
 from mpgraph.errors import InputError, ProtocolError, unknown
 from mpgraph.network.network import Network
 
+from .backends import Backend, backend_of
 from .checks import processes
-from .program import Checks, Program
+from .execution import Checks, Execution
+from .program import Program
 
 
 def compile(
@@ -26,6 +29,8 @@ def compile(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     checks: Checks = "labels",
+    memory: Memory = DEFAULT,
+    backend: Literal["eager", "inductor", "cudagraphs"] | Backend = "eager",
     group: ProcessGroup | Literal["alone"] = "alone",
 ) -> Program:
     """Compile a network with a learning rule into a program.
@@ -40,6 +45,13 @@ def compile(
             labels (and that soft targets fit the loss), ``"all"`` also that inputs are finite, ``"none"`` nothing.
             On an accelerator such a check waits for it. Under ``torch.func`` and ``torch.compile`` values are
             never inspected.
+        memory: how much the segments of a rule (see :meth:`mpgraph.View.segment`) may keep for backward passes that
+            have not run yet: bytes, a size such as ``"2 GiB"``, or a share of what is free on the device at this
+            moment, ``0.5`` or ``"50%"``. Steps that find no room are computed again in the backward pass, to the same
+            gradient. It says nothing of a rule without segments, nor of steps whose gradient nobody asks for.
+        backend: what runs the generated code: ``"eager"`` torch's own calls one after the other, ``"inductor"``
+            ``torch.compile``, on the first call for each batch size and use, ``"cudagraphs"`` a recorded CUDA graph.
+            All give the same numbers to rounding.
         group: of ``torch.distributed`` processes that hold one network together, such as
             ``torch.distributed.group.WORLD``. Each compiles the same and passes its own slice of every batch, all
             slices of one size; in rank order they are the batch. Whatever the rule reduces over the batch is added up
@@ -51,6 +63,7 @@ def compile(
     Raises:
         NetworkError: for a cycle, a unit without connections, an output that no input reaches.
         ProtocolError: for a rule that does not fit the network.
+        BackendError: for a backend that cannot run on the device.
         GroupError: for a group that is not there.
 
     Warns:
@@ -71,6 +84,8 @@ def compile(
     place, dtype = usable(device), dtype or torch.get_default_dtype()
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(f"dtype must be a floating-point torch.dtype such as torch.float64, got {dtype!r}")
+    chosen = backend_of(backend)
+    chosen.check(place)
     keep_freed_memory()
     with unchanged_on_error(protocol):
-        return Program(network, protocol, place, dtype, checks, group=found)
+        return Program(network, protocol, Execution(place, dtype, checks, memory, chosen, found))

@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 from tqdm import tqdm
 
 from mpgraph.agents.module import RuleModule
 from mpgraph.agents.protocol import Protocol
 from mpgraph.arguments import Arguments
-from mpgraph.environment import autocast_device, inside_transform, keep_freed_memory, on_cpu, usable
+from mpgraph.budget import Account, bytes_of
+from mpgraph.environment import autocast_device, inside_transform, keep_freed_memory, on_cpu
 from mpgraph.errors import FlatUnitWarning, GroupError, InputError, ProtocolError, unknown
 from mpgraph.lowering.compile import Compiled, compile_passes
-from mpgraph.lowering.explain import Cost, cost, readable, rows, table
+from mpgraph.lowering.explain import Cost, budgeted, cost, readable, rows, table
 from mpgraph.lowering.ranks import Ranks
 from mpgraph.network.network import Network
 from mpgraph.serialization import state as files
 
 from . import build, checks, memory
+from .backends import Compilation
 from .batches import Batch, Batches
+from .execution import Execution
 from .parameters import RuleParameters
 from .state import State, StateLayout, stack
-
-Checks = Literal["none", "labels", "all"]
 
 
 class Output(NamedTuple):
@@ -68,6 +69,8 @@ class Program(nn.Module):
         protocol: the rule.
         device, dtype: where and as what states are made.
         checks: which *values* are inspected in eager calls; see :func:`compile`.
+        memory: bytes that segments keep for the backward pass, and the limit that ``mg.compile`` was given.
+        backend: runs the generated code.
         group: of processes that each have a slice of every batch; ``None`` for one process.
     """
 
@@ -75,24 +78,24 @@ class Program(nn.Module):
         self,
         network: Network,
         protocol: Protocol,
-        device: torch.device,
-        dtype: torch.dtype,
-        checks: Checks,
+        execution: Execution,
         *,
-        group: ProcessGroup | None = None,
         warn: bool = True,
     ) -> None:
         super().__init__()
-        self.device, self.dtype, self.checks = device, dtype, checks
+        self._execution = execution
+        device, dtype = self.device, self.dtype = execution.device, execution.dtype
+        self.checks, self.backend, self.group = execution.checks, execution.backend, execution.group
+        self.memory = Account(bytes_of("mg.compile", execution.memory, device))
         self._network = network.copy()  # before the rule rewrites it: what a pickle compiles again
         with on_cpu(device):
             self.graph = graph = build.agent_graph(network, protocol, device, dtype)
         self.protocol = protocol
         self.agents = build.own_agents(graph)  # after the graph: rules may make agents for its nodes
         build.place_parameters(protocol, self.agents, device, dtype)  # before anything is traced: code has its dtype
-        self.group, self._ranks = group, None if group is None else Ranks(group, check=checks != "none")
+        self._ranks = None if self.group is None else Ranks(self.group, check=self.checks != "none")
         self._layout = StateLayout(graph, device, dtype, self._ranks)
-        self._batches = Batches(graph, device, dtype, checks, self._ranks.size if self._ranks else 1)
+        self._batches = Batches(graph, device, dtype, self.checks, self._ranks.size if self._ranks else 1)
         self._rule = RuleParameters(self, protocol)  # from here on no parameter is added
         self._outputs, self._phased = graph.network.outputs, bool(protocol.phases)
         self._autocast = autocast_device(device)
@@ -131,6 +134,7 @@ class Program(nn.Module):
                         self.dtype,
                         passes=passes,
                         learning=learning,
+                        account=self.memory,
                         single=online,
                         record=record,
                         ranks=self._ranks,
@@ -142,6 +146,8 @@ class Program(nn.Module):
             if learning:
                 memory.separate(compiled.module)
             compiled.module.to(self.device)  # constants: patterns of sparse connections and the like
+            what = " ".join(["step" if learning else "predict", *([f"of phase {phase!r}"] if phase else [])])
+            compiled.run = self.backend.prepare(compiled.module, what)
             self._compiled[key] = compiled
         return self._compiled[key]
 
@@ -185,11 +191,14 @@ class Program(nn.Module):
     def explain(self, batch_size: int = 32, phase: str | None = None) -> str:
         """A table: for each arrow and update, what it became, with shapes, FLOPs and bytes at ``batch_size``.
 
-        Of a rule with phases it shows one, by default the first.
+        Of a rule with phases it shows one, by default the first. Where the rule has segments, a last line says what
+        they keep for the backward pass of a step, and for how many steps the memory budget of ``mg.compile`` lasts.
         """
         batch_size = Arguments("program.explain").integer("batch_size", batch_size, 1)
         compiled, arguments = self._example(batch_size, phase)
-        return table(rows(self.graph, compiled, arguments, batch_size), batch_size)
+        lines = rows(self.graph, compiled, arguments, batch_size)
+        runs = f"\nbackend {self.backend.name}: {self.backend.note}" if self.backend.note else ""
+        return table(lines, batch_size) + budgeted(compiled, self.memory, batch_size) + runs
 
     def cost(self, batch_size: int = 32, phase: str | None = None) -> Cost:
         """FLOPs of a step at ``batch_size``, bytes of memory moved, calls of torch, and bytes sent to other processes.
@@ -216,6 +225,22 @@ class Program(nn.Module):
         noise = {name: zeros(shape) for name, shape in compiled.noise.items()}
         fed = [zeros((None, *self._batches.shapes[name.removesuffix(".target")])) for name in self._batches.names]
         return compiled, (state, self._parameters_now(), noise, *fed)
+
+    @property
+    def compilations(self) -> list[Compilation]:
+        """What the backend compiled so far: which function, for which signature, in how many seconds."""
+        return list(self.backend.compilations)
+
+    def compiling_nothing(self) -> AbstractContextManager[None]:
+        """Inside, whatever the backend would have to compile is an error.
+
+        A guard for long loops: whatever changes from call to call (batch sizes, gradients on and off, threads) would be
+        compiled again, which takes longer than many steps. Eager programs compile nothing.
+
+        Raises:
+            BackendError: naming what would be compiled, and what was before.
+        """
+        return self.backend.compiling_nothing()
 
     # -- states -------------------------------------------------------------------------------------------
 
@@ -435,8 +460,8 @@ class Program(nn.Module):
         """Run generated code, in the program's own dtype whatever ``torch.autocast`` says."""
         if self._autocast is not None and torch.is_autocast_enabled(self._autocast):
             with torch.autocast(self._autocast, enabled=False):
-                return compiled.module.forward(*args)
-        return compiled.module.forward(*args)
+                return compiled.run(*args)
+        return compiled.run(*args)
 
     def _parameters_now(self) -> list[Tensor]:
         """Parameters and buffers as the modules hold them at this moment (``functional_call`` replaces them)."""
@@ -467,30 +492,23 @@ class Program(nn.Module):
         return Program._again, self._made(), self.agents.state_dict()
 
     def __copy__(self) -> Program:
-        other = Program._again(*self._made(), self.group)
+        other = Program._again(*self._made())
         other.__setstate__(self.agents.state_dict())
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         made, numbers = deepcopy((self._made(), self.agents.state_dict()), memo)  # functions need not be importable
-        memo[id(self)] = other = Program._again(*made, self.group)  # processes are not copied
+        memo[id(self)] = other = Program._again(*made)
         other.__setstate__(numbers)
         return other
 
-    def _made(self) -> tuple[Network, Protocol, torch.device, torch.dtype, Checks]:
-        return self._network, self.protocol, self.device, self.dtype, self.checks
+    def _made(self) -> tuple[Network, Protocol, Execution]:
+        return self._network, self.protocol, self._execution
 
     @staticmethod
-    def _again(
-        network: Network,
-        rule: Protocol,
-        place: torch.device,
-        dtype: torch.dtype,
-        values: Checks,
-        group: ProcessGroup | None = None,
-    ) -> Program:
+    def _again(network: Network, rule: Protocol, execution: Execution) -> Program:
         keep_freed_memory()
-        return Program(network, rule, usable(place), dtype, values, group=group, warn=False)  # they were shown then
+        return Program(network, rule, execution.again(), warn=False)  # warnings were shown then
 
     def __setstate__(self, state: Any) -> None:
         self.agents.load_state_dict(state)

@@ -19,6 +19,7 @@ from rules import Echo, Memories, TwoStates
 
 import mpgraph as mg
 from mpgraph.architectures import convnet, mlp, recurrent
+from mpgraph.program.backends import Inductor
 from mpgraph.protocols import BLUR, Backprop, NodePerturbation
 from mpgraph.protocols.backprop import Weight
 from mpgraph.registry import lookup
@@ -207,6 +208,15 @@ def gradients_average_to_the_gradient(rank):
             assert torch.allclose(gradient / PROCESSES, whole, rtol=0, atol=1e-10)
 
 
+def run_by_a_backend(rank):
+    one, many = dense(), dense(group=dist.group.WORLD, backend=Inductor("aot_eager"))
+    x, y = problem(one.graph.network, SLICE * PROCESSES)
+    assert close(one.step(one.init(), x, y)[0], many.step(many.init(), rows(x, rank), rows(y, rank))[0])
+    assert many.compilations
+    with pytest.raises(RuntimeError, match="differ in the size of their slices"):
+        many.step(many.init(), *problem(one.graph.network, 4 + rank))
+
+
 def no_derivative_of_an_extremum(rank):
     many = dense(Everything(), dist.group.WORLD)
     state = many.init(batch_size=SLICE)
@@ -308,7 +318,13 @@ def costs(rank):
 
 
 OTHERS = [
-    *(one_example_each, normalization_of_one_example_each, mapped_over_states, gradients_average_to_the_gradient),
+    *(
+        run_by_a_backend,
+        one_example_each,
+        normalization_of_one_example_each,
+        mapped_over_states,
+        gradients_average_to_the_gradient,
+    ),
     *(no_derivative_of_an_extremum, slices_of_different_sizes, states_of_different_seeds, states_of_different_steps),
     *(unchecked, predictions_wait_for_nobody, without_reductions_nothing_is_sent, copies_stay_in_the_group),
     *(part_of_the_processes, costs),

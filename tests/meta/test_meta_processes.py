@@ -12,7 +12,7 @@ import torch
 
 import mpgraph as mg
 from mpgraph.architectures import mlp
-from mpgraph.meta import Episode, Evolution, MetaTrainer, Sinusoids, Unroll, join, leave
+from mpgraph.meta import CMAES, Episode, Evolution, MetaTrainer, Sinusoids, Unroll, join, leave
 from mpgraph.protocols import Backprop
 
 
@@ -22,7 +22,7 @@ def train(folder, steps, kind, dies=None):
     group = join()
     rule = Backprop(optimizer=mg.SGD(mg.learnable(0.02), momentum=mg.learnable(0.5)))
     episode = Episode(mg.compile(mlp([1, 3, 1], "tanh", "l2"), rule))
-    estimator = Unroll() if kind == "unroll" else Evolution(0.01, 2)
+    estimator = {"unroll": Unroll(), "evolution": Evolution(0.01, 2), "cma_es": CMAES(0.01, 5)}[kind]
     trainer = MetaTrainer(episode, Sinusoids(steps=4), estimator, tasks=4, seed=3, group=group)
     trainer.run(2, folder, resume=True, every=1)
     if dies == group.rank:
@@ -44,7 +44,7 @@ def rows(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("kind", ["unroll", "evolution"])
+@pytest.mark.parametrize("kind", ["unroll", "evolution", "cma_es"])
 def test_two_processes_agree_with_one_and_go_on_where_it_stopped(kind, tmp_path):
     assert together(1, tmp_path / "one", 6, kind) == [0]
     assert together(2, tmp_path / "both", 4, kind) == [0, 0]
