@@ -43,6 +43,7 @@ class Cost(NamedTuple):
         sent: bytes that each process of the program's group gives to be added up: the size of what is all-reduced. In a
             ring of n processes each sends ``2 * (n - 1) / n`` times as many. Zero without a group.
         rounds: how many times it waits for the others.
+        state: bytes of the state, with the memories of that many examples.
     """
 
     flops: float
@@ -50,6 +51,7 @@ class Cost(NamedTuple):
     calls: int
     sent: float
     rounds: int
+    state: int
 
 
 class Row(NamedTuple):
@@ -125,7 +127,9 @@ def cost(compiled: Compiled, arguments: Sequence[Any], batch_size: int) -> Cost:
     flops = sum(_flops(node, sizes, batch_size) for node in nodes)
     rounds = [node for node in compiled.module.graph.nodes if "joins" in node.meta]
     sent = sum(_sent(node, sizes) for node in (*nodes, *rounds))
-    return Cost(flops, sum(_moved(node, sizes) for node in nodes), len(nodes), sent, len(rounds))
+    tensors = [t for name, channels in arguments[0].items() if name != "program" for t in channels.values()]
+    state = sum(t.numel() * t.element_size() for t in tensors)
+    return Cost(flops, sum(_moved(node, sizes) for node in nodes), len(nodes), sent, len(rounds), state)
 
 
 def _calls(module: fx.GraphModule) -> list[fx.Node]:

@@ -201,7 +201,7 @@ class Program(nn.Module):
         return table(lines, batch_size) + budgeted(compiled, self.memory, batch_size) + runs
 
     def cost(self, batch_size: int = 32, phase: str | None = None) -> Cost:
-        """FLOPs of a step at ``batch_size``, bytes of memory moved, calls of torch, and bytes sent to other processes.
+        """What a step costs at ``batch_size`` (of a group, the examples of this process): FLOPs, bytes, messages.
 
         Of a rule with phases it is that of one, by default the first. Counted from the generated code, whose shapes
         are found by running it once on zeros: on the ``meta`` device (``mg.compile(..., device="meta")``) that takes
