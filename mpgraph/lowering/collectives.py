@@ -105,13 +105,14 @@ def coalesce(module: fx.GraphModule, ranks: Ranks) -> None:
         for target in targets:
             parts = [node for node in here if node.target is target]
             arguments = [copies[node.all_input_nodes[0]] for node in parts]
+            marks = []
             if number == 0 and ranks.check and target is ranks.add:
-                call = graph.call_function(ranks.add_compared, (_written_marks(graph, ranks), *arguments))
-            else:
-                call = graph.call_function(target, tuple(arguments))
-            for index, node in enumerate(parts):
+                target, marks = ranks.add_compared, [_written_marks(graph, ranks)]
+            call = graph.call_function(target, (*marks, *arguments))
+            call.meta["joins"] = len(arguments)  # the last of its arguments
+            for index, (node, argument) in enumerate(zip(parts, arguments, strict=True)):
                 copies[node] = graph.call_function(operator.getitem, (call, index))
-                copies[node].meta.update(node.meta, reduced=copies[node.all_input_nodes[0]])
+                copies[node].meta.update(node.meta, reduced=argument)
     graph.output(fx.map_arg(end.args[0], copies.__getitem__))
     module.graph = graph
     module.recompile()

@@ -95,7 +95,7 @@ class Program(nn.Module):
         build.place_parameters(protocol, self.agents, device, dtype)  # before anything is traced: code has its dtype
         self._ranks = None if self.group is None else Ranks(self.group, check=self.checks != "none")
         self._layout = StateLayout(graph, device, dtype, self._ranks)
-        self._batches = Batches(graph, device, dtype, self.checks)
+        self._batches = Batches(graph, device, dtype, self.checks, self._ranks.size if self._ranks else 1)
         self._rule = RuleParameters(self, protocol)  # from here on no parameter is added
         self._outputs, self._phased = graph.network.outputs, bool(protocol.phases)
         self._autocast = autocast_device(device)
@@ -201,7 +201,7 @@ class Program(nn.Module):
         return table(lines, batch_size) + budgeted(compiled, self.memory, batch_size) + runs
 
     def cost(self, batch_size: int = 32, phase: str | None = None) -> Cost:
-        """FLOPs of a step at ``batch_size``, bytes of memory moved, calls of torch, and bytes sent to other processes.
+        """What a step costs at ``batch_size`` (of a group, the examples of this process): FLOPs, bytes, messages.
 
         Of a rule with phases it is that of one, by default the first. Counted from the generated code, whose shapes
         are found by running it once on zeros: on the ``meta`` device (``mg.compile(..., device="meta")``) that takes
