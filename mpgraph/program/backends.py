@@ -17,6 +17,7 @@ import operator
 import sys
 import time
 import types
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -144,7 +145,7 @@ class Inductor(Backend):
             nonlocal known
             start = time.perf_counter()
             try:
-                with nullcontext() if known else _telling(f"{self.name}: compiling {what}"):
+                with nullcontext() if known else _first_call(f"{self.name}: compiling {what}"):
                     results = compiled(*tensors)
             except (TorchDynamoException, FailOnRecompileLimitHit) as error:
                 if started and self.closed:
@@ -267,8 +268,9 @@ class _BySignature:
         return [torch._C._functorch._add_batch_dim(r, 0, level) for r in results] if mapped else results
 
     def _compiled(self, dims: tuple[Any, ...], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Results of plain tensors; within these signatures torch looks for what else differs."""
-        signature = dims, torch.is_grad_enabled(), tensors[-1].shape
+        """Results of plain tensors; torch looks for what else differs, such as strides and the number of threads."""
+        wanted = torch.is_grad_enabled() and tuple(tensor.requires_grad for tensor in tensors)
+        signature = dims, tensors[-1].shape, wanted
         function = self._known.get(signature)
         if function is None:
             nested = self._flat.function
@@ -421,17 +423,18 @@ _numbers = itertools.count()
 
 
 @contextmanager
-def _telling(text: str) -> Iterator[None]:
-    """Say what a person waits for, on a terminal, if it takes long."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    start = time.perf_counter()
-    print(f"{text} ...", end="", file=sys.stderr, flush=True)
+def _first_call(text: str) -> Iterator[None]:
+    """Say on a terminal what a person waits for, without what torch says of its own doings."""
+    start, told = time.perf_counter(), sys.stderr.isatty()
+    if told:
+        print(f"{text} ...", end="", file=sys.stderr, flush=True)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+            yield
     finally:
-        print(f" {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+        if told:
+            print(f" {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
 
 
 def _first_line(error: BaseException) -> str:

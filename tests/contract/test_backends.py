@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mpgraph as mg
 from mpgraph.architectures import mlp
 from mpgraph.program.backends import CudaGraphs, Inductor
-from mpgraph.protocols import MPLP, VSML, Backprop, FeedbackAlignment
+from mpgraph.protocols import VSML, Backprop, FeedbackAlignment
 
 TRACED = Inductor("aot_eager")  # everything that inductor does but writing and compiling C++
 
@@ -50,15 +50,23 @@ def data(size, steps=3, inputs=3):
     return xs, torch.randint(0, 2, (steps, size), generator=generator)
 
 
+SLOW = ("mplp", "vsml", "blur")  # to trace: a learner in each synapse
+
+
 @pytest.fixture(params=mg.list_protocols())
 def rule(request):
-    return MPLP(k=2, n=2) if request.param == "mplp" else mg.make_protocol(request.param)
+    return mg.make_protocol(request.param)
+
+
+@pytest.fixture
+def network(rule):
+    return mlp([3, 2] if type(rule).__name__.lower() in SLOW else [3, 4, 2], "tanh")
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("size", [1, 4])
-def test_steps_and_predictions(rule, size, kind):
-    eager, fast = programs(mlp([3, 4, 2], "tanh"), rule, BACKENDS[kind])
+def test_steps_and_predictions(rule, network, size, kind):
+    eager, fast = programs(network, rule, BACKENDS[kind])
     xs, ys = data(size)
     one = two = start = eager.init(batch_size=size)
     with torch.no_grad():
@@ -74,8 +82,8 @@ def test_steps_and_predictions(rule, size, kind):
     assert any(w.startswith("step") for w in what)
 
 
-def test_stacked_states_under_vmap(rule):
-    eager, fast = programs(mlp([3, 4, 2], "tanh"), rule)
+def test_stacked_states_under_vmap(rule, network):
+    eager, fast = programs(network, rule)
     xs, ys = data(4)
     states = eager.init(range(3), batch_size=4)
     options = {"noise": eager.noise(states, 4)}
@@ -98,9 +106,9 @@ def test_stacked_states_under_vmap(rule):
             steps(fast)
 
 
-def test_meta_gradients_through_an_unroll(rule):
+def test_meta_gradients_through_an_unroll(rule, network):
     """Gradients of a last loss with respect to the first state and the rule's parameters."""
-    eager, fast = programs(mlp([3, 4, 2], "tanh"), rule)
+    eager, fast = programs(network, rule)
     xs, ys = data(4)
 
     def gradients(program):
@@ -159,15 +167,15 @@ def test_replaced_parameters():
 def test_vmap_in_vmap_and_over_what_a_step_does_not_read():
     eager, fast = programs(mlp([3, 4, 2]), FeedbackAlignment(lr=0.1))
     xs, ys = data(4)
-    states = eager.init(range(2))
+    states, state = eager.init(range(2)), eager.init()
 
     def everything(program):
         def of_state(state):
             return torch.func.vmap(lambda x, y: program.step(state, x, y)[1].loss)(xs, ys)
 
         mapped = torch.func.vmap(of_state)(states)
-        repeated = torch.func.vmap(lambda k: k * program.step(program.init(), xs[0], ys[0])[1].loss)(xs[:, 0, 0])
-        across = torch.func.vmap(lambda x: program.predict(program.init(), x), in_dims=1, out_dims=1)(xs)
+        repeated = torch.func.vmap(lambda k: k * program.step(state, xs[0], ys[0])[1].loss)(xs[:, 0, 0])
+        across = torch.func.vmap(lambda x: program.predict(state, x), in_dims=1, out_dims=1)(xs)
         return mapped, repeated, across
 
     for expected, found in zip(everything(eager), everything(fast), strict=True):
@@ -302,36 +310,39 @@ def test_code_that_cannot_be_compiled():
 
 
 def looks_at_values(z):
-    return torch.from_numpy(z.detach().numpy() * 2)
+    return z if bool((z == z).all()) else -z
 
 
-@pytest.mark.parametrize("rule", [FeedbackAlignment, VSML])
-def test_inductor(rule):
-    """Steps, gradients and vmap by compiled C++; no tensor of a state shares memory with another."""
-    eager, fast = programs(mlp([3, 2]), rule(), "inductor")
+def test_inductor():
+    """Steps, gradients and vmap by compiled C++."""
+    eager, fast = programs(mlp([3, 2]), FeedbackAlignment(lr=mg.learnable(0.1)), "inductor")
     xs, ys = data(4)
-    state = start = eager.init(batch_size=4)
-    with torch.no_grad():
+
+    def learn(program, state):
         for x, y in zip(xs, ys, strict=True):
-            expected, found = eager.step(state, x, y)[0], fast.step(state, x, y)[0]
-            assert distance(expected, found) < 1e-12
-            places = [t.untyped_storage().data_ptr() for channels in found.values() for t in channels.values()]
-            assert len(set(places)) == len(places)
-            state = found
-    if rule is FeedbackAlignment:
-        states = eager.init(range(2))
+            state, out = program.step(state, x, y)
+        return state, out.loss
+
+    (one, expected), (two, found) = (learn(p, eager.init()) for p in (eager, fast))
+    assert distance(one, two) < 1e-12
+    rates = list(eager.protocol.parameters())
+    (expected,), (found,) = torch.autograd.grad(expected, rates), torch.autograd.grad(found, rates)
+    assert torch.allclose(found, expected, rtol=1e-10)
+    assert any(c.why == "its backward pass" for c in fast.compilations)
+    states = eager.init(range(2))
+    with torch.no_grad():
         one, two = (torch.func.vmap(lambda s, p=p: p.step(s, xs[0], ys[0])[0])(states) for p in (eager, fast))
-        assert distance(one, two) < 1e-12
-    else:
-        gradients = []
-        for program in (eager, fast):
-            state = start
-            for x, y in zip(xs, ys, strict=True):
-                state, out = program.step(state, x, y)
-            found = torch.autograd.grad(
-                out.loss, list(eager.protocol.parameters()), allow_unused=True, materialize_grads=True
-            )
-            gradients.append(found)
-        for expected, found in zip(*gradients, strict=True):
-            assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
-        assert any(c.why == "its backward pass" for c in fast.compilations)
+    assert distance(one, two) < 1e-12
+
+
+def test_no_tensor_of_a_compiled_state_shares_memory():
+    """VS-ML keeps the error that it also sends, so its code ends with a copy."""
+    eager, fast = programs(mlp([3, 2]), VSML(), "inductor")
+    assert "clone" in eager.code
+    (x, *_), (y, *_) = data(4)
+    state = eager.init(batch_size=4)
+    with torch.no_grad():
+        expected, found = eager.step(state, x, y)[0], fast.step(state, x, y)[0]
+    assert distance(expected, found) < 1e-12
+    places = [t.untyped_storage().data_ptr() for channels in found.values() for t in channels.values()]
+    assert len(set(places)) == len(places)
