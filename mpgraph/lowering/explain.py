@@ -33,6 +33,25 @@ FREE = (
 )
 
 
+class Cost(NamedTuple):
+    """What one step costs, as counted from the generated code.
+
+    Attributes:
+        flops: additions, multiplications and functions of single numbers; a product that is added up counts two.
+        bytes: memory that is read or written, if every call reads its arguments and writes its result once.
+        calls: of torch functions that compute something; views cost nothing.
+        sent: bytes that this process adds up with the others of its group: the size of what is all-reduced. A ring of
+            n processes sends and receives ``2 * (n - 1) / n`` times as many. Zero without a group.
+        rounds: how many times it waits for the others.
+    """
+
+    flops: float
+    bytes: float
+    calls: int
+    sent: float
+    rounds: int
+
+
 class Row(NamedTuple):
     """One line: an arrow, or an update of a node."""
 
@@ -42,6 +61,7 @@ class Row(NamedTuple):
     shapes: str
     flops: float
     bytes: float
+    sent: float
     note: str
 
 
@@ -56,9 +76,8 @@ def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_
     """
     sizes = tensors_of(compiled.module, arguments)
     calls: dict[Any, list[fx.Node]] = {}
-    for node in compiled.module.graph.nodes:
-        if node.op in ("call_function", "call_method") and node.target not in FREE:
-            calls.setdefault(node.meta.get("origin"), []).append(node)
+    for call in _calls(compiled.module):
+        calls.setdefault(call.meta.get("origin"), []).append(call)
     notes: dict[Any, list[str]] = {}
     for origin, text in compiled.notes:
         notes.setdefault(origin, []).append(text)
@@ -68,8 +87,6 @@ def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_
         nodes, note = calls.pop(origin, []), "; ".join(notes.pop(origin, []))
         if not nodes and not isinstance(origin, Arrow):
             return
-        flops = sum(per * _elements(axes, batch_size) for per, axes in (n.meta["work"] for n in nodes))
-        moved = sum(sizes[m].bytes for n in nodes for m in (n, *n.all_input_nodes) if m in sizes)
         shapes = ", ".join(_signature(n, sizes) for n in nodes)
         result.append(
             Row(
@@ -77,8 +94,9 @@ def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_
                 what,
                 ", ".join(map(_name, nodes)) or "-",
                 shapes,
-                flops,
-                moved,
+                sum(_flops(n, sizes, batch_size) for n in nodes),
+                sum(_moved(n, sizes) for n in nodes),
+                0.0,
                 note if nodes else "",
             )
         )
@@ -95,6 +113,31 @@ def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_
     return result
 
 
+def cost(compiled: Compiled, arguments: Sequence[Any], batch_size: int) -> Cost:
+    """What the whole of a generated function costs; arguments as in :func:`rows`."""
+    sizes = tensors_of(compiled.module, arguments)
+    nodes = [node for node in _calls(compiled.module) if not (node in sizes and sizes[node].view)]
+    flops = sum(_flops(node, sizes, batch_size) for node in nodes)
+    return Cost(flops, sum(_moved(node, sizes) for node in nodes), len(nodes), 0.0, 0)
+
+
+def _calls(module: fx.GraphModule) -> list[fx.Node]:
+    """Calls that may cost something."""
+    return [n for n in module.graph.nodes if n.op in ("call_function", "call_method") and n.target not in FREE]
+
+
+def _flops(node: fx.Node, sizes: dict[fx.Node, Size], batch_size: int) -> float:
+    per, axes = node.meta.get("work", (0.0, ()))
+    return 0.0 if node in sizes and sizes[node].view else per * _elements(axes, batch_size)
+
+
+def _moved(node: fx.Node, sizes: dict[fx.Node, Size]) -> float:
+    """Bytes that a call reads and writes."""
+    if node in sizes and sizes[node].view:
+        return 0.0
+    return float(sum(sizes[n].bytes for n in (node, *node.all_input_nodes) if n in sizes))
+
+
 def _signature(node: fx.Node, sizes: dict[fx.Node, Size]) -> str:
     """Shapes of a call: ``32x64 10x64 -> 32x10``."""
     operands = " ".join(_shape(sizes[n].shape) for n in node.all_input_nodes if n in sizes)
@@ -107,11 +150,13 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def table(lines: Sequence[Row], batch_size: int) -> str:
     """The lines as aligned text, with totals; ``-`` is an arrow that costs nothing or is never needed."""
-    cells = [("pass", "arrow", "became", "shapes", "FLOPs", "bytes", "note")]
+    sent = any(row.sent for row in lines)
+    cells = [("pass", "arrow", "became", "shapes", "FLOPs", "bytes", *["sent"] * sent, "note")]
     for row in lines:
-        cells.append((*row[:4], _short(row.flops), _short(row.bytes), row.note))
-    total = (_short(sum(r.flops for r in lines)), _short(sum(r.bytes for r in lines)))
-    cells.append(("total", f"batch {batch_size}", "", "", *total, ""))
+        numbers = (row.flops, row.bytes, *[row.sent] * sent)
+        cells.append((*row[:4], *map(_short, numbers), row.note))
+    totals = (sum(r.flops for r in lines), sum(r.bytes for r in lines), *[sum(r.sent for r in lines)] * sent)
+    cells.append(("total", f"batch {batch_size}", "", "", *map(_short, totals), ""))
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
 

@@ -10,6 +10,7 @@ from .estimators import Estimator as Estimator
 from .estimators import Evolution as Evolution
 from .estimators import Growing as Growing
 from .estimators import LogUniform as LogUniform
+from .estimators import NeverEnding as NeverEnding
 from .estimators import Recomputed as Recomputed
 from .estimators import Truncated as Truncated
 from .estimators import Unroll as Unroll

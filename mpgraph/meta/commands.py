@@ -22,9 +22,8 @@ from mpgraph.serialization.protocol import load_protocol
 from . import settings as files
 from .baselines import RATES, nearest_class_mean, tuned
 from .distributed import join, leave
-from .episode import Episode
 from .task import Tasks, list_families
-from .trainer import DivergenceError, evaluate
+from .trainer import PRIOR, DivergenceError, evaluate
 
 NUMBERS = ("lr", "tasks", "seed")  # flags whose values are not words
 FLAGS = {  # flag: setting, help
@@ -119,10 +118,12 @@ def evaluate_rule(options: argparse.Namespace) -> int:
     given = files.complete(files.changed(given, changes))
     family = files.family_of(given["family"], options.data)
     network = files.network_of(given["network"], family)
-    episode = Episode(mg.compile(network, rule), given["terms"])
+    episode = files.episode_of(given, mg.compile(network, rule))
     tasks = Tasks(family, options.seed, options.tasks, 0, options.split)
     validation = Tasks(family, options.seed, min(8, options.tasks), 0, "validation")
     theta = {name: p.detach() for name, p in episode.parameters().items()}
+    if "prior" in given["network"]:
+        theta |= episode.prior_of(episode.program.load(Path(options.rule) / PRIOR))
     at_once = int(given["trainer"]["tasks"])
     rows: dict[str, dict[str, Tensor]] = {Path(str(options.rule)).name: evaluate(episode, theta, tasks, at_once)}
     descent = lookup("mpgraph.protocols", "backprop")

@@ -21,7 +21,7 @@ from mpgraph.registry import lookup, registered
 
 from .distributed import Group
 from .episode import Episode
-from .estimators import Cloning, Evolution, Growing, LogUniform, Recomputed, Truncated, Unroll
+from .estimators import Cloning, Evolution, Growing, LogUniform, NeverEnding, Recomputed, Truncated, Unroll
 from .families import PermutedLabels, RandomProjection
 from .guard import Guard
 from .search import CMAES
@@ -36,7 +36,8 @@ ESTIMATORS: dict[str, Any] = {
     "cma_es": CMAES,
     "cloning": Cloning,
 }
-LENGTHS: dict[str, Any] = {"growing": Growing, "log_uniform": LogUniform}
+LENGTHS: dict[str, Any] = {"growing": Growing, "log_uniform": LogUniform, "never_ending": NeverEnding}
+FRESH = ("pool", "prior")  # settings of [network] that say what fresh networks begin with; those of Episode
 SCHEDULES = ("constant", "cosine")
 USUAL: dict[str, Any] = {
     "network": {"name": "mlp"},
@@ -117,7 +118,7 @@ def protocol_of(table: Mapping[str, Any]) -> Protocol | dict[str, Protocol]:
 
 def network_of(table: Mapping[str, Any], family: TaskFamily) -> Network:
     """An architecture; of ``mlp``, sizes may leave out inputs and outputs, which are the family's: ``hidden``."""
-    given = dict(table)
+    given = {key: value for key, value in table.items() if key not in FRESH}
     name = given.pop("name")
     build = lookup("mpgraph.architectures", name)
     if build is None:
@@ -179,6 +180,12 @@ def estimator_of(table: Mapping[str, Any], network: Network, dtype: torch.dtype)
         raise InputError(f"estimator {name}: {error}") from None
 
 
+def episode_of(settings: Mapping[str, Any], program: Program) -> Episode:
+    """The episode of complete settings."""
+    fresh = {key: value for key, value in settings["network"].items() if key in FRESH}
+    return Episode(program, settings["terms"], settings["trainer"].get("penalised", "*"), **fresh)
+
+
 def optimizer_of(name: str, lr: float, options: Mapping[str, Any]) -> Callable[..., torch.optim.Optimizer]:
     """A maker of optimizers of torch, by name: ``adam``, ``sgd``, ``rmsprop`` and the like."""
     classes: dict[str, Any] = {
@@ -211,11 +218,11 @@ def trainer_of(
     schedule = options.pop("schedule", "constant")
     if schedule not in SCHEDULES:
         raise InputError(unknown("schedule", schedule, SCHEDULES))
-    penalised = options.pop("penalised", "*")
+    options.pop("penalised", None)
     maker = optimizer_of(options.pop("optimizer"), options.pop("lr"), options.pop("optimizer_options", {}))
     try:
         return MetaTrainer(
-            Episode(program, given["terms"], penalised),
+            episode_of(given, program),
             family,
             estimator_of(given["estimator"], network, dtype),
             optimizer=maker,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mpgraph.arguments import Arguments
 from mpgraph.errors import FileError, InputError, MPGraphError
 
 from . import checkpoint
-from .clipping import Clip, clipped, norm_of, sparse_gradient, sparse_value
+from .clipping import Clip, clipped, norm_of, sparse_gradient, sparse_value, usual_clipped
 from .distributed import Group
 from .episode import Episode
 from .estimators.base import Estimate, Estimator
@@ -28,6 +29,9 @@ from .task import TaskFamily, Tasks
 
 LAST = 50  # outer steps whose means a training record gives
 SHOWN = 32  # meta-parameters that are single numbers are written to the log if there are at most so many
+
+
+PRIOR = "prior.safetensors"  # in the folder of the rule: a network with the initial numbers that were learned
 
 
 class DivergenceError(MPGraphError, RuntimeError):
@@ -49,8 +53,11 @@ class MetaTrainer:
         seed: of all that is random.
         schedule: factor of the learning rate at an outer step; 1 by default.
         clip: ``norm`` scales the gradient down to at most ``limit``, ``value`` cuts its numbers off there, ``tensor``
-            makes the norm of each tensor ``limit``.
+            makes the norm of each tensor ``limit``, ``usual`` scales each tensor down to at most ``limit`` times the
+            median of its own last norms.
         limit: of ``clip``.
+        rates: factors of the learning rate by pattern of the names of meta-parameters; the first that matches counts.
+            Numbers of a rule differ in size: a decay of 1e-3 is much, a factor of an outer product of errors little.
         sparsity: weight of the sum of absolute values of the meta-parameters, added to the meta-loss so that it makes
             exact zeros: a number that is zero stays so while its gradient is smaller than the weight, and one that
             would change its sign becomes zero (as in orthant-wise descent, Andrew and Gao, 2007). The term ``l1`` of
@@ -81,6 +88,7 @@ class MetaTrainer:
         schedule: Callable[[int], float] | None = None,
         clip: Clip | None = None,
         limit: float = 1.0,
+        rates: Mapping[str, float] | None = None,
         sparsity: float = 0.0,
         average: float | None = None,
         validate_every: int | None = None,
@@ -92,8 +100,10 @@ class MetaTrainer:
         self.episode, self.family, self.estimator = episode, family, estimator
         self.tasks, self.seed = check.integer("tasks", tasks, 1), check.seed("seed", seed)
         self.schedule, self.guard, self.group = schedule, guard or Guard(), group or Group()
-        self.clip = check.choice("clip", clip, ("norm", "value", "tensor", None))
+        self.clip = check.choice("clip", clip, ("norm", "value", "tensor", "usual", None))
         self.limit = check.number("limit", limit, above=0.0)
+        self.rates = {pattern: check.number(f"rates[{pattern!r}]", r, 0.0) for pattern, r in (rates or {}).items()}
+        self.norms: dict[str, list[float]] = {}
         self.sparsity = check.number("sparsity", sparsity, 0.0)
         self.average = None if average is None else check.number("average", average, 0.0, 1.0)
         self.validate_every = None if validate_every is None else check.integer("validate_every", validate_every, 1)
@@ -101,14 +111,33 @@ class MetaTrainer:
         if self.guard.policy == "restore" and self.validate_every is None:
             raise InputError("Guard(policy='restore') returns to the best parameters: give validate_every too")
         self.parameters = {name: p.detach().clone().requires_grad_() for name, p in episode.parameters().items()}
-        self._make = optimizer or (lambda tensors: torch.optim.Adam(tensors, lr=1e-3))
-        self.optimizer = self._make(list(self.parameters.values()))
+        self._given = optimizer or (lambda tensors: torch.optim.Adam(tensors, lr=1e-3))
+        self.optimizer = self._make()
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._previous, self._mean, self._best = (self._copy() for _ in range(3))
         self.step, self._scale = 0, 1.0
         self.audited: dict[str, str] | None = None
         self.best: float | None = None
         self.stopped: str | None = None
+
+    def _make(self) -> torch.optim.Optimizer:
+        """A fresh optimizer, in which each rate has parameters of its own."""
+        factors = dict.fromkeys(self.parameters, 1.0)
+        for pattern, factor in reversed(self.rates.items()):
+            matched = [name for name in factors if fnmatchcase(name, pattern)]
+            if not matched:
+                known = ", ".join(factors)
+                raise InputError(
+                    f"MetaTrainer: rates has {pattern!r}, which matches none of the meta-parameters {known}"
+                )
+            factors |= dict.fromkeys(matched, factor)
+        made = self._given(list(self.parameters.values()))
+        if self.rates:
+            (group,) = made.param_groups
+            made.param_groups.clear()
+            for name, p in self.parameters.items():
+                made.add_param_group({**group, "params": [p], "lr": group["lr"] * factors[name]})
+        return made
 
     # -- one outer step -------------------------------------------------------------------------------------------
 
@@ -123,7 +152,7 @@ class MetaTrainer:
         row: dict[str, Any] = {"step": self.step}
         found: dict[str, Tensor] | None = None
         if isinstance(self.estimator, CMAES):
-            found, estimate = self.estimator.improve(self.episode, self.parameters, tasks, generator)
+            found, estimate = self.estimator.improve(self.episode, self.parameters, tasks, generator, self.group)
         else:
             mine = tasks.shard(self.group.rank, self.group.size)
             estimate = self.group.mean(self.estimator.estimate(self.episode, self.parameters, mine, generator))
@@ -163,7 +192,10 @@ class MetaTrainer:
         """An optimizer step; the norm of the gradient before clipping."""
         given = {name: g.detach() for name, g in estimate.gradient.items() if g is not None}
         norm = norm_of(given)
-        given = clipped(given, self.clip, self.limit)
+        if self.clip == "usual":
+            given, self.norms = usual_clipped(given, self.limit, self.norms)
+        else:
+            given = clipped(given, self.clip, self.limit)
         before = {name: self.parameters[name].detach().clone() for name in given}
         if self.sparsity:  # after clipping, so that an exploding gradient cannot hide it
             given = {name: sparse_gradient(before[name], g, self.sparsity) for name, g in given.items()}
@@ -209,7 +241,7 @@ class MetaTrainer:
             self._scale /= 2.0
         elif policy == "restore":
             self._set(self._best)
-            self.optimizer = self._make(list(self.parameters.values()))
+            self.optimizer = self._make()
         elif policy == "stop":
             self.stopped = str(row["guard"])
 
@@ -355,6 +387,8 @@ class MetaTrainer:
         if self.group.rank == 0:
             about = {**(record or {}), **self.describe(), "reached": self._reached(place / "log.jsonl")}
             self.protocol().save(place / "rule", _strict(about))
+            if self.episode.prior_of(self.episode.program.init()):
+                self.episode.program.save(self.episode.network(self.rule()), place / "rule" / PRIOR)
 
     def _keep(self, place: Path, position: int, keep: int) -> None:
         tensors, about = self.state()  # every process takes part
@@ -377,7 +411,7 @@ class MetaTrainer:
         about = {
             "step": self.step, "best": self.best, "scale": self._scale, "optimizer": rest, "seed": self.seed,
             "tasks": self.tasks, "recent": self.guard.recent, "faults": self.guard.faults, "stopped": self.stopped,
-            "audited": self.audited,
+            "audited": self.audited, "norms": self.norms,
         }  # fmt: skip
         return tensors, about
 
@@ -410,7 +444,7 @@ class MetaTrainer:
         self.estimator.load(carried)
         self.step, self.best, self._scale = about["step"], about["best"], about["scale"]
         self.guard.recent, self.guard.faults, self.stopped = about["recent"], about["faults"], about["stopped"]
-        self.audited = about["audited"]
+        self.audited, self.norms = about["audited"], about.get("norms", {})
         return int(about["log_bytes"])
 
     def _copy(self) -> dict[str, Tensor]:

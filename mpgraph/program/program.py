@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any, Literal, NamedTuple
 
@@ -15,20 +16,21 @@ from tqdm import tqdm
 from mpgraph.agents.module import RuleModule
 from mpgraph.agents.protocol import Protocol
 from mpgraph.arguments import Arguments
-from mpgraph.budget import Account, Memory, bytes_of
-from mpgraph.environment import autocast_device, inside_transform, keep_freed_memory, on_cpu, usable
-from mpgraph.errors import FlatUnitWarning, InputError, ProtocolError, unknown
+from mpgraph.budget import Account, bytes_of
+from mpgraph.environment import autocast_device, inside_transform, keep_freed_memory, on_cpu
+from mpgraph.errors import FlatUnitWarning, GroupError, InputError, ProtocolError, unknown
 from mpgraph.lowering.compile import Compiled, compile_passes
-from mpgraph.lowering.explain import budgeted, readable, rows, table
+from mpgraph.lowering.explain import Cost, budgeted, cost, readable, rows, table
+from mpgraph.lowering.ranks import Ranks
 from mpgraph.network.network import Network
 from mpgraph.serialization import state as files
 
 from . import build, checks, memory
+from .backends import Compilation
 from .batches import Batch, Batches
+from .execution import Execution
 from .parameters import RuleParameters
 from .state import State, StateLayout, stack
-
-Checks = Literal["none", "labels", "all"]
 
 
 class Output(NamedTuple):
@@ -68,30 +70,32 @@ class Program(nn.Module):
         device, dtype: where and as what states are made.
         checks: which *values* are inspected in eager calls; see :func:`compile`.
         memory: bytes that segments keep for the backward pass, and the limit that ``mg.compile`` was given.
+        backend: runs the generated code.
+        group: of processes that each have a slice of every batch; ``None`` for one process.
     """
 
     def __init__(
         self,
         network: Network,
         protocol: Protocol,
-        device: torch.device,
-        dtype: torch.dtype,
-        checks: Checks,
-        memory: Memory,
+        execution: Execution,
         *,
         warn: bool = True,
     ) -> None:
         super().__init__()
-        self.device, self.dtype, self.checks = device, dtype, checks
-        self.memory, self._budget = Account(bytes_of("mg.compile", memory, device)), memory
+        self._execution = execution
+        device, dtype = self.device, self.dtype = execution.device, execution.dtype
+        self.checks, self.backend, self.group = execution.checks, execution.backend, execution.group
+        self.memory = Account(bytes_of("mg.compile", execution.memory, device))
         self._network = network.copy()  # before the rule rewrites it: what a pickle compiles again
         with on_cpu(device):
             self.graph = graph = build.agent_graph(network, protocol, device, dtype)
         self.protocol = protocol
         self.agents = build.own_agents(graph)  # after the graph: rules may make agents for its nodes
         build.place_parameters(protocol, self.agents, device, dtype)  # before anything is traced: code has its dtype
-        self._layout = StateLayout(graph, device, dtype)
-        self._batches = Batches(graph, device, dtype, checks)
+        self._ranks = None if self.group is None else Ranks(self.group, check=self.checks != "none")
+        self._layout = StateLayout(graph, device, dtype, self._ranks)
+        self._batches = Batches(graph, device, dtype, self.checks)
         self._rule = RuleParameters(self, protocol)  # from here on no parameter is added
         self._outputs, self._phased = graph.network.outputs, bool(protocol.phases)
         self._autocast = autocast_device(device)
@@ -133,6 +137,7 @@ class Program(nn.Module):
                         account=self.memory,
                         single=online,
                         record=record,
+                        ranks=self._ranks,
                     )
                 except ProtocolError:
                     if not learning:
@@ -141,6 +146,8 @@ class Program(nn.Module):
             if learning:
                 memory.separate(compiled.module)
             compiled.module.to(self.device)  # constants: patterns of sparse connections and the like
+            what = " ".join(["step" if learning else "predict", *([f"of phase {phase!r}"] if phase else [])])
+            compiled.run = self.backend.prepare(compiled.module, what)
             self._compiled[key] = compiled
         return self._compiled[key]
 
@@ -188,15 +195,52 @@ class Program(nn.Module):
         they keep for the backward pass of a step, and for how many steps the memory budget of ``mg.compile`` lasts.
         """
         batch_size = Arguments("program.explain").integer("batch_size", batch_size, 1)
-        phase = self.protocol.phase_named(phase)
-        compiled = self._function(online=batch_size == 1, phase=phase)
-        size: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
-        shapes = [self._batches.shapes[name.removesuffix(".target")] for name in self._batches.names]
-        fed = [torch.zeros((batch_size, *shape), **size) for shape in shapes]
-        state = self.init(batch_size=batch_size)
-        noise = self._layout.noise(state, compiled.noise, batch_size)
-        lines = rows(self.graph, compiled, (state, self._parameters_now(), noise, *fed), batch_size)
-        return table(lines, batch_size) + budgeted(compiled, self.memory, batch_size)
+        compiled, arguments = self._example(batch_size, phase)
+        lines = rows(self.graph, compiled, arguments, batch_size)
+        runs = f"\nbackend {self.backend.name}: {self.backend.note}" if self.backend.note else ""
+        return table(lines, batch_size) + budgeted(compiled, self.memory, batch_size) + runs
+
+    def cost(self, batch_size: int = 32, phase: str | None = None) -> Cost:
+        """FLOPs of a step at ``batch_size``, bytes of memory moved, calls of torch, and bytes sent to other processes.
+
+        Of a rule with phases it is that of one, by default the first. Counted from the generated code, whose shapes
+        are found by running it once on zeros: on the ``meta`` device (``mg.compile(..., device="meta")``) that takes
+        no memory, so that networks can be counted that would not fit here.
+        """
+        batch_size = Arguments("program.cost").integer("batch_size", batch_size, 1)
+        return cost(*self._example(batch_size, phase), batch_size)
+
+    def _example(self, batch_size: int, phase: str | None) -> tuple[Compiled, tuple[Any, ...]]:
+        """The code of a step, and arguments of that size, all zero."""
+        compiled = self._function(online=batch_size == 1, phase=self.protocol.phase_named(phase))
+
+        def zeros(shape: Sequence[int | None]) -> Tensor:
+            sizes = [batch_size if n is None else n for n in shape]
+            return torch.zeros(sizes, device=self.device, dtype=self.dtype)
+
+        counter = torch.zeros((), device=self.device, dtype=torch.int64)
+        state: State = {"program": {"seed": counter, "step": counter}}
+        for name, channel, shape in self._layout.wanted:
+            state.setdefault(name, {})[channel] = zeros(shape)
+        noise = {name: zeros(shape) for name, shape in compiled.noise.items()}
+        fed = [zeros((None, *self._batches.shapes[name.removesuffix(".target")])) for name in self._batches.names]
+        return compiled, (state, self._parameters_now(), noise, *fed)
+
+    @property
+    def compilations(self) -> list[Compilation]:
+        """What the backend compiled so far: which function, for which signature, in how many seconds."""
+        return list(self.backend.compilations)
+
+    def compiling_nothing(self) -> AbstractContextManager[None]:
+        """Inside, whatever the backend would have to compile is an error.
+
+        A guard for long loops: whatever changes from call to call (batch sizes, gradients on and off, threads) would be
+        compiled again, which takes longer than many steps. Eager programs compile nothing.
+
+        Raises:
+            BackendError: naming what would be compiled, and what was before.
+        """
+        return self.backend.compiling_nothing()
 
     # -- states -------------------------------------------------------------------------------------------
 
@@ -416,8 +460,8 @@ class Program(nn.Module):
         """Run generated code, in the program's own dtype whatever ``torch.autocast`` says."""
         if self._autocast is not None and torch.is_autocast_enabled(self._autocast):
             with torch.autocast(self._autocast, enabled=False):
-                return compiled.module.forward(*args)
-        return compiled.module.forward(*args)
+                return compiled.run(*args)
+        return compiled.run(*args)
 
     def _parameters_now(self) -> list[Tensor]:
         """Parameters and buffers as the modules hold them at this moment (``functional_call`` replaces them)."""
@@ -442,6 +486,8 @@ class Program(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """How to compile it again: generated code is not written to files."""
+        if self.group is not None:
+            raise GroupError("a program over a group of processes cannot be pickled: compile it in each process")
         build.check_pickles(self._network, self.protocol)
         return Program._again, self._made(), self.agents.state_dict()
 
@@ -456,15 +502,13 @@ class Program(nn.Module):
         other.__setstate__(numbers)
         return other
 
-    def _made(self) -> tuple[Network, Protocol, torch.device, torch.dtype, Checks, Memory]:
-        return self._network, self.protocol, self.device, self.dtype, self.checks, self._budget
+    def _made(self) -> tuple[Network, Protocol, Execution]:
+        return self._network, self.protocol, self._execution
 
     @staticmethod
-    def _again(
-        network: Network, rule: Protocol, place: torch.device, dtype: torch.dtype, values: Checks, memory: Memory
-    ) -> Program:
+    def _again(network: Network, rule: Protocol, execution: Execution) -> Program:
         keep_freed_memory()
-        return Program(network, rule, usable(place), dtype, values, memory, warn=False)  # warnings were shown then
+        return Program(network, rule, execution.again(), warn=False)  # warnings were shown then
 
     def __setstate__(self, state: Any) -> None:
         self.agents.load_state_dict(state)

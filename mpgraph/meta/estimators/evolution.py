@@ -25,8 +25,12 @@ from mpgraph.meta.randomness import generator_of
 from mpgraph.meta.task import TaskBatch, Tasks
 from mpgraph.program.program import State
 
+<<<<<<< HEAD
 from .base import Estimate, Estimator, Length, checked_length, pieces
 from .plan import Budget, held_by_a_step
+=======
+from .base import Estimate, Estimator, Length, checked_length, length_at
+>>>>>>> main
 from .workers import Workers
 
 
@@ -83,7 +87,7 @@ class Evolution(Estimator):
         workers, theta = self._workers, {name: p.detach() for name, p in parameters.items()}
         length = self.window or len(tasks[0].x)
         if self.window is None and self.steps is not None:
-            length = self.steps(tasks.step, generator) if callable(self.steps) else self.steps
+            length = length_at(self.steps, tasks.step, generator) or length
         steps = length if self.window is None else self.steps
         batch, ahead = workers.begin(episode, tasks, length, steps, generator, unlocked=self.unlocked)
         if not self._sum:
