@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from .shapes import Size
+from .transposes import name_of
 
 LARGE = 1024  # numbers of a channel that is worth it
 
@@ -34,7 +35,7 @@ class Replay:
     """
 
     channels: list[tuple[str, str]]
-    recording: Callable[..., Any]
+    recording: fx.GraphModule
     writes: Callable[..., Any]
     new: list[int]
 
@@ -62,8 +63,8 @@ def replay_of(module: fx.GraphModule, sizes: Mapping[fx.Node, Size]) -> Replay |
         costly = [
             key
             for key, (wide, cut) in found.items()
-            if any(_opaque(node, module) for node in wide)
-            or sum(sizes[n].bytes for n in cut if n in sizes and not _given(n, held, written)) > sizes[written[key]].bytes // 2
+            if not all(name_of(node.target) for node in wide)  # a segment, a collective: nothing to be done twice
+            or sum(sizes[n].bytes for n in cut if not _given(n, held, written)) > sizes[written[key]].bytes // 2
         ]
         if not costly:
             break
@@ -73,12 +74,13 @@ def replay_of(module: fx.GraphModule, sizes: Mapping[fx.Node, Size]) -> Replay |
         return None
     old = [held[key] for key in written]
     reached = {node for wide, _ in found.values() for node in wide}
-    wide = [node for node in module.graph.nodes if node in reached]
-    cut = list(dict.fromkeys(node for _, narrow in found.values() for node in narrow))
+    calls = [node for node in module.graph.nodes if node in reached]
+    wide = [node for node in calls if node in sizes]
+    cut = list(dict.fromkeys(node for _, narrow in found.values() for node in narrow if node not in reached))
     return Replay(
         list(written),
         _recording(module, old, cut, wide),
-        _writes(module, old, cut, wide),
+        _writes(module, old, cut, calls, wide),
         [wide.index(node) for node in written.values()],
     )
 
@@ -105,8 +107,8 @@ def _behind(
         if node in wide or node in cut or node in old:
             continue
         calls = node.op in ("call_function", "call_method") and node.target is not operator.getitem
-        if node is end or (calls and node in sizes and 2 * sizes[node].numel > sizes[end].numel):
-            wide[node] = None
+        if node is end or (calls and (node not in sizes or 2 * sizes[node].numel > sizes[end].numel)):
+            wide[node] = None  # numbers of Python, such as the size of the batch, are computed again as well
             left += node.all_input_nodes
         else:
             cut[node] = None
@@ -124,27 +126,22 @@ def _given(node: fx.Node, held: Mapping[tuple[str, str], fx.Node], written: Mapp
     return node.op in ("placeholder", "get_attr")
 
 
-def _opaque(node: fx.Node, module: fx.GraphModule) -> bool:
-    """Whether a call may do anything: a segment, or a function of the user's."""
-    return node.op == "call_function" and getattr(node.target, "__module__", "") == "mpgraph"
-
-
 def _recording(
     module: fx.GraphModule, old: list[fx.Node], cut: list[fx.Node], wide: list[fx.Node]
-) -> Callable[..., Any]:
+) -> fx.GraphModule:
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     results = graph.graph_copy(module.graph, copies)
     lists = [[copies[node] for node in nodes] for nodes in (old, cut, wide)]
     graph.output((results, *lists))
-    return fx.GraphModule(module, graph, class_name="Recording").forward
+    return fx.GraphModule(module, graph, class_name="Recording")
 
 
 def _writes(
-    module: fx.GraphModule, old: list[fx.Node], cut: list[fx.Node], wide: list[fx.Node]
+    module: fx.GraphModule, old: list[fx.Node], cut: list[fx.Node], calls: list[fx.Node], wide: list[fx.Node]
 ) -> Callable[..., Any]:
     graph = fx.Graph()
-    copies = {node: graph.placeholder(f"{node.name}") for node in (*old, *cut)}
-    for node in wide:
+    copies = {node: graph.placeholder(node.name) for node in (*old, *cut)}
+    for node in calls:
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output([copies[node] for node in wide])
     return fx.GraphModule(module, graph, class_name="Writes").forward

@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_map_only
 
 from mpgraph.environment import inside_transform
 from mpgraph.lowering.compile import Compiled
+from mpgraph.lowering.derivative import Differentiable
 from mpgraph.lowering.replay import LARGE, Replay, replay_of
 from mpgraph.lowering.shapes import tensors_of
 
@@ -35,7 +37,7 @@ class Histories:
 
     def __init__(self, every: int) -> None:
         self.every = every
-        self._replays: dict[tuple[Compiled, Any], Replay | None] = {}
+        self._steps: dict[Any, tuple[Replay, Differentiable] | None] = {}
         self._moments: dict[int, tuple[weakref.ref[Any], Moment, int, int]] = {}  # by storage
         self._waiting: dict[int, list[Wide]] = {}  # large tensors that were saved since the last step
         self._run = Run()
@@ -53,14 +55,17 @@ class Histories:
     def step(self, compiled: Compiled, arguments: Sequence[Any]) -> Any:
         """Run the code of a step, and note what its writes need."""
         if not torch.is_grad_enabled():
-            return compiled.module.forward(*arguments)
+            return compiled.run(*arguments)
         key = (id(compiled), tuple(tensor.shape for tensor in arguments[3:]))
-        if key not in self._replays:
-            self._replays[key] = replay_of(compiled.module, tensors_of(compiled.module, arguments))
-        replay = self._replays[key]
-        if replay is None:
-            return compiled.module.forward(*arguments)
-        results, old, cut, wide = replay.recording(*arguments)
+        if key not in self._steps:
+            one = tree_map_only(Tensor, _empty, arguments)  # of one network, whatever vmap hides behind a tensor
+            replay = replay_of(compiled.module, tensors_of(compiled.module, one))
+            self._steps[key] = None if replay is None else (replay, Differentiable(replay.recording))
+        step = self._steps[key]
+        if step is None:
+            return compiled.run(*arguments)
+        replay, run = step
+        results, old, cut, wide = run(*arguments)
         _seen(self._noted, replay, old, cut, wide)
         return results
 
@@ -110,6 +115,10 @@ class Histories:
         else:
             self._waiting.setdefault(tensor.untyped_storage()._cdata, []).append(saved)
         return saved
+
+
+def _empty(tensor: Tensor) -> Tensor:
+    return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
 class Wide:
