@@ -172,7 +172,7 @@ class Moment:
     @staticmethod
     def of(tensors: list[Tensor], run: Run) -> Moment:
         """The start of a history."""
-        first = Moment(None, lambda: [], [], [], run)
+        first = Moment(None, list, [], [], run)
         first.kept = tensors
         return first
 
