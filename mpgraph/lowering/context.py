@@ -25,6 +25,7 @@ from mpgraph.network.losses import Loss
 from .calls import opaque
 from .emitter import Emitter, identifier
 from .parameters import replaced
+from .ranks import Ranks
 from .value import Value, leaf
 
 
@@ -41,6 +42,7 @@ class Context:
         noise: shape of each tensor of standard normal numbers that was asked for; ``None`` stands for the batch.
         flat: units whose derivative is zero everywhere and that a backward message met.
         no_signal: trained weights whose learning signal is zero whatever the data.
+        ranks: processes that each have a slice of the batch.
         emitter: writes the code.
         inputs: the placeholders ``state``, ``parameters`` and ``noise``.
         modules: hold every parameter of the rule; set by :meth:`parameters_of`.
@@ -54,9 +56,10 @@ class Context:
     noise: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
     flat: list[str] = field(default_factory=list)
     no_signal: list[str] = field(default_factory=list)
+    ranks: Ranks | None = None
 
     def __post_init__(self) -> None:
-        self.emitter = Emitter(self.dtype, self.single)
+        self.emitter = Emitter(self.dtype, self.single, self.ranks)
         self.inputs = {name: self.emitter.input(name, own=True) for name in ("state", "parameters", "noise")}
         self.modules = nn.Module()
         self._functions: dict[Any, Callable[..., Any]] = {}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
+from torch.distributed import ProcessGroup
 
 from mpgraph.agents.module import unchanged_on_error
 from mpgraph.agents.protocol import Protocol
@@ -16,6 +17,7 @@ from mpgraph.errors import InputError, ProtocolError, unknown
 from mpgraph.network.network import Network
 
 from .backends import Backend, backend_of
+from .checks import processes
 from .execution import Checks, Execution
 from .program import Program
 
@@ -29,6 +31,7 @@ def compile(
     checks: Checks = "labels",
     memory: Memory = DEFAULT,
     backend: Literal["eager", "inductor", "cudagraphs"] | Backend = "eager",
+    group: ProcessGroup | Literal["alone"] = "alone",
 ) -> Program:
     """Compile a network with a learning rule into a program.
 
@@ -49,11 +52,19 @@ def compile(
         backend: what runs the generated code: ``"eager"`` torch's own calls one after the other, ``"inductor"``
             ``torch.compile``, on the first call for each batch size and use, ``"cudagraphs"`` a recorded CUDA graph.
             All give the same numbers to rounding.
+        group: of ``torch.distributed`` processes that hold one network together, such as
+            ``torch.distributed.group.WORLD``. Each compiles the same and passes its own slice of every batch, all
+            slices of one size; in rank order they are the batch. Whatever the rule reduces over the batch is added up
+            over the processes, so all of them get the state that one process would with the whole batch, and
+            ``out.losses`` are means over it. Predictions, recorded channels and memories are those of the slice. All
+            processes start from one seed and call ``step`` equally often; ``predict`` too, where the code of a
+            prediction reduces over the batch. See docs/scale.md.
 
     Raises:
         NetworkError: for a cycle, a unit without connections, an output that no input reaches.
         ProtocolError: for a rule that does not fit the network.
         BackendError: for a backend that cannot run on the device.
+        GroupError: for a group that is not there.
 
     Warns:
         FlatUnitWarning: where a unit without derivative cuts off learning.
@@ -69,6 +80,7 @@ def compile(
         raise ProtocolError(f"{type(protocol).__name__}.__init__ must call super().__init__()")
     if not isinstance(checks, str) or checks not in get_args(Checks):
         raise InputError(unknown("checks", checks, get_args(Checks)))
+    found = None if isinstance(group, str) and group == "alone" else processes(group)
     place, dtype = usable(device), dtype or torch.get_default_dtype()
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(f"dtype must be a floating-point torch.dtype such as torch.float64, got {dtype!r}")
@@ -76,4 +88,4 @@ def compile(
     chosen.check(place)
     keep_freed_memory()
     with unchanged_on_error(protocol):
-        return Program(network, protocol, Execution(place, dtype, checks, memory, chosen))
+        return Program(network, protocol, Execution(place, dtype, checks, memory, chosen, found))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from typing import Any, Literal, NamedTuple
 
@@ -18,9 +18,10 @@ from mpgraph.agents.protocol import Protocol
 from mpgraph.arguments import Arguments
 from mpgraph.budget import Account, bytes_of
 from mpgraph.environment import autocast_device, inside_transform, keep_freed_memory, on_cpu
-from mpgraph.errors import FlatUnitWarning, InputError, ProtocolError, unknown
+from mpgraph.errors import FlatUnitWarning, GroupError, InputError, ProtocolError, unknown
 from mpgraph.lowering.compile import Compiled, compile_passes
 from mpgraph.lowering.explain import Cost, budgeted, cost, readable, rows, table
+from mpgraph.lowering.ranks import Ranks
 from mpgraph.network.network import Network
 from mpgraph.serialization import state as files
 
@@ -28,6 +29,7 @@ from . import build, checks, memory
 from .backends import Compilation
 from .batches import Batch, Batches
 from .execution import Execution
+from .history import Histories
 from .parameters import RuleParameters
 from .state import State, StateLayout, stack
 
@@ -92,12 +94,14 @@ class Program(nn.Module):
         self.protocol = protocol
         self.agents = build.own_agents(graph)  # after the graph: rules may make agents for its nodes
         build.place_parameters(protocol, self.agents, device, dtype)  # before anything is traced: code has its dtype
-        self._layout = StateLayout(graph, device, dtype)
-        self._batches = Batches(graph, device, dtype, checks)
+        self._ranks = None if self.group is None else Ranks(self.group, check=self.checks != "none")
+        self._layout = StateLayout(graph, device, dtype, self._ranks)
+        self._batches = Batches(graph, device, dtype, self.checks, self._ranks.size if self._ranks else 1)
         self._rule = RuleParameters(self, protocol)  # from here on no parameter is added
         self._outputs, self._phased = graph.network.outputs, bool(protocol.phases)
         self._autocast = autocast_device(device)
         self._compiled: dict[Any, Compiled] = {}
+        self._history: Histories | None = None
         steps = [self._function(phase=phase) for phase in protocol.phases or [None]]
         self._fresh = self._fresh_memories()
         self._seal()  # last: while code is written, agents may still note what they were compiled for
@@ -135,6 +139,7 @@ class Program(nn.Module):
                         account=self.memory,
                         single=online,
                         record=record,
+                        ranks=self._ranks,
                     )
                 except ProtocolError:
                     if not learning:
@@ -198,7 +203,7 @@ class Program(nn.Module):
         return table(lines, batch_size) + budgeted(compiled, self.memory, batch_size) + runs
 
     def cost(self, batch_size: int = 32, phase: str | None = None) -> Cost:
-        """FLOPs of a step at ``batch_size``, bytes of memory moved, calls of torch, and bytes sent to other processes.
+        """What a step costs at ``batch_size`` (of a group, the examples of this process): FLOPs, bytes, messages.
 
         Of a rule with phases it is that of one, by default the first. Counted from the generated code, whose shapes
         are found by running it once on zeros: on the ``meta`` device (``mg.compile(..., device="meta")``) that takes
@@ -457,8 +462,30 @@ class Program(nn.Module):
         """Run generated code, in the program's own dtype whatever ``torch.autocast`` says."""
         if self._autocast is not None and torch.is_autocast_enabled(self._autocast):
             with torch.autocast(self._autocast, enabled=False):
-                return compiled.run(*args)
-        return compiled.run(*args)
+                return self._run(compiled, *args)
+        return self._run(compiled, *args)
+
+    def _run(self, compiled: Compiled, *args: Any) -> Any:
+        return compiled.run(*args) if self._history is None else self._history.step(compiled, args)
+
+    @contextmanager
+    def histories(self, every: int) -> Iterator[None]:
+        """Inside ``with``, autograd keeps weights as histories, where steps change them by outer products.
+
+        Of the weights of ``every`` steps one is kept; for the others what they were written from, which the backward
+        pass writes again, to the same numbers. Of an unroll of ``T`` steps ``every=round(T ** 0.5)`` keeps least. It
+        works for plain autograd, also through ``torch.func.vmap``, but not under ``torch.func.grad``, which refuses
+        it. Steps of other backends than ``eager``, and of batches whose factors are larger than their products, keep
+        their weights. Only for as long as steps are run: the backward pass may come later.
+        """
+        every = Arguments("program.histories").integer("every", every, 1)
+        before = self._history
+        with Histories(every) as history:
+            self._history = history if self.backend.name == "eager" else None
+            try:
+                yield
+            finally:
+                self._history = before
 
     def _parameters_now(self) -> list[Tensor]:
         """Parameters and buffers as the modules hold them at this moment (``functional_call`` replaces them)."""
@@ -483,6 +510,8 @@ class Program(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """How to compile it again: generated code is not written to files."""
+        if self.group is not None:
+            raise GroupError("a program over a group of processes cannot be pickled: compile it in each process")
         build.check_pickles(self._network, self.protocol)
         return Program._again, self._made(), self.agents.state_dict()
 

@@ -3,10 +3,10 @@
 import json
 import os
 import signal
-import socket
 import time
-import warnings
+from functools import partial
 
+import processes
 import pytest
 import torch
 
@@ -31,29 +31,7 @@ def train(folder, steps, kind, dies=None):
     leave()
 
 
-def together(processes, *arguments):
-    """Start processes with the environment that ``torchrun`` gives them; their exit codes."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(processes):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # threads that torch has are not used in the child
-            child = os.fork()
-        if child == 0:
-            try:
-                os.environ.update(
-                    RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="localhost", MASTER_PORT=str(port)
-                )
-                warnings.simplefilter("ignore")
-                train(*arguments)
-                os._exit(0)
-            except BaseException as error:
-                print(type(error).__name__, error)
-                os._exit(1)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+together = partial(processes.together, train)
 
 
 @pytest.fixture(scope="module", autouse=True)
