@@ -48,7 +48,7 @@ class Unroll(Estimator):
         self, episode: Episode, parameters: Mapping[str, Tensor], tasks: Tasks, generator: Generator
     ) -> Estimate:
         batch = episode.prepared(tasks.batch(steps=length_at(self.steps, tasks.step, generator)))
-        limit = self._budget.limit(episode.program.device)
+        limit = self._budget.limit(batch.x.device)
         chunk, segment = self._schedule(episode, parameters, batch, limit)
         gradient: Gradient = dict.fromkeys(parameters)
         parts = []
