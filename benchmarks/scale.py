@@ -69,9 +69,7 @@ def counted() -> None:
             if isinstance(cost, str):
                 row(f"`{name}`", cost)
             else:
-                row(
-                    f"`{name}`", *map(short, (cost.flops, cost.bytes, cost.state)), short(cost.sent), str(cost.rounds)
-                )
+                row(f"`{name}`", *map(short, (cost.flops, cost.bytes, cost.state)), short(cost.sent), str(cost.rounds))
 
 
 # -- measured -----------------------------------------------------------------------------------------------
