@@ -255,7 +255,8 @@ class Program(nn.Module):
         Args:
             seed: any integer of 64 bits; a sequence of them, ``range(8)``, gives every tensor a leading axis of that
                 length, for ``torch.func.vmap(program.step)``.
-            batch_size: needed where the rule keeps a memory for each slot of the batch (carry channels).
+            batch_size: needed where the rule keeps a memory for each slot of the batch (carry channels); of a group,
+                the slots of this process.
 
         Raises:
             StateError: if ``batch_size`` is needed and missing.
@@ -351,7 +352,8 @@ class Program(nn.Module):
 
         Args:
             state: from :meth:`init` or an earlier step.
-            x: ``(batch, *input)``; a dictionary by input name if there are several.
+            x: ``(batch, *input)``; a dictionary by input name if there are several. Of a group, the slice of this
+                process.
             y: class labels ``(batch,)`` (integers), or targets ``(batch, *output)``; a dictionary by output name if
                 there are several; nothing for a network without a loss.
             record: channels to return for every agent and example: ``{"h1": ["e"]}``.
