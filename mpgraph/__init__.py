@@ -29,6 +29,7 @@ from .agents.regions import Regions as Regions
 from .errors import BackendError as BackendError
 from .errors import FileError as FileError
 from .errors import FlatUnitWarning as FlatUnitWarning
+from .errors import GroupError as GroupError
 from .errors import InputError as InputError
 from .errors import MPGraphError as MPGraphError
 from .errors import NetworkError as NetworkError

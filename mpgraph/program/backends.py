@@ -30,6 +30,7 @@ from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 
 from mpgraph.errors import BackendError, InputError, unknown
+from mpgraph.lowering.derivative import Differentiable
 
 Function = Callable[..., Any]
 
@@ -84,7 +85,7 @@ class Backend:
             module: generated code ``(state, parameters, noise, *inputs)``, complete and on its device.
             what: its name for people, such as ``"step"``.
         """
-        return module.forward
+        return Differentiable(module)
 
     @contextmanager
     def compiling_nothing(self) -> Iterator[None]:
