@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx
 
 from .shapes import Size
@@ -54,7 +53,7 @@ def replay_of(module: fx.GraphModule, sizes: Mapping[fx.Node, Size]) -> Replay |
     held = _held(module)
     written = {
         (name, channel): node
-        for name, channels in results[0].items()  # type: ignore[union-attr]
+        for name, channels in results[0].items()
         for channel, node in channels.items()
         if (name, channel) in held and node is not held[name, channel] and node in sizes and sizes[node].numel >= LARGE
     }
@@ -97,9 +96,7 @@ def _held(module: fx.GraphModule) -> dict[tuple[str, str], fx.Node]:
     return found
 
 
-def _behind(
-    end: fx.Node, sizes: Mapping[fx.Node, Size], old: set[fx.Node]
-) -> tuple[list[fx.Node], list[fx.Node]]:
+def _behind(end: fx.Node, sizes: Mapping[fx.Node, Size], old: set[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
     """The wide calls that lead to a node, and the narrow nodes that these read."""
     wide, cut, left = dict[fx.Node, None](), dict[fx.Node, None](), [end]
     while left:
@@ -126,9 +123,7 @@ def _given(node: fx.Node, held: Mapping[tuple[str, str], fx.Node], written: Mapp
     return node.op in ("placeholder", "get_attr")
 
 
-def _recording(
-    module: fx.GraphModule, old: list[fx.Node], cut: list[fx.Node], wide: list[fx.Node]
-) -> fx.GraphModule:
+def _recording(module: fx.GraphModule, old: list[fx.Node], cut: list[fx.Node], wide: list[fx.Node]) -> fx.GraphModule:
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     results = graph.graph_copy(module.graph, copies)
     lists = [[copies[node] for node in nodes] for nodes in (old, cut, wide)]
@@ -143,5 +138,5 @@ def _writes(
     copies = {node: graph.placeholder(node.name) for node in (*old, *cut)}
     for node in calls:
         copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output([copies[node] for node in wide])
+    graph.output(tuple(copies[node] for node in wide))
     return fx.GraphModule(module, graph, class_name="Writes").forward

@@ -25,12 +25,8 @@ from mpgraph.meta.randomness import generator_of
 from mpgraph.meta.task import TaskBatch, Tasks
 from mpgraph.program.program import State
 
-<<<<<<< HEAD
-from .base import Estimate, Estimator, Length, checked_length, pieces
+from .base import Estimate, Estimator, Length, checked_length, length_at, pieces
 from .plan import Budget, held_by_a_step
-=======
-from .base import Estimate, Estimator, Length, checked_length, length_at
->>>>>>> main
 from .workers import Workers
 
 
