@@ -13,6 +13,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from mpgraph.lowering.replay import LARGE, Replay, replay_of
 from mpgraph.lowering.shapes import tensors_of
 
 Dims = list[tuple[int | None, ...]]
+Replays = dict[Any, tuple[Replay, Differentiable] | None]
 
 
 class Histories:
@@ -33,11 +35,11 @@ class Histories:
 
     Args:
         every: steps between two weights that are kept.
+        replays: of a program, by code and shapes; grows.
     """
 
-    def __init__(self, every: int) -> None:
-        self.every = every
-        self._steps: dict[Any, tuple[Replay, Differentiable] | None] = {}
+    def __init__(self, every: int, replays: Replays) -> None:
+        self.every, self._steps = every, replays
         self._moments: dict[int, tuple[weakref.ref[Any], Moment, int, int]] = {}  # by storage
         self._waiting: dict[int, list[Wide]] = {}  # large tensors that were saved since the last step
         self._run = Run()
@@ -134,6 +136,7 @@ class Wide:
         """It is a result of the writes that led to this moment."""
         if moment.kept is None:
             self.tensor, self.moment, self.index = None, moment, index
+            moment.read.add(index)
 
     def get(self) -> Tensor:
         """The tensor."""
@@ -166,8 +169,9 @@ class Moment:
         self, before: Moment | None, writes: Callable[..., Any], cut: list[Any], new: list[int], run: Run
     ) -> None:
         self.before, self.writes, self.cut, self.new, self.run = before, writes, cut, new, run
-        self.number = 0 if before is None else before.number + 1
+        self.number: int = 0 if before is None else before.number + 1
         self.kept: list[Tensor] | None = None
+        self.read: set[int] = set(new)  # of the results of the writes, those that anybody reads
 
     @staticmethod
     def of(tensors: list[Tensor], run: Run) -> Moment:
@@ -178,32 +182,35 @@ class Moment:
 
     def results(self) -> list[Tensor]:
         """All that the writes of this step gave."""
-        if self not in self.run.found:
+        found = self.run.found
+        if self not in found:
             line: list[Moment] = [self]
-            while (before := line[-1].before) is not None and before.kept is None and before not in self.run.found:
+            while (before := line[-1].before) is not None and before.kept is None and before not in found:
                 line.append(before)
             start = line[-1].before
             assert start is not None
-            known = {} if start not in self.run.found else self.run.found
-            channels = start.kept or [known[start][i] for i in start.new]
-            self.run.found = known
+            channels = start.kept or [found[start][i] for i in start.new]
             with torch.no_grad():
                 for moment in reversed(line):
-                    results = moment.writes(*channels, *moment.cut)
-                    self.run.found[moment] = results
+                    results = list(moment.writes(*channels, *moment.cut))
                     channels = [results[i] for i in moment.new]
-        self.run.found = {m: r for m, r in self.run.found.items() if m.number <= self.number}
-        return self.run.found[self]
+                    for i in set(range(len(results))) - moment.read:
+                        results[i] = results[i].new_empty(0)
+                    found[moment] = results
+        for moment in list(found):  # the backward pass will not come back to these
+            if moment.number > self.number:
+                del found[moment]
+        return found[self]
 
 
 class Run:
     """The results of some steps in a row, the last of which the backward pass has reached."""
 
     def __init__(self) -> None:
-        self.found: dict[Moment, list[Tensor]] = {}
+        self.found: WeakKeyDictionary[Moment, list[Tensor]] = WeakKeyDictionary()
 
 
-# -- what is behind vmap -------------------------------------------------------------------------------------------------
+# -- what is behind vmap ----------------------------------------------------------------------------------------------
 
 
 def _seen(noted: Callable[..., None], replay: Replay, old: list[Any], cut: list[Any], wide: list[Any]) -> None:
@@ -243,7 +250,7 @@ def _mapped(writes: Callable[..., Any], lists: Sequence[list[Any]], dims: Sequen
     """The writes of many networks; ``dims`` has one entry for each tensor of the lists."""
     left = iter(dims)
     old, cut, wide = ([next(left) if isinstance(i, Tensor) else None for i in items] for items in lists)
-    return torch.func.vmap(writes, in_dims=(*old, *cut), out_dims=wide)
+    return torch.func.vmap(writes, in_dims=(*old, *cut), out_dims=tuple(wide))
 
 
 def _laid_out(writes: Callable[..., Any], wide: Sequence[Tensor]) -> Callable[..., Any]:

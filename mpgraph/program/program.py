@@ -29,7 +29,7 @@ from . import build, checks, memory
 from .backends import Compilation
 from .batches import Batch, Batches
 from .execution import Execution
-from .history import Histories
+from .history import Histories, Replays
 from .parameters import RuleParameters
 from .state import State, StateLayout, stack
 
@@ -102,6 +102,7 @@ class Program(nn.Module):
         self._autocast = autocast_device(device)
         self._compiled: dict[Any, Compiled] = {}
         self._history: Histories | None = None
+        self._replays: Replays = {}
         steps = [self._function(phase=phase) for phase in protocol.phases or [None]]
         self._fresh = self._fresh_memories()
         self._seal()  # last: while code is written, agents may still note what they were compiled for
@@ -482,7 +483,7 @@ class Program(nn.Module):
         """
         every = Arguments("program.histories").integer("every", every, 1)
         before = self._history
-        with Histories(every) as history:
+        with Histories(every, self._replays) as history:
             self._history = history if self.backend.name == "eager" else None
             try:
                 yield
