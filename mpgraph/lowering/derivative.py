@@ -46,7 +46,7 @@ class Differentiable:
 
     def __call__(self, *args: Any) -> Any:
         """What the code returns."""
-        if not torch.is_grad_enabled() or not self._able or not _plain():
+        if not (self._able and torch.is_grad_enabled() and _plain()):
             return self.module.forward(*args)
         if self._flat is None:
             self._flat = _Flat(self.module)
@@ -59,9 +59,10 @@ class Differentiable:
 
 
 def _plain() -> bool:
-    return not (
-        inside_transform() or torch._C._len_torch_dispatch_stack() or torch._C._is_torch_function_mode_enabled()
-    )
+    """Whether nothing but autograd watches the calls."""
+    if inside_transform():
+        return False
+    return not (torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack())
 
 
 class _Flat:
@@ -207,7 +208,8 @@ class _Plan:
         """Whether a sum may be written over its first term, which nothing else reads."""
         if node.target not in SUMS:
             return False
-        (first, *_), shapes = node.args, self._found.shapes
+        first: Any = node.args[0]
+        shapes = self._found.shapes
         mine = isinstance(first, fx.Node) and first.target in MAKERS and first not in seen and len(first.users) == 1
         mine = mine and node.args.count(first) == 1
         return mine and shapes[first] == shapes[node] and node in self._found.floats

@@ -103,8 +103,10 @@ class Tape:
         if isinstance(part, fx.Node):
             part = Product(part, None)
         while node.target == "t" and len(self.shapes[node]) == 2:  # (A B)' is B'A'
-            one, two = (None if item is None else self.turned(item) for item in (part.one, part.two))
-            part = part._replace(one=two, two=one) if two and part.inner > 1 else part._replace(one=one, two=two)
+            one, two = self.turned(part.one), None if part.two is None else self.turned(part.two)
+            part = (
+                part._replace(one=one, two=two) if two is None or part.inner == 1 else part._replace(one=two, two=one)
+            )
             node = node.args[0]
         two = None if part.two is None else self.read(part.two)  # what a product reads is kept from now on
         part = part._replace(one=self.read(part.one), two=two, scale=part.scale * scale * self.scale)

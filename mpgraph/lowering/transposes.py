@@ -23,6 +23,10 @@ STOPS = frozenset([
     "logical_not", "logical_or", "lt", "ne", "new_full", "new_ones", "new_zeros", "ones_like", "round", "sign", "size",
     "trunc", "zeros_like",
 ])  # fmt: skip
+OPTIONS = {  # what the rules below take by keyword
+    "add": {"alpha"}, "sub": {"alpha"}, "addcmul": {"value"}, "addmm": {"alpha"}, "addmv": {"alpha"}, "sum": {"dim"},
+    "cat": {"dim"}, "stack": {"dim"}, "conv2d": {"stride", "padding", "dilation", "groups"},
+}  # fmt: skip
 COSTLY = frozenset(["conv2d_input", "conv2d_weight", "index_add", "scatter_reduce"])  # not to be computed twice
 
 
@@ -49,7 +53,8 @@ def transpose(tape: Tape, node: Any, g: fx.Node) -> None:
     name = name_of(node.target) or ""
     if name in STOPS:
         return
-    RULES.get(name, _locally)(tape, node, g)
+    understood = set(node.kwargs) <= OPTIONS.get(name, set())
+    (RULES[name] if name in RULES and understood else _locally)(tape, node, g)
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -86,7 +91,7 @@ def _locally(tape: Tape, node: Any, g: fx.Node) -> None:
     backward.__module__ = "mpgraph"
     found = tape.call(backward, g, *node.args)
     for index, place in enumerate(places):
-        tape.add(node.args[place], tape.call(getitem, found, index))
+        tape.add(node.args[place], tape.view(getitem, found, index))
 
 
 def getitem(items: Any, index: int) -> Any:
@@ -196,7 +201,8 @@ def _log_softmax_backward(g: Tensor, y: Tensor, dim: int) -> Tensor:
 
 @rule("softplus")
 def _softplus(tape: Tape, node: Any, g: fx.Node) -> None:
-    z, beta, threshold = (*node.args, *(1.0, 20.0)[len(node.args) - 1 :])
+    z, *given = node.args
+    beta, threshold = (*given, *(1.0, 20.0)[len(given) :])
     if tape.wants(z):
         tape.add(z, tape.call(aten.softplus_backward.default, g, z, beta, threshold))
 
@@ -429,4 +435,4 @@ def _conv2d(tape: Tape, node: Any, g: fx.Node) -> None:
     )
     for index, item in enumerate((x, weight, bias)):
         if mask[index]:
-            tape.add(item, tape.call(getitem, found, index))
+            tape.add(item, tape.view(getitem, found, index))
