@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-fast mutants lint types documents matrix wheel benchmarks
+.PHONY: demo test test-fast mutants lint types documents matrix wheel benchmarks benchmarks-quick
 
 demo: $(VENV)/ready
 	$(BIN)/mpgraph compare --task digits --protocols backprop,feedback_alignment --seeds 3 --out results
@@ -34,9 +34,10 @@ wheel: $(VENV)/ready
 	$(BIN)/python -m build --outdir dist
 
 benchmarks: $(VENV)/ready
-	$(BIN)/python benchmarks/step.py
-	$(BIN)/python benchmarks/images.py
-	$(BIN)/python benchmarks/sparse.py
+	$(BIN)/python -m benchmarks --json benchmarks.json
+
+benchmarks-quick: $(VENV)/ready
+	$(BIN)/python -m benchmarks --quick
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

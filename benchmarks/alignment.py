@@ -1,6 +1,6 @@
 """Rules whose feedback weights learn: accuracy, alignment and cost.
 
-python benchmarks/alignment.py {digits,emnist,noise,mnist,cost} [--seeds 3] [--rules SA,KP] [--data FOLDER]
+python -m benchmarks.alignment {digits,emnist,noise,mnist,cost} [--seeds 3] [--rules SA,KP] [--data FOLDER]
 
 Prints a table in markdown. ``emnist``, ``noise`` and ``mnist`` need the data folder (or MPGRAPH_DATA).
 """
@@ -10,7 +10,6 @@ import functools
 import statistics
 
 import torch
-from common import compare, conditions
 from tqdm import tqdm
 
 import mpgraph as mg
@@ -28,6 +27,9 @@ from mpgraph.protocols import (
     SymmetricAlignment,
     WeightMirror,
 )
+
+from .harness import Case, timed
+from .machine import line
 
 DEFAULTS = {
     "BP": Backprop,
@@ -147,7 +149,7 @@ def mnist(rules, options):
 
 def cost(rules, options):
     """One step of each rule at 784-512-10 tanh, batch 128, beside one compiled backprop step."""
-    print(f"784-512-10 tanh, batch 128, {conditions()}\n\n| rule | us a step | in backprop's |\n|---|---|---|")
+    print(f"784-512-10 tanh, batch 128, {line()}\n\n| rule | us a step | in backprop's |\n|---|---|---|")
     x, y = torch.randn(128, 784), torch.randint(0, 10, (128,))
     every = {name: (make, {}) for name, make in rules.items()}
     for name in ("KP", "SA", "AA", "WM", "IA"):
@@ -165,9 +167,9 @@ def cost(rules, options):
 
         return step
 
-    medians = compare({name: contestant(*how) for name, how in every.items()}, rounds=60, calls=2)
-    for name, seconds in medians.items():
-        print(f"| {name} | {1e6 * seconds:.0f} | {seconds / medians['BP']:.2f} |")
+    times = timed(Case({name: contestant(*how) for name, how in every.items()}, "BP"), seconds=60.0)
+    for name, found in times.items():
+        print(f"| {name} | {1e6 * found['seconds']:.0f} | {found['seconds'] / times['BP']['seconds']:.2f} |")
 
 
 def main():

@@ -1,9 +1,9 @@
 """MPLP with the parameters that its authors released: the figures of the paper and of their code, again.
 
-    python benchmarks/mplp_released.py mnist --released FOLDER --data FOLDER    144-50-10 sigmoid
-    python benchmarks/mplp_released.py step ...                                 the same learners, step units
-    python benchmarks/mplp_released.py big ...                                  the same learners, 784-100-10 on 28x28
-    python benchmarks/mplp_released.py maml --released FOLDER                   sinusoids, 2 steps of 10 points
+    python -m benchmarks.mplp_released mnist --released FOLDER --data FOLDER    144-50-10 sigmoid
+    python -m benchmarks.mplp_released step ...                                 the same learners, step units
+    python -m benchmarks.mplp_released big ...                                  the same learners, 784-100-10 on 28x28
+    python -m benchmarks.mplp_released maml --released FOLDER                   sinusoids, 2 steps of 10 points
 
 Every prior is fresh: weights N(0, 0.05), biases 0. Batches are 8 consecutive training images, shuffled; each prior gets
 the next 20. After them accuracy is taken on the whole test set, and on 100 test images as the authors do it: after each

@@ -1,6 +1,6 @@
 """Memory and time of a meta-gradient by the length of the episode: the plain unroll, and the recomputed one.
 
-python benchmarks/unrolls.py [--steps 25,100,400] [--hidden 256]
+python -m benchmarks.unrolls [--steps 25,100,400] [--hidden 256]
 
 Each row is a process of its own; memory is the peak of the process above what it had before the estimate.
 """

@@ -26,8 +26,10 @@ from .agents.protocol import learnable as learnable
 from .agents.protocol import list_protocols as list_protocols
 from .agents.protocol import make_protocol as make_protocol
 from .agents.regions import Regions as Regions
+from .errors import BackendError as BackendError
 from .errors import FileError as FileError
 from .errors import FlatUnitWarning as FlatUnitWarning
+from .errors import GroupError as GroupError
 from .errors import InputError as InputError
 from .errors import MPGraphError as MPGraphError
 from .errors import NetworkError as NetworkError
@@ -49,6 +51,7 @@ from .network.operations import AvgPool as AvgPool
 from .network.operations import MaxPool as MaxPool
 from .network.operations import Operation as Operation
 from .network.operations import Reshape as Reshape
+from .program.backends import Backend as Backend
 from .program.compile import compile as compile
 from .program.program import Output as Output
 from .program.program import Program as Program

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from mpgraph.budget import Account
 from mpgraph.environment import generator_positions, inside_transform
 from mpgraph.graph.wiring import AgentGraph
 
+from .collectives import coalesce
+from .ranks import Ranks
 from .trace import Trace
 
 
@@ -47,8 +50,10 @@ def compile_passes(
     *,
     passes: Sequence[str],
     learning: bool,
+    account: Account,
     single: bool = False,
     record: Mapping[str, Sequence[str]] | None = None,
+    ranks: Ranks | None = None,
 ) -> Compiled:
     """Trace ``passes`` into one function.
 
@@ -59,23 +64,27 @@ def compile_passes(
         passes: the schedule.
         learning: whether targets are fed and the new state, the losses and ``record`` are returned; otherwise
             only the predictions are.
+        account: of what segments keep for the backward pass.
         single: whether every batch will hold one example, so that sums over the batch have one term.
         record: fast channels to return, by node.
+        ranks: processes that each have a slice of the batch.
 
     Raises:
         ProtocolError: for a method that does not fit the network, or that samples from a global random generator.
     """
     watched = not inside_transform()  # generators cannot be read there
     before = generator_positions() if watched else b""
-    trace = Trace(graph, dtype, single, learning)
+    trace = Trace(graph, dtype, single, learning, account, ranks=ranks)
     with trace.parameters_of(modules):
         trace.follow(passes)
         outputs = trace.results(learning, record or {})
     if watched and generator_positions() != before:  # find out where: comparing them at every call is too slow
-        again = Trace(graph, dtype, single, learning)
+        again = Trace(graph, dtype, single, learning, ranks=ranks)
         again.watched = True
         with again.parameters_of(modules):
             again.follow(passes)
     module = trace.emitter.finish(outputs)
+    if ranks is not None:
+        coalesce(module, ranks)
     used = {node.meta.get("carry") for node in module.graph.nodes}
     return Compiled(module, trace.noise, trace.emitter.notes, trace.flat, trace.no_signal, True in used, tuple(passes))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from mpgraph.agents.node import AgentNode
+from mpgraph.budget import Account
 from mpgraph.graph.wiring import AgentGraph
 from mpgraph.network.activations import Activation
 from mpgraph.network.axes import Axis
@@ -24,6 +25,7 @@ from mpgraph.network.losses import Loss
 from .calls import opaque
 from .emitter import Emitter, identifier
 from .parameters import replaced
+from .ranks import Ranks
 from .value import Value, leaf
 
 
@@ -36,9 +38,11 @@ class Context:
         dtype: of all numbers.
         single: whether every batch will hold one example.
         learning: whether targets are fed and writes are kept.
+        account: of what segments keep for the backward pass.
         noise: shape of each tensor of standard normal numbers that was asked for; ``None`` stands for the batch.
         flat: units whose derivative is zero everywhere and that a backward message met.
         no_signal: trained weights whose learning signal is zero whatever the data.
+        ranks: processes that each have a slice of the batch.
         emitter: writes the code.
         inputs: the placeholders ``state``, ``parameters`` and ``noise``.
         modules: hold every parameter of the rule; set by :meth:`parameters_of`.
@@ -48,12 +52,14 @@ class Context:
     dtype: torch.dtype
     single: bool = False
     learning: bool = True
+    account: Account = field(default_factory=lambda: Account(0))
     noise: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
     flat: list[str] = field(default_factory=list)
     no_signal: list[str] = field(default_factory=list)
+    ranks: Ranks | None = None
 
     def __post_init__(self) -> None:
-        self.emitter = Emitter(self.dtype, self.single)
+        self.emitter = Emitter(self.dtype, self.single, self.ranks)
         self.inputs = {name: self.emitter.input(name, own=True) for name in ("state", "parameters", "noise")}
         self.modules = nn.Module()
         self._functions: dict[Any, Callable[..., Any]] = {}

@@ -55,7 +55,14 @@ def materialize(code: Emitter, given: Iterable[Term]) -> Factor:
     for one, two in itertools.pairwise(sums):
         if BATCH in (axes := {*one.axes, *two.axes}) and len(axes) > max(len(one.axes), len(two.axes)):
             code.note("sum materialised")
-    return _added(code, sums) or Factor(code.fill(sum(numbers[1:], numbers[0]) if numbers else 0.0), ())
+    return _added(code, sums) or Factor(code.fill(_total(code, numbers)), ())
+
+
+def _total(code: Emitter, numbers: Sequence[Number]) -> Number:
+    total: Number = 0.0
+    for number in numbers:  # one may be a call that reads the size of the batch
+        total = code.emit(operator.add, total, number) if total != 0.0 else number
+    return total
 
 
 def _added(code: Emitter, sums: Iterable[Factor]) -> Factor | None:

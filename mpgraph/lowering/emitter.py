@@ -21,6 +21,7 @@ from torch.nn import functional
 from mpgraph.network.axes import BATCH, Axis
 from mpgraph.network.incidence import sizes_of
 
+from .ranks import Ranks
 from .terms import Factor
 
 TAKEN = frozenset(["self", "torch", "device", *dir(builtins)])  # what generated code calls something else
@@ -34,6 +35,7 @@ class Emitter:
         dtype: of all numbers.
         single: whether every batch holds one example: a product summed over the batch is then an outer product,
             which torch computes twice as fast without a matrix product.
+        ranks: processes that each have a slice of the batch; without them the batch is whole.
 
     Attributes:
         origin: the arrow or update that is being traced; each call remembers it for ``explain()``.
@@ -44,8 +46,8 @@ class Emitter:
         notes: what could not stay a contraction, as (origin, text), for ``explain()``.
     """
 
-    def __init__(self, dtype: torch.dtype, single: bool = False) -> None:
-        self.dtype, self.single = dtype, single
+    def __init__(self, dtype: torch.dtype, single: bool = False, ranks: Ranks | None = None) -> None:
+        self.dtype, self.single, self.ranks = dtype, single, ranks
         self.graph = fx.Graph()
         self.origin: Any = None
         self.inputs: dict[str, fx.Node] = {}
@@ -91,7 +93,7 @@ class Emitter:
             self.origin = before
 
     def batch_size(self) -> fx.Node:
-        """The number of examples, as the generated code reads it."""
+        """The number of examples of this process, as the generated code reads it."""
         assert self._batched is not None
         return self.emit("size", self._batched, 0)
 
@@ -101,7 +103,8 @@ class Emitter:
         return self.emit("new_full", self._batched, (), value)
 
     def number(self, coefficient: float, power: int) -> Number:
-        """``coefficient * B**power``."""
+        """``coefficient * B**power``, with ``B`` the size of the whole batch."""
+        coefficient *= float(self.ranks.size) ** power if self.ranks else 1.0
         if power == 0 or self.single:
             return coefficient
         size = self.batch_size()

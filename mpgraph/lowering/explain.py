@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import fx
 
+from mpgraph.budget import Account, shown
 from mpgraph.graph.arrows import Arrow
 from mpgraph.graph.wiring import AgentGraph
 from mpgraph.network.axes import Axis
@@ -32,6 +33,27 @@ FREE = (
 )
 
 
+class Cost(NamedTuple):
+    """What one step costs, as counted from the generated code.
+
+    Attributes:
+        flops: additions, multiplications and functions of single numbers; a product that is added up counts two.
+        bytes: memory that is read or written, if every call reads its arguments and writes its result once.
+        calls: of torch functions that compute something; views cost nothing.
+        sent: bytes that each process of the program's group gives to be added up: the size of what is all-reduced. In a
+            ring of n processes each sends ``2 * (n - 1) / n`` times as many. Zero without a group.
+        rounds: how many times it waits for the others.
+        state: bytes of the state, with the memories of that many examples.
+    """
+
+    flops: float
+    bytes: float
+    calls: int
+    sent: float
+    rounds: int
+    state: int
+
+
 class Row(NamedTuple):
     """One line: an arrow, or an update of a node."""
 
@@ -41,6 +63,7 @@ class Row(NamedTuple):
     shapes: str
     flops: float
     bytes: float
+    sent: float
     note: str
 
 
@@ -55,9 +78,8 @@ def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_
     """
     sizes = tensors_of(compiled.module, arguments)
     calls: dict[Any, list[fx.Node]] = {}
-    for node in compiled.module.graph.nodes:
-        if node.op in ("call_function", "call_method") and node.target not in FREE:
-            calls.setdefault(node.meta.get("origin"), []).append(node)
+    for call in _calls(compiled.module):
+        calls.setdefault(call.meta.get("origin"), []).append(call)
     notes: dict[Any, list[str]] = {}
     for origin, text in compiled.notes:
         notes.setdefault(origin, []).append(text)
@@ -67,8 +89,6 @@ def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_
         nodes, note = calls.pop(origin, []), "; ".join(notes.pop(origin, []))
         if not nodes and not isinstance(origin, Arrow):
             return
-        flops = sum(per * _elements(axes, batch_size) for per, axes in (n.meta["work"] for n in nodes))
-        moved = sum(sizes[m].bytes for n in nodes for m in (n, *n.all_input_nodes) if m in sizes)
         shapes = ", ".join(_signature(n, sizes) for n in nodes)
         result.append(
             Row(
@@ -76,8 +96,9 @@ def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_
                 what,
                 ", ".join(map(_name, nodes)) or "-",
                 shapes,
-                flops,
-                moved,
+                sum(_flops(n, sizes, batch_size) for n in nodes),
+                sum(_moved(n, sizes) for n in nodes),
+                sum(_sent(n, sizes) for n in nodes),
                 note if nodes else "",
             )
         )
@@ -91,12 +112,62 @@ def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_
     for kind in ("readout", "loss", "write"):
         for node in graph.nodes.values():
             line(kind, node.name, (kind, node))
+    for call in compiled.module.graph.nodes:
+        if _sent(call, sizes) and "joins" in call.meta:
+            marks = call.all_input_nodes[0]
+            costs = (_flops(marks, sizes, batch_size), _moved(marks, sizes), _sent(call, sizes))
+            result.append(Row("group", "slice, seed, step", _name(marks), "", *costs, "compared between processes"))
     return result
+
+
+def cost(compiled: Compiled, arguments: Sequence[Any], batch_size: int) -> Cost:
+    """What the whole of a generated function costs; arguments as in :func:`rows`."""
+    sizes = tensors_of(compiled.module, arguments)
+    nodes = [node for node in _calls(compiled.module) if not _is_view(node, sizes)]
+    flops = sum(_flops(node, sizes, batch_size) for node in nodes)
+    rounds = [node for node in compiled.module.graph.nodes if "joins" in node.meta]
+    sent = sum(_sent(node, sizes) for node in (*nodes, *rounds))
+    tensors = [t for name, channels in arguments[0].items() if name != "program" for t in channels.values()]
+    state = sum(t.numel() * t.element_size() for t in tensors)
+    return Cost(flops, sum(_moved(node, sizes) for node in nodes), len(nodes), sent, len(rounds), state)
+
+
+def _calls(module: fx.GraphModule) -> list[fx.Node]:
+    """Calls that may cost something; of calls of other processes, each tensor that is reduced over them."""
+    calls = [node for node in module.graph.nodes if node.op in ("call_function", "call_method")]
+    return [n for n in calls if "reduced" in n.meta or (n.target not in FREE and "joins" not in n.meta)]
+
+
+def _flops(node: fx.Node, sizes: dict[fx.Node, Size], batch_size: int) -> float:
+    per, axes = node.meta.get("work", (0.0, ()))
+    return 0.0 if _is_view(node, sizes) else per * _elements(axes, batch_size)
+
+
+def _moved(node: fx.Node, sizes: dict[fx.Node, Size]) -> float:
+    """Bytes that a call reads and writes."""
+    if _is_view(node, sizes):
+        return 0.0
+    given = [node.meta["reduced"]] if "reduced" in node.meta else node.all_input_nodes
+    return float(sum(sizes[n].bytes for n in (node, *given) if n in sizes))
+
+
+def _sent(node: fx.Node, sizes: dict[fx.Node, Size]) -> float:
+    """Bytes of a tensor that is reduced over processes; of such a call as a whole, those of what it compares."""
+    if "joins" in node.meta:
+        given: list[Any] = [*node.args[: len(node.args) - node.meta["joins"]]]
+    else:
+        given = [node.meta.get("reduced")]
+    return float(sum(sizes[n].bytes for n in given if n in sizes))
+
+
+def _is_view(node: fx.Node, sizes: dict[fx.Node, Size]) -> bool:
+    return node in sizes and sizes[node].view and "reduced" not in node.meta
 
 
 def _signature(node: fx.Node, sizes: dict[fx.Node, Size]) -> str:
     """Shapes of a call: ``32x64 10x64 -> 32x10``."""
-    operands = " ".join(_shape(sizes[n].shape) for n in node.all_input_nodes if n in sizes)
+    given = [node.meta["reduced"]] if "reduced" in node.meta else node.all_input_nodes
+    operands = " ".join(_shape(sizes[n].shape) for n in given if n in sizes)
     return f"{operands} -> {_shape(sizes[node].shape if node in sizes else ())}"
 
 
@@ -106,16 +177,32 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def table(lines: Sequence[Row], batch_size: int) -> str:
     """The lines as aligned text, with totals; ``-`` is an arrow that costs nothing or is never needed."""
-    cells = [("pass", "arrow", "became", "shapes", "FLOPs", "bytes", "note")]
+    sent = any(row.sent for row in lines)
+    cells = [("pass", "arrow", "became", "shapes", "FLOPs", "bytes", *["sent"] * sent, "note")]
     for row in lines:
-        cells.append((*row[:4], _short(row.flops), _short(row.bytes), row.note))
-    total = (_short(sum(r.flops for r in lines)), _short(sum(r.bytes for r in lines)))
-    cells.append(("total", f"batch {batch_size}", "", "", *total, ""))
+        numbers = (row.flops, row.bytes, *[row.sent] * sent)
+        cells.append((*row[:4], *map(_short, numbers), row.note))
+    totals = (sum(r.flops for r in lines), sum(r.bytes for r in lines), *[sum(r.sent for r in lines)] * sent)
+    cells.append(("total", f"batch {batch_size}", "", "", *map(_short, totals), ""))
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
 
 
+def budgeted(compiled: Compiled, account: Account, batch: int) -> str:
+    """A line on what segments keep for the backward pass; empty where there are none."""
+    made: Any = compiled.module.segments
+    metas = [part.meta for part in made.children()]
+    step = sum(meta["segment"].kept * _elements(meta["axes"], batch) for meta in metas)
+    if not step:
+        return ""
+    return (
+        f"\nsegments keep {shown(step)} a step for the backward pass; the budget of {shown(account.limit)} holds "
+        f"{int(account.limit // step)} steps, what finds no room is computed again"
+    )
+
+
 def _name(node: fx.Node) -> str:
+    node = node.all_input_nodes[0] if "reduced" in node.meta else node
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     return str(name).removeprefix("_C._nn.")
 

@@ -16,9 +16,11 @@ from mpgraph.errors import ProtocolError
 from mpgraph.network.activations import Activation, activation
 from mpgraph.network.axes import BATCH, local_axes, ordered
 from mpgraph.network.losses import Loss
+from mpgraph.network.normalization import BatchNorm
 from mpgraph.network.operations import Operation
 
 from .calls import opaque
+from .collectives import all_rows, own_rows
 from .context import Context
 from .emitter import identifier
 from .segment import lower_segment
@@ -130,6 +132,8 @@ class LazyView(View):
         inline: bool = True,
     ) -> Value:
         """An activation's function on tensors of the node, written inline or called."""
+        if owner.over == "batch" and self._emitter.ranks is not None:
+            return self._over_processes(owner, name, make, values)
         values = aligned(self._emitter, *values)
         local = values[0].local
         axes = ordered(a for v in values for a in v.axes) if owner.over == "agent" else (BATCH, *self.node.axes)
@@ -138,6 +142,22 @@ class LazyView(View):
         call = make() if inline else self._callable(owner, name, make, channels)
         node = opaque(self._emitter, call, values, [(*axes, *local)] * len(values), inline)
         return values[0].like(Factor(node, (*axes, *local)))
+
+    def _over_processes(self, owner: Any, name: str, make: Callable[[], Callable[..., Any]], values: Any) -> Value:
+        """The same of a function of all examples at once, of which each process has some."""
+        if isinstance(owner, BatchNorm):
+            by_totals: Callable[..., Value] = getattr(owner, f"{name}_by_totals")
+            return by_totals(self._total, *values)
+        values = aligned(self._emitter, *values)
+        axes = (BATCH, *self.node.axes, *values[0].local)
+        call = self._callable(owner, name, make, bool(values[0].local))
+        rows = [all_rows(self._emitter, self._emitter.full(v.materialize(), axes), axes) for v in values]
+        node = own_rows(self._emitter, self._emitter.emit(call, *rows, work=axes))
+        return values[0].like(Factor(node, axes))
+
+    def _total(self, value: Any, how: str) -> Value:
+        """Over all examples and the uses of an agent."""
+        return coerce(self._emitter, value).total((BATCH, *self.node.shared), how)
 
     def _callable(self, owner: Any, name: str, make: Callable[[], Callable[..., Any]], channels: bool) -> Any:
         """What the generated code calls; ``channels`` maps it over the last dimension."""
@@ -179,9 +199,14 @@ class LazyView(View):
         return self._whole(kind, "apply", lambda: kind.apply, (z,))
 
     def statistics(self, z: Any) -> tuple[Value, ...]:  # noqa: D102
-        kind = self._function()
+        kind, code, axes = self._function(), self._emitter, (BATCH, *self.node.axes)
+        if code.ranks is not None and isinstance(kind, BatchNorm):
+            return kind.statistics_by_totals(self._total, z)
         call = kind.statistics if kind.inline else self._context.function(kind, "statistics", lambda: kind.statistics)
-        parts = opaque(self._emitter, call, [coerce(self._emitter, z)], [(BATCH, *self.node.axes)], kind.inline)
+        if code.ranks is not None:
+            rows = all_rows(code, code.full(coerce(code, z).materialize(), axes), axes)
+            z = self._context.leaf(rows, axes)
+        parts = opaque(code, call, [coerce(code, z)], [axes], kind.inline)
         return tuple(self._context.leaf(part, self.node.kept) for part in parts)
 
     def _vjp(self, e: Any, z: Any, out: Any) -> Any:

@@ -2,8 +2,9 @@
 
 A learner inside a rule (a recurrent network at each synapse) is wider than what it reads and returns. Its intermediate
 values for all agents and examples at once fill main memory, and autograd keeps them for every step of an unroll. As a
-*segment* it costs what goes in and comes out: its code runs on some rows (agents and examples) at a time, whose
-intermediates fit a budget; autograd keeps only the inputs, and the backward pass runs each slice again.
+*segment* its code runs on some rows (agents and examples) at a time. Where the program's memory budget has room for the
+intermediates of a call, the graph of each slice is kept for the backward pass. Where it has none, autograd keeps only
+what goes in, and the backward pass runs each slice again. Both give the same gradient, to the bit.
 
     Chen, Xu, Zhang and Guestrin (2016), "Training deep nets with sublinear memory cost", arXiv 1604.06174.
 
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
+from mpgraph.budget import Account, Saved, Share
 from mpgraph.environment import inside_transform
 from mpgraph.network.axes import BATCH, Axis, local_axes, ordered
 
@@ -29,7 +31,7 @@ from .parameters import replaced
 from .shapes import tensors_of
 from .value import Value, coerce, leaf
 
-# Bytes of intermediate values at a time: on a CPU what stays in the cache, elsewhere what keeps the device busy.
+# Bytes of intermediate values of a slice: on a CPU what stays in the cache, elsewhere what keeps the device busy.
 BUDGET = {"cpu": 16 << 20}
 ELSEWHERE = 256 << 20
 
@@ -38,20 +40,28 @@ class Segment:
     """The code of a segment.
 
     Args:
-        module: takes and returns rows ``(rows, *local)``; some of its arguments are shared by all rows.
+        function: takes and returns rows ``(rows, *local)``; some of its arguments are shared by all rows.
         varies: for each argument whether it has rows.
         width: how many intermediate numbers there are for each row.
+        kept: bytes that autograd keeps for each row, unless they are computed again.
+        account: of what all segments of a program keep.
         name: of the node whose agents it serves.
     """
 
-    def __init__(self, module: fx.GraphModule, varies: Sequence[bool], width: int, name: str) -> None:
-        self.module, self.varies, self.width, self.name = module, tuple(varies), width, name
+    def __init__(
+        self, function: Callable[..., Any], varies: Sequence[bool], width: int, kept: int, account: Account, name: str
+    ) -> None:
+        self.function, self.varies, self.width = function, tuple(varies), width
+        self.kept, self.account, self.name = kept, account, name
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Results, in slices and recomputed where there is a backward pass."""
+        """Results, in slices."""
         if torch.compiler.is_compiling():
-            return self.module.forward(*tensors)
-        return _Recomputed.apply(self, *tensors)
+            return self.function(*tensors)
+        learning = torch.is_grad_enabled()
+        if not inside_transform() and not (learning and any(tensor.requires_grad for tensor in tensors)):
+            return _joined([self.function(*self.part(tensors, rows)) for rows in self.slices(tensors)])
+        return _Sliced.apply(_Call(self, learning), *tensors)
 
     def slices(self, tensors: Sequence[Tensor]) -> list[slice]:
         """Rows that are run together."""
@@ -60,63 +70,143 @@ class Segment:
         size = max(1, budget // (self.width * first.element_size()))
         return [slice(start, start + size) for start in range(0, first.shape[0], size)]
 
+    def rows(self, tensors: Sequence[Tensor]) -> int:
+        """How many there are."""
+        return tensors[self.varies.index(True)].shape[0]
+
     def part(self, tensors: Sequence[Tensor], rows: slice) -> list[Tensor]:
         """The arguments for some rows."""
         return [t[rows] if varies else t for t, varies in zip(tensors, self.varies, strict=True)]
 
+    def mapped(self, dims: Sequence[int | None], size: int) -> Segment:
+        """The same for many networks: ``vmap`` over a dimension of each argument, over the second one of results."""
+        function = torch.func.vmap(self.function, in_dims=tuple(dims), out_dims=1)
+        return Segment(function, self.varies, size * self.width, size * self.kept, self.account, self.name)
 
-class _Recomputed(torch.autograd.Function):
-    generate_vmap_rule = True
 
+class _Call:
+    """One call of a segment, and what it keeps from its forward to its backward pass.
+
+    Args:
+        segment: that is called.
+        learning: whether autograd was on.
+    """
+
+    def __init__(self, segment: Segment, learning: bool) -> None:
+        self.segment, self.learning = segment, learning
+        self.share: Share | None = None
+        self.runs: list[_Run] = []  # by slice, the last one first
+
+    def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The results, with their graph kept aside if the account has room for it."""
+        segment, slices = self.segment, self.segment.slices(tensors)
+        wanted = [i for i, tensor in enumerate(tensors) if self.learning and tensor.requires_grad]
+        self.share = segment.account.take(segment.kept * segment.rows(tensors)) if wanted else None
+        if self.share is None:
+            return _joined([segment.function(*segment.part(tensors, rows)) for rows in slices])
+        runs = [_Run(segment.function, segment.part(tensors, rows), wanted) for rows in slices]
+        self.runs = runs[::-1]
+        return _joined([tuple(result.detach() for result in run.results) for run in runs])
+
+    def pullback(self, given: Sequence[Tensor], wanted: Sequence[int]) -> Callable[..., Any]:
+        """Errors of the results for the next slice to errors of the wanted arguments."""
+        if torch.is_grad_enabled() or inside_transform():  # the errors will be differentiated themselves
+            return _differentiable(self.segment.function, given, wanted)
+        run = self.runs.pop() if self.runs else _Run(self.segment.function, given, wanted)
+        return lambda errors: run.back(errors, wanted)
+
+    def forget(self) -> None:
+        """The backward pass has run. If it runs once more, all is computed again."""
+        self.runs = []
+        if self.share is not None:
+            self.share.release()
+
+
+class _Sliced(torch.autograd.Function):
     @staticmethod
-    def forward(segment: Segment, *tensors: Tensor) -> tuple[Tensor, ...]:
-        parts = [segment.module.forward(*segment.part(tensors, rows)) for rows in segment.slices(tensors)]
-        return tuple(torch.cat(results) for results in zip(*parts, strict=True))
+    def forward(call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return call.forward(tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.segment, *tensors = inputs
+        ctx.call, *tensors = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *errors: Tensor) -> tuple[Tensor | None, ...]:
-        segment, tensors = ctx.segment, ctx.saved_tensors
+        call, tensors = ctx.call, ctx.saved_tensors
+        segment = call.segment
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
         parts = []
         for rows in segment.slices(tensors):
-            given = segment.part(tensors, rows)
-            back = _pullback(segment.module, given, wanted)
+            back = call.pullback(segment.part(tensors, rows), wanted)
             parts.append(back(tuple(e[rows] for e in errors)))
+        call.forget()
         gradients: list[Tensor | None] = [None] * len(tensors)
         for i, found in zip(wanted, zip(*parts, strict=True), strict=True):
             gradients[i] = torch.cat(found) if segment.varies[i] else sum(found[1:], found[0])
         return (None, *gradients)
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], call: _Call, *tensors: Tensor) -> tuple[Any, Any]:
+        """Many networks are more rows, if they share their parameters."""
+        segment, count, dims = call.segment, info.batch_size, in_dims[1:]
+        cases = list(zip(tensors, dims, segment.varies, strict=True))
+        if any(dim is not None and not varies for _, dim, varies in cases):
+            moved = [t if dim is None else t.movedim(dim, int(varies)) for t, dim, varies in cases]
+            mapped = segment.mapped([None if dim is None else int(varies) for _, dim, varies in cases], count)
+            results, out = mapped(*moved), 1
+        else:
+            rows = [
+                t if not varies else (t.expand(count, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
+                for t, dim, varies in cases
+            ]
+            results, out = tuple(r.unflatten(0, (count, -1)) for r in segment(*rows)), 0
+        return results, (out,) * len(results)
 
-def _pullback(module: fx.GraphModule, given: Sequence[Tensor], wanted: Sequence[int]) -> Callable[..., Any]:
-    """Errors of the results to errors of the wanted arguments."""
 
-    def run(*chosen: Tensor) -> Any:
+class _Run:
+    """A function at some arguments, with its graph.
+
+    Args:
+        function: of tensors.
+        given: its arguments.
+        wanted: those that it is differentiated by.
+    """
+
+    def __init__(self, function: Callable[..., Any], given: Sequence[Tensor], wanted: Sequence[int]) -> None:
         arguments = list(given)
-        for i, tensor in zip(wanted, chosen, strict=True):
-            arguments[i] = tensor
-        return module.forward(*arguments)
+        with torch.enable_grad():
+            self.leaves = {i: given[i].detach().requires_grad_() for i in wanted}
+            for i, leaf in self.leaves.items():
+                arguments[i] = leaf
+            self.results = function(*arguments)
 
-    chosen = [given[i] for i in wanted]
-    if torch.is_grad_enabled() or inside_transform():  # the errors will be differentiated themselves
-        return torch.func.vjp(run, *chosen)[1]
-    with torch.enable_grad():  # the same, quicker
-        chosen = [tensor.detach().requires_grad_() for tensor in chosen]
-        results = run(*chosen)
-
-    def back(errors: Sequence[Tensor]) -> Sequence[Tensor]:
-        pairs = [pair for pair in zip(results, errors, strict=True) if pair[0].requires_grad]
+    def back(self, errors: Sequence[Tensor], wanted: Sequence[int]) -> Sequence[Tensor]:
+        """Errors of the results to errors of arguments; the graph is gone then."""
+        chosen = [self.leaves[i] for i in wanted]
+        pairs = [pair for pair in zip(self.results, errors, strict=True) if pair[0].requires_grad]
         if not pairs:  # flat everywhere
             return [torch.zeros_like(tensor) for tensor in chosen]
         outputs, heard = zip(*pairs, strict=True)
         return torch.autograd.grad(outputs, chosen, heard, allow_unused=True, materialize_grads=True)
 
-    return back
+
+def _differentiable(function: Callable[..., Any], given: Sequence[Tensor], wanted: Sequence[int]) -> Callable[..., Any]:
+    """Errors of the results to errors of the wanted arguments, as a function that can be differentiated."""
+
+    def run(*chosen: Tensor) -> Any:
+        arguments = list(given)
+        for i, tensor in zip(wanted, chosen, strict=True):
+            arguments[i] = tensor
+        return function(*arguments)
+
+    return torch.func.vjp(run, *(given[i] for i in wanted))[1]
+
+
+def _joined(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Results of slices as those of all rows; tensors of their own, also if there is one slice."""
+    return tuple(torch.cat(results) for results in zip(*parts, strict=True))
 
 
 class _Argument(NamedTuple):
@@ -149,7 +239,9 @@ def lower_segment(context: Context, function: Callable[..., Any], values: Sequen
         return function(*values)
     traced = _traced(context, function, values, axes)
     width = _width(traced, context.dtype)
-    segment = Segment(traced.module, [a.varies for a in traced.arguments], width, name)
+    varies = [a.varies for a in traced.arguments]
+    kept = _kept(traced, context.dtype, width)
+    segment = Segment(traced.module.forward, varies, width, kept, context.account, name)
     made = identifier(getattr(function, "__name__", type(function).__name__))
     if f"{identifier(name)}_{made}" in code.segments:  # an agent may have several
         made = f"{made}_{len(code.segments)}"
@@ -159,6 +251,7 @@ def lower_segment(context: Context, function: Callable[..., Any], values: Sequen
     flops = sum(per * math.prod(axis.size or 1 for axis in over) for per, over in work)
     node = code.emit(call, *(a.source for a in traced.arguments), work=axes, per=flops)
     code.note(f"a segment of {width} numbers for each agent and example, in slices")
+    traced.module.meta["segment"], traced.module.meta["axes"] = segment, axes
     sizes = [-1 if axis is BATCH else axis.size for axis in axes]
     results = []
     for index, shape in enumerate(traced.shapes):
@@ -211,4 +304,17 @@ def _width(traced: _Traced, dtype: torch.dtype) -> int:
     for rows in (1, 2):
         given = [torch.zeros((rows, *a.local) if a.varies else a.local, dtype=dtype) for a in traced.arguments]
         counts.append(sum(tensor.numel for tensor in tensors_of(traced.module, given).values()))
+    return max(1, counts[1] - counts[0])
+
+
+def _kept(traced: _Traced, dtype: torch.dtype, width: int) -> int:
+    """Bytes that autograd keeps of one row: what it keeps of two more than of one."""
+    if inside_transform() or torch.is_inference_mode_enabled():  # hooks do not see there; this is more than it keeps
+        return width * dtype.itemsize
+    counts = []
+    for rows in (1, 2):
+        given = [torch.zeros((rows, *a.local) if a.varies else a.local, dtype=dtype) for a in traced.arguments]
+        with torch.enable_grad(), Saved(but=given) as saved:
+            traced.module.forward(*(tensor.requires_grad_() for tensor in given))
+        counts.append(saved.bytes)
     return max(1, counts[1] - counts[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,15 +11,26 @@ from torch import fx
 
 
 class Size(NamedTuple):
-    """Of one tensor."""
+    """Of one tensor, or of the tuple that a call returns.
+
+    Attributes:
+        shape: of it; ``()`` for a tuple.
+        numel: how many numbers; 0 for a tuple, whose parts are tensors of their own.
+        bytes: how much memory they take. Numbers that a broadcast tensor repeats are there once.
+        view: whether it lies in the memory of an argument of the call, so that nothing was computed or moved.
+    """
 
     shape: tuple[int, ...]
     numel: int
     bytes: int
+    view: bool = False
 
 
 def tensors_of(module: fx.GraphModule, arguments: Sequence[Any]) -> dict[fx.Node, Size]:
-    """The size of every tensor in generated code, found by running it once on ``arguments``."""
+    """The size of every tensor in generated code, found by running it once on ``arguments``.
+
+    Other processes are not called: what would come from them is not looked at.
+    """
     run = _Sizes(module)
     with torch.no_grad():
         run.run(*arguments)
@@ -31,7 +43,24 @@ class _Sizes(fx.Interpreter):
         self.sizes: dict[fx.Node, Size] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
+        if "joins" in n.meta:
+            tensors: Any = self.map_nodes_to_values(n.args, n)
+            result: Any = tuple(torch.empty_like(tensor) for tensor in tensors[-n.meta["joins"] :])
+        else:
+            result = super().run_node(n)
         if isinstance(result, torch.Tensor):
-            self.sizes[n] = Size(tuple(result.shape), result.numel(), result.numel() * result.element_size())
+            given: list[Any] = [self.env[node] for node in n.all_input_nodes]
+            shared = any(isinstance(one, torch.Tensor) and _memory(one) == _memory(result) for one in given)
+            view = shared or n.target is operator.getitem
+            self.sizes[n] = Size(tuple(result.shape), result.numel(), _bytes(result), view)
+        elif isinstance(result, tuple):
+            self.sizes[n] = Size((), 0, sum(_bytes(part) for part in result if isinstance(part, torch.Tensor)))
         return result
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())

@@ -30,7 +30,7 @@ from mpgraph.errors import ProtocolError
 from mpgraph.network.axes import Axis, local_axes, ordered
 from mpgraph.network.incidence import Incidence
 
-from .contraction import materialize
+from . import collectives
 from .dispatch import dispatch
 from .emitter import Emitter
 from .gather import add_up
@@ -84,7 +84,7 @@ class Value:
     def materialize(self) -> Factor:
         """Write the code that computes this value, once, and return the tensor."""
         if self._tensor is None:
-            self._tensor = materialize(self.emitter, self.terms)
+            self._tensor = collectives.materialize(self.emitter, self.terms)
         return self._tensor
 
     def suggest_name(self, hint: str) -> None:
@@ -154,15 +154,19 @@ class Value:
         value = self.simple()
         if len(value.terms) > 1 and value._spanned():
             return value.like(value.materialize())
-        if any(term.bound and not term.grows for term in value.terms):
+        if any(map(self._better_written, value.terms)):
             terms = []
             for term in value.terms:
-                if term.bound and not term.grows:
-                    whole = materialize(self.emitter, (term._replace(coefficient=1.0, power=0),))
+                if self._better_written(term):
+                    whole = collectives.materialize(self.emitter, (term._replace(coefficient=1.0, power=0),))
                     term = Term(term.coefficient, term.power, (whole,))
                 terms.append(term)
             return Value(self.emitter, terms, self.local)
         return value
+
+    def _better_written(self, term: Term) -> bool:
+        """Whether a contraction is written before it is multiplied; one over examples of other processes must be."""
+        return bool(term.bound) and (not term.grows or (self.emitter.ranks is not None and collectives.spread(term)))
 
     # -- aggregation --------------------------------------------------------------------------------------
 
@@ -193,7 +197,10 @@ class Value:
         if not dims:
             return Value(self.emitter, self.terms, local)
         node = self.emitter.emit({"max": torch.amax, "min": torch.amin}[how], factor.node, dims, work=factor.axes)
-        return Value(self.emitter, (), local).like(Factor(node, tuple(a for a in factor.axes if a not in axes)))
+        result = Factor(node, tuple(a for a in factor.axes if a not in axes))
+        if self.emitter.ranks is not None and any(factor.axes[i].size is None for i in dims):
+            result = collectives.extremum(self.emitter, result, how)
+        return Value(self.emitter, (), local).like(result)
 
     def shared_by(self, axes: Iterable[Axis]) -> Value:
         """Divided by the length of axes, the batch's included."""

@@ -10,6 +10,7 @@ from .estimators import Estimator as Estimator
 from .estimators import Evolution as Evolution
 from .estimators import Growing as Growing
 from .estimators import LogUniform as LogUniform
+from .estimators import NeverEnding as NeverEnding
 from .estimators import Recomputed as Recomputed
 from .estimators import Truncated as Truncated
 from .estimators import Unroll as Unroll
@@ -21,6 +22,7 @@ from .families import Plane as Plane
 from .families import RandomProjection as RandomProjection
 from .families import Sinusoids as Sinusoids
 from .guard import Guard as Guard
+from .recurrent import MetaRNN as MetaRNN
 from .search import CMAES as CMAES
 from .task import Task as Task
 from .task import TaskBatch as TaskBatch

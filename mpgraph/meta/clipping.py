@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-Clip = Literal["norm", "value", "tensor"]
+Clip = Literal["norm", "value", "tensor", "usual"]
+MEMORY = 50  # norms of a tensor that ``usual`` looks back on
 
 
 def norm_of(gradient: dict[str, Tensor]) -> float:
@@ -26,6 +29,23 @@ def clipped(gradient: dict[str, Tensor], clip: Clip | None, limit: float) -> dic
     if clip == "tensor":
         return {name: g * (limit / g.norm().clamp(min=1e-30)) for name, g in gradient.items()}
     return gradient
+
+
+def usual_clipped(
+    gradient: dict[str, Tensor], limit: float, norms: Mapping[str, list[float]]
+) -> tuple[dict[str, Tensor], dict[str, list[float]]]:
+    """Each gradient scaled down to ``limit`` times the median of its own last norms, and the norms with this one.
+
+    Meta-gradients through many steps have heavy tails, and a size of their own for each tensor: one that is a million
+    times its usual size would fill the second moment of Adam for a thousand steps.
+    """
+    made, seen = {}, {name: list(kept) for name, kept in norms.items()}
+    for name, g in gradient.items():
+        norm = float(g.double().norm())
+        seen[name] = [*seen.get(name, []), norm][-MEMORY:]
+        most = limit * statistics.median(seen[name])
+        made[name] = g * (most / norm) if norm > most else g
+    return made, seen
 
 
 def sparse_gradient(value: Tensor, gradient: Tensor, weight: float) -> Tensor:

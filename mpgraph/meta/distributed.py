@@ -62,6 +62,15 @@ class Group:
             found[name] = torch.cat(parts)
         return found
 
+    def share(self, rows: Tensor) -> Tensor:
+        """The rows that this process takes of some, equally many for each: the last ones may take the last row again.
+
+        What :meth:`gathered` makes of results for them begins with those for all rows, in order.
+        """
+        each = -(-len(rows) // self.size)
+        mine = torch.arange(self.rank * each, (self.rank + 1) * each).clamp(max=len(rows) - 1)
+        return rows[mine]
+
     def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The rows of this process, of tensors that :meth:`gathered` made."""
         share = {name: len(tensor) // self.size for name, tensor in tensors.items()}

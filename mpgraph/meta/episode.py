@@ -6,14 +6,16 @@ into windows: the losses of the windows add up to the loss of the whole.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mpgraph.agents.protocol import Protocol
 from mpgraph.arguments import Arguments
 from mpgraph.errors import InputError, unknown
 from mpgraph.program.program import Program, State
@@ -21,6 +23,8 @@ from mpgraph.program.program import Program, State
 from .task import TaskBatch
 
 Parameters = Mapping[str, Tensor]
+PRIOR_FILE = "prior.safetensors"  # in the folder of a rule
+PRIOR = "prior."  # begins the names of meta-parameters that are initial numbers of networks
 TERMS = ("query", "final", "hint", "stream", "l1", "size")
 
 
@@ -39,6 +43,16 @@ class Window(NamedTuple):
     metrics: dict[str, Tensor]
 
 
+def checked_terms(owner: str, terms: Mapping[str, float] | None, allowed: tuple[str, ...]) -> dict[str, float]:
+    """Weights of the meta-loss by name; that of the query by default."""
+    check, made = Arguments(owner), {}
+    for name, weight in ({"query": 1.0} if terms is None else terms).items():
+        if name not in allowed:
+            raise InputError(f"{owner}: " + unknown("term of the meta-loss", name, allowed))
+        made[name] = check.number(f"terms[{name!r}]", weight)
+    return made
+
+
 class Episode:
     """Inner steps of a program, and the meta-loss.
 
@@ -55,20 +69,29 @@ class Episode:
         program: a network with one input, one output and one loss, and a rule with meta-parameters.
         terms: weights by name; ``{"query": 1.0}`` by default.
         penalised: pattern of the names of meta-parameters in ``l1``.
+        pool: fresh networks are of a pool of so many, each drawn once and for all (Sandler et al., 2021, train rules
+            on such a pool); all different by default.
+        prior: patterns of ``node.channel``, such as ``*.w``: what networks begin with there are meta-parameters
+            ``prior.node.channel`` as well, the same for all tasks (MAML; Finn et al., 2017).
 
     Raises:
         InputError: for an unknown term, a program whose rule has no meta-parameters, a network that does not fit.
     """
 
-    def __init__(self, program: Program, terms: Mapping[str, float] | None = None, penalised: str = "*") -> None:
+    def __init__(
+        self,
+        program: Program,
+        terms: Mapping[str, float] | None = None,
+        penalised: str = "*",
+        *,
+        pool: int | None = None,
+        prior: str | Sequence[str] = (),
+    ) -> None:
         check = Arguments("Episode")
+        self.pool = None if pool is None else check.integer("pool", pool, 1)
         self.program, self.penalised = program, penalised
-        given = {"query": 1.0} if terms is None else terms
-        self.terms = {}
-        for name, weight in given.items():
-            if name not in TERMS:
-                raise InputError("Episode: " + unknown("term of the meta-loss", name, TERMS))
-            self.terms[name] = check.number(f"terms[{name!r}]", weight)
+        self.device, self.dtype = program.device, program.dtype
+        self.terms = checked_terms("Episode", terms, TERMS)
         network = program.graph.network
         if len(network.inputs) != 1 or len(network.outputs) != 1 or len(network.losses) != 1:
             raise InputError(
@@ -78,22 +101,63 @@ class Episode:
         (drawn,) = network.losses.values()
         self._loss = drawn.loss
         self._classes = program.graph.nodes[network.outputs[0]].shape[-1]
+        self._prior = self._chosen((prior,) if isinstance(prior, str) else tuple(prior))
         if not self.parameters():
             raise InputError(
                 f"Episode: {program.protocol.name} has no meta-parameters; make a number one: lr=mg.learnable(0.1)"
             )
 
+    def _chosen(self, patterns: tuple[str, ...]) -> dict[str, Tensor]:
+        """The initial numbers that patterns match, of one network, by the name of the meta-parameter."""
+        if not patterns:
+            return {}
+        state = self.program.init(0)
+        there = {f"{n}.{c}": t for n, cs in state.items() for c, t in cs.items() if t.is_floating_point()}
+        found: dict[str, Tensor] = {}
+        for pattern in patterns:
+            matched = {f"{PRIOR}{name}": t for name, t in there.items() if fnmatchcase(name, pattern)}
+            if not matched:
+                raise InputError(f"Episode: prior={pattern!r} matches none of {', '.join(there)}")
+            found |= matched
+        return found
+
     def parameters(self) -> dict[str, Tensor]:
-        """The meta-parameters by name, as the program holds them."""
-        return dict(self.program.protocol.named_parameters())
+        """The meta-parameters by name, as the program holds them, and the initial numbers of the prior."""
+        return {**dict(self.program.protocol.named_parameters()), **self._prior}
+
+    def network(self, parameters: Parameters, seed: int = 0) -> State:
+        """The state of one network as an episode begins with it, the prior's numbers in their places."""
+        state = self.program.init([seed])
+        state = self.given(parameters, state, torch.ones(1, dtype=torch.bool))
+        return {node: {c: t[0].detach() for c, t in channels.items()} for node, channels in state.items()}
+
+    def prior_of(self, state: State) -> dict[str, Tensor]:
+        """The meta-parameters of the prior, as one network has them."""
+        places = {name: name.removeprefix(PRIOR).rpartition(".") for name in self._prior}
+        return {name: state[node][channel] for name, (node, _, channel) in places.items()}
+
+    def of_rule(self, parameters: Parameters) -> dict[str, Tensor]:
+        """The meta-parameters of the rule, without those of the prior."""
+        return {name: p for name, p in parameters.items() if not name.startswith(PRIOR)}
+
+    def given(self, parameters: Parameters, state: State, new: Tensor, each: bool = False) -> State:
+        """A state stacked over tasks, with the numbers of the prior in the networks that are new ``(tasks,)``."""
+        made = {node: dict(channels) for node, channels in state.items()}
+        for name in self._prior:
+            node, _, channel = name.removeprefix(PRIOR).rpartition(".")
+            old = state[node][channel]
+            p = parameters[name] if each else parameters[name].expand(old.shape)
+            made[node][channel] = torch.where(new.to(old.device).reshape(-1, *(1,) * (old.ndim - 1)), p, old)
+        return made
 
     def prepared(self, batch: TaskBatch) -> TaskBatch:
         """The batch on the program's device and in its dtype."""
-        return batch.to(self.program.device, self.program.dtype)
+        return batch.to(self.device, self.dtype)
 
     def begin(self, batch: TaskBatch) -> State:
         """Fresh networks for the tasks of a batch, stacked."""
-        return self.program.init(batch.seeds, batch_size=batch.x.shape[2])
+        seeds = batch.seeds if self.pool is None else [seed % self.pool for seed in batch.seeds]
+        return self.program.init(seeds, batch_size=batch.x.shape[2])
 
     def run(self, parameters: Parameters, batch: TaskBatch) -> Window:
         """Whole episodes from fresh networks."""
@@ -124,8 +188,10 @@ class Episode:
         starts = torch.as_tensor(start).expand(many)
         if bool((starts + length > batch.lengths).any()):
             raise InputError(f"a window of {length} inner steps goes beyond the end of an episode")
-        share = (1.0 / batch.lengths.double()).to(batch.x.device, self.program.dtype)
-        totals = {name: torch.zeros(many, device=batch.x.device, dtype=self.program.dtype) for name in self.terms}
+        share = (1.0 / batch.lengths.double()).to(batch.x.device, self.dtype)
+        state = self.given(parameters, state, starts == 0, each)
+        parameters, penalised = self.of_rule(parameters), parameters
+        totals = {name: torch.zeros(many, device=batch.x.device, dtype=self.dtype) for name in self.terms}
         x = y = batch.x[:, 0]
         for t in range(length):
             at = starts + t
@@ -153,14 +219,37 @@ class Episode:
             if "final" in totals:
                 totals["final"] = torch.where(ended, self._asked(parameters, each, state, x, y)[0], 0.0)
         if "l1" in totals:
-            chosen = [p.abs() for name, p in parameters.items() if fnmatchcase(name, self.penalised)]
+            chosen = [p.abs() for name, p in penalised.items() if fnmatchcase(name, self.penalised)]
             sums = [p.reshape(many, -1).sum(1) if each else p.sum() for p in chosen]
             totals["l1"] = length * share * sum(sums)
-        total = torch.zeros(many, device=batch.x.device, dtype=self.program.dtype)
+        total = torch.zeros(many, device=batch.x.device, dtype=self.dtype)
         for name, value in totals.items():
             total = total + self.terms[name] * value
             metrics[name] = value.detach()
         return Window(state, total, metrics)
+
+    def describe(self) -> str:
+        """What a training record says of the network."""
+        return repr(self.program.graph.network)
+
+    def protocol(self, parameters: Parameters) -> Protocol:
+        """The rule of the program, into which the meta-parameters are written."""
+        made = self.program.protocol
+        with torch.no_grad():
+            for name, p in made.named_parameters():
+                p.copy_(parameters[name])
+        return made
+
+    def save(self, parameters: Parameters, folder: Path, record: Mapping[str, Any]) -> None:
+        """Write the rule with its training record into a folder, and the prior as one network that has it."""
+        self.protocol(parameters).save(folder, record)
+        if self._prior:
+            self.program.save(self.network(parameters), folder / PRIOR_FILE)
+
+    def load(self, folder: Path) -> dict[str, Tensor]:
+        """The meta-parameters: those of the rule as the program has them, those of the prior from the folder."""
+        prior = self.prior_of(self.program.load(folder / PRIOR_FILE)) if self._prior else {}
+        return {name: p.detach() for name, p in {**self.parameters(), **prior}.items()}
 
     # -- one inner step of all tasks ------------------------------------------------------------------------------
 

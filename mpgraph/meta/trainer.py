@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from mpgraph.arguments import Arguments
 from mpgraph.errors import FileError, InputError, MPGraphError
 
 from . import checkpoint
-from .clipping import Clip, clipped, norm_of, sparse_gradient, sparse_value
+from .clipping import Clip, clipped, norm_of, sparse_gradient, sparse_value, usual_clipped
 from .distributed import Group
 from .episode import Episode
 from .estimators.base import Estimate, Estimator
@@ -49,8 +51,11 @@ class MetaTrainer:
         seed: of all that is random.
         schedule: factor of the learning rate at an outer step; 1 by default.
         clip: ``norm`` scales the gradient down to at most ``limit``, ``value`` cuts its numbers off there, ``tensor``
-            makes the norm of each tensor ``limit``.
+            makes the norm of each tensor ``limit``, ``usual`` scales each tensor down to at most ``limit`` times the
+            median of its own last norms.
         limit: of ``clip``.
+        rates: factors of the learning rate by pattern of the names of meta-parameters; the first that matches counts.
+            Numbers of a rule differ in size: a decay of 1e-3 is much, a factor of an outer product of errors little.
         sparsity: weight of the sum of absolute values of the meta-parameters, added to the meta-loss so that it makes
             exact zeros: a number that is zero stays so while its gradient is smaller than the weight, and one that
             would change its sign becomes zero (as in orthant-wise descent, Andrew and Gao, 2007). The term ``l1`` of
@@ -81,6 +86,7 @@ class MetaTrainer:
         schedule: Callable[[int], float] | None = None,
         clip: Clip | None = None,
         limit: float = 1.0,
+        rates: Mapping[str, float] | None = None,
         sparsity: float = 0.0,
         average: float | None = None,
         validate_every: int | None = None,
@@ -92,8 +98,10 @@ class MetaTrainer:
         self.episode, self.family, self.estimator = episode, family, estimator
         self.tasks, self.seed = check.integer("tasks", tasks, 1), check.seed("seed", seed)
         self.schedule, self.guard, self.group = schedule, guard or Guard(), group or Group()
-        self.clip = check.choice("clip", clip, ("norm", "value", "tensor", None))
+        self.clip = check.choice("clip", clip, ("norm", "value", "tensor", "usual", None))
         self.limit = check.number("limit", limit, above=0.0)
+        self.rates = {pattern: check.number(f"rates[{pattern!r}]", r, 0.0) for pattern, r in (rates or {}).items()}
+        self.norms: dict[str, list[float]] = {}
         self.sparsity = check.number("sparsity", sparsity, 0.0)
         self.average = None if average is None else check.number("average", average, 0.0, 1.0)
         self.validate_every = None if validate_every is None else check.integer("validate_every", validate_every, 1)
@@ -101,14 +109,33 @@ class MetaTrainer:
         if self.guard.policy == "restore" and self.validate_every is None:
             raise InputError("Guard(policy='restore') returns to the best parameters: give validate_every too")
         self.parameters = {name: p.detach().clone().requires_grad_() for name, p in episode.parameters().items()}
-        self._make = optimizer or (lambda tensors: torch.optim.Adam(tensors, lr=1e-3))
-        self.optimizer = self._make(list(self.parameters.values()))
+        self._given = optimizer or (lambda tensors: torch.optim.Adam(tensors, lr=1e-3))
+        self.optimizer = self._make()
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._previous, self._mean, self._best = (self._copy() for _ in range(3))
-        self.step, self._scale = 0, 1.0
+        self.step, self._scale, self._warm = 0, 1.0, False
         self.audited: dict[str, str] | None = None
         self.best: float | None = None
         self.stopped: str | None = None
+
+    def _make(self) -> torch.optim.Optimizer:
+        """A fresh optimizer, in which each rate has parameters of its own."""
+        factors = dict.fromkeys(self.parameters, 1.0)
+        for pattern, factor in reversed(self.rates.items()):
+            matched = [name for name in factors if fnmatchcase(name, pattern)]
+            if not matched:
+                known = ", ".join(factors)
+                raise InputError(
+                    f"MetaTrainer: rates has {pattern!r}, which matches none of the meta-parameters {known}"
+                )
+            factors |= dict.fromkeys(matched, factor)
+        made = self._given(list(self.parameters.values()))
+        if self.rates:
+            (group,) = made.param_groups
+            made.param_groups.clear()
+            for name, p in self.parameters.items():
+                made.add_param_group({**group, "params": [p], "lr": group["lr"] * factors[name]})
+        return made
 
     # -- one outer step -------------------------------------------------------------------------------------------
 
@@ -123,10 +150,12 @@ class MetaTrainer:
         row: dict[str, Any] = {"step": self.step}
         found: dict[str, Tensor] | None = None
         if isinstance(self.estimator, CMAES):
-            found, estimate = self.estimator.improve(self.episode, self.parameters, tasks, generator)
+            found, estimate = self.estimator.improve(self.episode, self.parameters, tasks, generator, self.group)
         else:
             mine = tasks.shard(self.group.rank, self.group.size)
-            estimate = self.group.mean(self.estimator.estimate(self.episode, self.parameters, mine, generator))
+            with self._compiling():
+                estimate = self.estimator.estimate(self.episode, self.parameters, mine, generator)
+            estimate = self.group.mean(estimate)
             if self.audited is None:
                 self._audit(estimate, row)
         row["loss"] = float(estimate.loss)
@@ -159,11 +188,26 @@ class MetaTrainer:
             row["parameters"] = {name: p.detach().tolist() for name, p in self.parameters.items()}
         return row
 
+    def _compiling(self) -> AbstractContextManager[None]:
+        """Whether the backend of a program may compile: in the first outer step that this process makes.
+
+        Compiling again and again takes longer than steps do, so that is an error. Where episodes are carried over outer
+        steps, what the first one saw is not all there is.
+        """
+        first, self._warm = not self._warm, True
+        program = getattr(self.episode, "program", None)
+        if first or program is None or (isinstance(self.estimator, Estimator) and self.estimator.carries):
+            return nullcontext()
+        return program.compiling_nothing()
+
     def _descend(self, estimate: Estimate) -> float:
         """An optimizer step; the norm of the gradient before clipping."""
         given = {name: g.detach() for name, g in estimate.gradient.items() if g is not None}
         norm = norm_of(given)
-        given = clipped(given, self.clip, self.limit)
+        if self.clip == "usual":
+            given, self.norms = usual_clipped(given, self.limit, self.norms)
+        else:
+            given = clipped(given, self.clip, self.limit)
         before = {name: self.parameters[name].detach().clone() for name in given}
         if self.sparsity:  # after clipping, so that an exploding gradient cannot hide it
             given = {name: sparse_gradient(before[name], g, self.sparsity) for name, g in given.items()}
@@ -209,7 +253,7 @@ class MetaTrainer:
             self._scale /= 2.0
         elif policy == "restore":
             self._set(self._best)
-            self.optimizer = self._make(list(self.parameters.values()))
+            self.optimizer = self._make()
         elif policy == "stop":
             self.stopped = str(row["guard"])
 
@@ -240,11 +284,7 @@ class MetaTrainer:
 
     def protocol(self) -> Protocol:
         """The rule of the episode's program, into which the parameters of :meth:`rule` are written."""
-        made = self.episode.program.protocol
-        with torch.no_grad():
-            for name, p in made.named_parameters():
-                p.copy_(self.rule()[name])
-        return made
+        return self.episode.protocol(self.rule())
 
     # -- a run ----------------------------------------------------------------------------------------------------
 
@@ -316,7 +356,7 @@ class MetaTrainer:
         """The training record: how, on what, with what budget and to what end."""
         return {
             "seed": self.seed,
-            "network": repr(self.episode.program.graph.network),
+            "network": self.episode.describe(),
             "family": self.family.describe(),
             "estimator": self.estimator.describe(),
             "optimizer": type(self.optimizer).__name__,
@@ -354,7 +394,7 @@ class MetaTrainer:
         """Write the rule with its training record."""
         if self.group.rank == 0:
             about = {**(record or {}), **self.describe(), "reached": self._reached(place / "log.jsonl")}
-            self.protocol().save(place / "rule", _strict(about))
+            self.episode.save(self.rule(), place / "rule", _strict(about))
 
     def _keep(self, place: Path, position: int, keep: int) -> None:
         tensors, about = self.state()  # every process takes part
@@ -377,7 +417,7 @@ class MetaTrainer:
         about = {
             "step": self.step, "best": self.best, "scale": self._scale, "optimizer": rest, "seed": self.seed,
             "tasks": self.tasks, "recent": self.guard.recent, "faults": self.guard.faults, "stopped": self.stopped,
-            "audited": self.audited,
+            "audited": self.audited, "norms": self.norms,
         }  # fmt: skip
         return tensors, about
 
@@ -400,7 +440,7 @@ class MetaTrainer:
             if about[name] != ours:
                 raise FileError(f"{path} is of a run with {name}={about[name]}, this one has {name}={ours}")
         self._set(kinds["now"])
-        device = self.episode.program.device
+        device = self.episode.device
         held = [{n: t.to(device) for n, t in kinds[kind].items()} for kind in ("previous", "mean", "best")]
         self._previous, self._mean, self._best = held
         checkpoint.load_optimizer(self.optimizer, kinds.get("optimizer", {}), about["optimizer"])
@@ -410,7 +450,7 @@ class MetaTrainer:
         self.estimator.load(carried)
         self.step, self.best, self._scale = about["step"], about["best"], about["scale"]
         self.guard.recent, self.guard.faults, self.stopped = about["recent"], about["faults"], about["stopped"]
-        self.audited = about["audited"]
+        self.audited, self.norms = about["audited"], about.get("norms", {})
         return int(about["log_bytes"])
 
     def _copy(self) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -117,6 +117,31 @@ class BatchNorm(Activation):
         mask = [True, False, False]
         back = aten.native_batch_norm_backward.default(e, z, None, None, None, mean, invstd, True, self.eps, mask)
         return back[0]
+
+    # The same of values whose batch lies in several places: `total(value, how)` reduces over batch and positions, the
+    # second argument is "mean" or "sum". The rest is arithmetic on values that broadcast.
+
+    def apply_by_totals(self, total: Callable[[Any, str], Any], z: Any) -> Any:
+        """:meth:`apply`, from totals over the whole batch."""
+        mean, var = self._moments(total, z)
+        return (z - mean) * torch.rsqrt(var + self.eps)
+
+    def statistics_by_totals(self, total: Callable[[Any, str], Any], z: Any) -> tuple[Any, Any]:
+        """:meth:`statistics`, from totals over the whole batch."""
+        mean, var = self._moments(total, z)
+        n = total(1.0, "sum")
+        return mean, var * n / (n - 1.0)
+
+    def vjp_by_totals(self, total: Callable[[Any, str], Any], e: Any, z: Any, y: Any) -> Any:
+        """:meth:`vjp`, from totals over the whole batch."""
+        _, var = self._moments(total, z)
+        return (e - total(e, "mean") - y * total(e * y, "mean")) * torch.rsqrt(var + self.eps)
+
+    @staticmethod
+    def _moments(total: Callable[[Any, str], Any], z: Any) -> tuple[Any, Any]:
+        mean = total(z, "mean")
+        centered = z - mean
+        return mean, total(centered * centered, "mean")
 
 
 def _no_variance(var: Tensor, eps: float) -> str | None:

@@ -6,12 +6,34 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from mpgraph.errors import InputError, ProtocolError, StateError, unknown
+from mpgraph.errors import GroupError, InputError, ProtocolError, StateError, unknown
 from mpgraph.graph.wiring import AgentGraph
 
 LABELS = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
+
+
+def processes(group: Any) -> dist.ProcessGroup:
+    """The group, if it is one and this process is in it.
+
+    Raises:
+        GroupError: saying what to do.
+    """
+    if group is None and not dist.is_initialized():
+        raise GroupError(
+            "mg.compile: group=None: torch.distributed.group.WORLD is None until the processes have met; call "
+            "torch.distributed.init_process_group() first, or leave group out for one process"
+        )
+    if group is dist.GroupMember.NON_GROUP_MEMBER:
+        raise GroupError("mg.compile: this process is not in the group; compile in the processes that are")
+    if not isinstance(group, dist.ProcessGroup):
+        raise GroupError(
+            f"mg.compile: group={group!r} must be a group of torch.distributed, such as torch.distributed.group.WORLD, "
+            "or be left out for one process"
+        )
+    return group
 
 
 def by_name(what: str, given: Any, names: Sequence[str], kind: str) -> tuple[Any, ...]:

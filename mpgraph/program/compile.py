@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
+from torch.distributed import ProcessGroup
 
 from mpgraph.agents.module import unchanged_on_error
 from mpgraph.agents.protocol import Protocol
 from mpgraph.agents.regions import Regions
+from mpgraph.budget import DEFAULT, Memory
 from mpgraph.environment import keep_freed_memory, usable
 from mpgraph.errors import InputError, ProtocolError, unknown
 from mpgraph.network.network import Network
 
-from .program import Checks, Program
+from .backends import Backend, backend_of
+from .checks import processes
+from .execution import Checks, Execution
+from .program import Program
 
 
 def compile(
@@ -24,6 +29,9 @@ def compile(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     checks: Checks = "labels",
+    memory: Memory = DEFAULT,
+    backend: Literal["eager", "inductor", "cudagraphs"] | Backend = "eager",
+    group: ProcessGroup | Literal["alone"] = "alone",
 ) -> Program:
     """Compile a network with a learning rule into a program.
 
@@ -37,10 +45,26 @@ def compile(
             labels (and that soft targets fit the loss), ``"all"`` also that inputs are finite, ``"none"`` nothing.
             On an accelerator such a check waits for it. Under ``torch.func`` and ``torch.compile`` values are
             never inspected.
+        memory: how much the segments of a rule (see :meth:`mpgraph.View.segment`) may keep for backward passes that
+            have not run yet: bytes, a size such as ``"2 GiB"``, or a share of what is free on the device at this
+            moment, ``0.5`` or ``"50%"``. Steps that find no room are computed again in the backward pass, to the same
+            gradient. It says nothing of a rule without segments, nor of steps whose gradient nobody asks for.
+        backend: what runs the generated code: ``"eager"`` torch's own calls one after the other, ``"inductor"``
+            ``torch.compile``, on the first call for each batch size and use, ``"cudagraphs"`` a recorded CUDA graph.
+            All give the same numbers to rounding.
+        group: of ``torch.distributed`` processes that hold one network together, such as
+            ``torch.distributed.group.WORLD``. Each compiles the same and passes its own slice of every batch, all
+            slices of one size; in rank order they are the batch. Whatever the rule reduces over the batch is added up
+            over the processes, so all of them get the state that one process would with the whole batch, and
+            ``out.losses`` are means over it. Predictions, recorded channels and memories are those of the slice. All
+            processes start from one seed and call ``step`` equally often; ``predict`` too, where the code of a
+            prediction reduces over the batch. See docs/scale.md.
 
     Raises:
         NetworkError: for a cycle, a unit without connections, an output that no input reaches.
         ProtocolError: for a rule that does not fit the network.
+        BackendError: for a backend that cannot run on the device.
+        GroupError: for a group that is not there.
 
     Warns:
         FlatUnitWarning: where a unit without derivative cuts off learning.
@@ -56,9 +80,12 @@ def compile(
         raise ProtocolError(f"{type(protocol).__name__}.__init__ must call super().__init__()")
     if not isinstance(checks, str) or checks not in get_args(Checks):
         raise InputError(unknown("checks", checks, get_args(Checks)))
+    found = None if isinstance(group, str) and group == "alone" else processes(group)
     place, dtype = usable(device), dtype or torch.get_default_dtype()
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(f"dtype must be a floating-point torch.dtype such as torch.float64, got {dtype!r}")
+    chosen = backend_of(backend)
+    chosen.check(place)
     keep_freed_memory()
     with unchanged_on_error(protocol):
-        return Program(network, protocol, place, dtype, checks)
+        return Program(network, protocol, Execution(place, dtype, checks, memory, chosen, found))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from typing import Any, Literal, NamedTuple
 
@@ -15,20 +16,22 @@ from tqdm import tqdm
 from mpgraph.agents.module import RuleModule
 from mpgraph.agents.protocol import Protocol
 from mpgraph.arguments import Arguments
-from mpgraph.environment import autocast_device, inside_transform, keep_freed_memory, on_cpu, usable
-from mpgraph.errors import FlatUnitWarning, InputError, ProtocolError, unknown
+from mpgraph.budget import Account, bytes_of
+from mpgraph.environment import autocast_device, inside_transform, keep_freed_memory, on_cpu
+from mpgraph.errors import FlatUnitWarning, GroupError, InputError, ProtocolError, unknown
 from mpgraph.lowering.compile import Compiled, compile_passes
-from mpgraph.lowering.derivative import Differentiable
-from mpgraph.lowering.explain import readable, rows, table
+from mpgraph.lowering.explain import Cost, budgeted, cost, readable, rows, table
+from mpgraph.lowering.ranks import Ranks
 from mpgraph.network.network import Network
 from mpgraph.serialization import state as files
 
 from . import build, checks, memory
+from .backends import Compilation
 from .batches import Batch, Batches
+from .execution import Execution
+from .history import Histories
 from .parameters import RuleParameters
 from .state import State, StateLayout, stack
-
-Checks = Literal["none", "labels", "all"]
 
 
 class Output(NamedTuple):
@@ -67,32 +70,38 @@ class Program(nn.Module):
         protocol: the rule.
         device, dtype: where and as what states are made.
         checks: which *values* are inspected in eager calls; see :func:`compile`.
+        memory: bytes that segments keep for the backward pass, and the limit that ``mg.compile`` was given.
+        backend: runs the generated code.
+        group: of processes that each have a slice of every batch; ``None`` for one process.
     """
 
     def __init__(
         self,
         network: Network,
         protocol: Protocol,
-        device: torch.device,
-        dtype: torch.dtype,
-        checks: Checks,
+        execution: Execution,
         *,
         warn: bool = True,
     ) -> None:
         super().__init__()
-        self.device, self.dtype, self.checks = device, dtype, checks
+        self._execution = execution
+        device, dtype = self.device, self.dtype = execution.device, execution.dtype
+        self.checks, self.backend, self.group = execution.checks, execution.backend, execution.group
+        self.memory = Account(bytes_of("mg.compile", execution.memory, device))
         self._network = network.copy()  # before the rule rewrites it: what a pickle compiles again
         with on_cpu(device):
             self.graph = graph = build.agent_graph(network, protocol, device, dtype)
         self.protocol = protocol
         self.agents = build.own_agents(graph)  # after the graph: rules may make agents for its nodes
         build.place_parameters(protocol, self.agents, device, dtype)  # before anything is traced: code has its dtype
-        self._layout = StateLayout(graph, device, dtype)
-        self._batches = Batches(graph, device, dtype, checks)
+        self._ranks = None if self.group is None else Ranks(self.group, check=self.checks != "none")
+        self._layout = StateLayout(graph, device, dtype, self._ranks)
+        self._batches = Batches(graph, device, dtype, self.checks, self._ranks.size if self._ranks else 1)
         self._rule = RuleParameters(self, protocol)  # from here on no parameter is added
         self._outputs, self._phased = graph.network.outputs, bool(protocol.phases)
         self._autocast = autocast_device(device)
         self._compiled: dict[Any, Compiled] = {}
+        self._history: Histories | None = None
         steps = [self._function(phase=phase) for phase in protocol.phases or [None]]
         self._fresh = self._fresh_memories()
         self._seal()  # last: while code is written, agents may still note what they were compiled for
@@ -122,7 +131,15 @@ class Program(nn.Module):
             with on_cpu(self.device):
                 try:
                     compiled = compile_passes(
-                        self.graph, self, self.dtype, passes=passes, learning=learning, single=online, record=record
+                        self.graph,
+                        self,
+                        self.dtype,
+                        passes=passes,
+                        learning=learning,
+                        account=self.memory,
+                        single=online,
+                        record=record,
+                        ranks=self._ranks,
                     )
                 except ProtocolError:
                     if not learning:
@@ -131,7 +148,8 @@ class Program(nn.Module):
             if learning:
                 memory.separate(compiled.module)
             compiled.module.to(self.device)  # constants: patterns of sparse connections and the like
-            compiled.run = Differentiable(compiled.module)
+            what = " ".join(["step" if learning else "predict", *([f"of phase {phase!r}"] if phase else [])])
+            compiled.run = self.backend.prepare(compiled.module, what)
             self._compiled[key] = compiled
         return self._compiled[key]
 
@@ -175,17 +193,56 @@ class Program(nn.Module):
     def explain(self, batch_size: int = 32, phase: str | None = None) -> str:
         """A table: for each arrow and update, what it became, with shapes, FLOPs and bytes at ``batch_size``.
 
-        Of a rule with phases it shows one, by default the first.
+        Of a rule with phases it shows one, by default the first. Where the rule has segments, a last line says what
+        they keep for the backward pass of a step, and for how many steps the memory budget of ``mg.compile`` lasts.
         """
         batch_size = Arguments("program.explain").integer("batch_size", batch_size, 1)
-        phase = self.protocol.phase_named(phase)
-        compiled = self._function(online=batch_size == 1, phase=phase)
-        size: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
-        shapes = [self._batches.shapes[name.removesuffix(".target")] for name in self._batches.names]
-        fed = [torch.zeros((batch_size, *shape), **size) for shape in shapes]
-        state = self.init(batch_size=batch_size)
-        noise = self._layout.noise(state, compiled.noise, batch_size)
-        return table(rows(self.graph, compiled, (state, self._parameters_now(), noise, *fed), batch_size), batch_size)
+        compiled, arguments = self._example(batch_size, phase)
+        lines = rows(self.graph, compiled, arguments, batch_size)
+        runs = f"\nbackend {self.backend.name}: {self.backend.note}" if self.backend.note else ""
+        return table(lines, batch_size) + budgeted(compiled, self.memory, batch_size) + runs
+
+    def cost(self, batch_size: int = 32, phase: str | None = None) -> Cost:
+        """What a step costs at ``batch_size`` (of a group, the examples of this process): FLOPs, bytes, messages.
+
+        Of a rule with phases it is that of one, by default the first. Counted from the generated code, whose shapes
+        are found by running it once on zeros: on the ``meta`` device (``mg.compile(..., device="meta")``) that takes
+        no memory, so that networks can be counted that would not fit here.
+        """
+        batch_size = Arguments("program.cost").integer("batch_size", batch_size, 1)
+        return cost(*self._example(batch_size, phase), batch_size)
+
+    def _example(self, batch_size: int, phase: str | None) -> tuple[Compiled, tuple[Any, ...]]:
+        """The code of a step, and arguments of that size, all zero."""
+        compiled = self._function(online=batch_size == 1, phase=self.protocol.phase_named(phase))
+
+        def zeros(shape: Sequence[int | None]) -> Tensor:
+            sizes = [batch_size if n is None else n for n in shape]
+            return torch.zeros(sizes, device=self.device, dtype=self.dtype)
+
+        counter = torch.zeros((), device=self.device, dtype=torch.int64)
+        state: State = {"program": {"seed": counter, "step": counter}}
+        for name, channel, shape in self._layout.wanted:
+            state.setdefault(name, {})[channel] = zeros(shape)
+        noise = {name: zeros(shape) for name, shape in compiled.noise.items()}
+        fed = [zeros((None, *self._batches.shapes[name.removesuffix(".target")])) for name in self._batches.names]
+        return compiled, (state, self._parameters_now(), noise, *fed)
+
+    @property
+    def compilations(self) -> list[Compilation]:
+        """What the backend compiled so far: which function, for which signature, in how many seconds."""
+        return list(self.backend.compilations)
+
+    def compiling_nothing(self) -> AbstractContextManager[None]:
+        """Inside, whatever the backend would have to compile is an error.
+
+        A guard for long loops: whatever changes from call to call (batch sizes, gradients on and off, threads) would be
+        compiled again, which takes longer than many steps. Eager programs compile nothing.
+
+        Raises:
+            BackendError: naming what would be compiled, and what was before.
+        """
+        return self.backend.compiling_nothing()
 
     # -- states -------------------------------------------------------------------------------------------
 
@@ -405,8 +462,30 @@ class Program(nn.Module):
         """Run generated code, in the program's own dtype whatever ``torch.autocast`` says."""
         if self._autocast is not None and torch.is_autocast_enabled(self._autocast):
             with torch.autocast(self._autocast, enabled=False):
-                return compiled.run(*args)
-        return compiled.run(*args)
+                return self._run(compiled, *args)
+        return self._run(compiled, *args)
+
+    def _run(self, compiled: Compiled, *args: Any) -> Any:
+        return compiled.run(*args) if self._history is None else self._history.step(compiled, args)
+
+    @contextmanager
+    def histories(self, every: int) -> Iterator[None]:
+        """Inside ``with``, autograd keeps weights as histories, where steps change them by outer products.
+
+        Of the weights of ``every`` steps one is kept; for the others what they were written from, which the backward
+        pass writes again, to the same numbers. Of an unroll of ``T`` steps ``every=round(T ** 0.5)`` keeps least. It
+        works for plain autograd, also through ``torch.func.vmap``, but not under ``torch.func.grad``, which refuses
+        it. Steps of other backends than ``eager``, and of batches whose factors are larger than their products, keep
+        their weights. Only for as long as steps are run: the backward pass may come later.
+        """
+        every = Arguments("program.histories").integer("every", every, 1)
+        before = self._history
+        with Histories(every) as history:
+            self._history = history if self.backend.name == "eager" else None
+            try:
+                yield
+            finally:
+                self._history = before
 
     def _parameters_now(self) -> list[Tensor]:
         """Parameters and buffers as the modules hold them at this moment (``functional_call`` replaces them)."""
@@ -431,6 +510,8 @@ class Program(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """How to compile it again: generated code is not written to files."""
+        if self.group is not None:
+            raise GroupError("a program over a group of processes cannot be pickled: compile it in each process")
         build.check_pickles(self._network, self.protocol)
         return Program._again, self._made(), self.agents.state_dict()
 
@@ -445,13 +526,13 @@ class Program(nn.Module):
         other.__setstate__(numbers)
         return other
 
-    def _made(self) -> tuple[Network, Protocol, torch.device, torch.dtype, Checks]:
-        return self._network, self.protocol, self.device, self.dtype, self.checks
+    def _made(self) -> tuple[Network, Protocol, Execution]:
+        return self._network, self.protocol, self._execution
 
     @staticmethod
-    def _again(network: Network, rule: Protocol, place: torch.device, dtype: torch.dtype, values: Checks) -> Program:
+    def _again(network: Network, rule: Protocol, execution: Execution) -> Program:
         keep_freed_memory()
-        return Program(network, rule, usable(place), dtype, values, warn=False)  # warnings were shown then
+        return Program(network, rule, execution.again(), warn=False)  # warnings were shown then
 
     def __setstate__(self, state: Any) -> None:
         self.agents.load_state_dict(state)

@@ -14,6 +14,7 @@ from mpgraph.arguments import Arguments
 from mpgraph.environment import on_cpu
 from mpgraph.errors import StateError
 from mpgraph.graph.wiring import AgentGraph
+from mpgraph.lowering.ranks import Ranks
 
 from . import checks
 
@@ -71,12 +72,18 @@ def _alike(i: int, first: State, other: State) -> None:
 class StateLayout:
     """Which tensors a state holds: the kept channels of a graph, on a device.
 
+    Args:
+        graph: nodes and their channels.
+        device, dtype: of the tensors.
+        ranks: processes that each have a slice of the batch. What is sampled for each example is sampled for all of
+            them in every process, which keeps its own rows; so it does not depend on how many processes there are.
+
     Attributes:
         wanted: node, channel and shape of each tensor; ``None`` in a shape stands for the batch.
     """
 
-    def __init__(self, graph: AgentGraph, device: torch.device, dtype: torch.dtype) -> None:
-        self.graph, self.device, self.dtype = graph, device, dtype
+    def __init__(self, graph: AgentGraph, device: torch.device, dtype: torch.dtype, ranks: Ranks | None = None) -> None:
+        self.graph, self.device, self.dtype, self.ranks = graph, device, dtype, ranks
         self._channels = [
             (name, channel, declared, agent.size_of(declared))
             for name, agent in graph.agents.items()
@@ -101,10 +108,21 @@ class StateLayout:
                         f"channel {channel!r} of node {name!r} keeps one value for each example: call "
                         "program.init(seed, batch_size=...)"
                     )
-                state.setdefault(name, {})[channel] = self._initial(name, channel, seed, batch_size or 0)
+                initial = self._initial(name, channel, seed, self._whole(batch_size or 0))
+                if declared.extent == "carry":
+                    initial = self._own(initial, batch_size or 0)
+                state.setdefault(name, {})[channel] = initial
             counters = {"seed": torch.tensor(seed), "step": torch.tensor(0)}
         state["program"] = {k: v.to(self.device) for k, v in counters.items()}
         return state
+
+    def _whole(self, size: int) -> int:
+        """The size of the batch of which ``size`` examples are here."""
+        return size if self.ranks is None else size * self.ranks.size
+
+    def _own(self, tensor: Tensor, size: int) -> Tensor:
+        """The rows of the examples that are here."""
+        return tensor if self.ranks is None else self.ranks.rows(tensor, size).clone()
 
     def _initial(self, name: str, channel: str, seed: int, batch_size: int) -> Tensor:
         """The initial value of one channel, in memory of its own."""
@@ -190,9 +208,10 @@ class StateLayout:
         sampled = {}
         for name, shape in needed.items():
             generator = torch.Generator("cpu").manual_seed(_seed(seed, name, str(step)))
-            sizes = [batch_size if n is None else n for n in shape]
+            sizes = [self._whole(batch_size) if n is None else n for n in shape]
             # One noise for every dtype; torch's float32 generator takes a third of the time of its float64 one.
             numbers = torch.randn(sizes, generator=generator, dtype=torch.float32, device="cpu")
+            numbers = self._own(numbers, batch_size) if None in shape else numbers
             sampled[name] = numbers.to(device=self.device, dtype=self.dtype)
         return sampled
 

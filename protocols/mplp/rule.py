@@ -126,6 +126,7 @@ class MPLP(Protocol):
             return make(self.aggregate)
         how, own = self.shares[what], node.owner.replace(".", "/") + "/" * hasattr(nn.ModuleDict, node.owner)
         kind = what if what in ("weight", "bias") else f"{node.function.name}_{what}".replace(".", "/")
+        kind = self.known(kind, what, node) if how != "node" else kind
         key, place = own if how == "node" else kind, kind if how == "all" else own
         states = make.states + self.gradient
         if key not in self.learners:
@@ -140,6 +141,30 @@ class MPLP(Protocol):
         standardiser: Any = self.standardisers[place]
         output: Any = self.outputs[place] if make.updates else None
         return make(self, learner, standardiser, output, measures)
+
+    def known(self, kind: str, what: str, node: Any) -> str:
+        """The kind of learner that serves a node: its own, or in a rule from a file that lacks it the only other one.
+
+        The paper's transfer to step units is just that: they use the learner of the sigmoids.
+
+        Raises:
+            ProtocolError: if the file has several to choose from, or none.
+        """
+        held = {
+            name.split(".")[1] for name in (self.pending.tensors if self.pending else ()) if name[:9] == "learners."
+        }
+        if not held or kind in held:
+            return kind
+        others = sorted(name for name in held if name.endswith(f"_{what}"))
+        if len(others) != 1:
+            allowed = f"learners of {', '.join(others)}" if others else "no learner for such a node"
+            raise mg.ProtocolError(
+                f"MPLP: {node.name} needs a learner of {kind}, but this rule was saved with {allowed}"
+            )
+        warnings.warn(
+            f"MPLP: this rule has no learner of {kind}; these nodes use that of {others[0]}", UserWarning, stacklevel=2
+        )
+        return others[0]
 
     def measure(
         self,

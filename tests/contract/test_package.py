@@ -1,14 +1,17 @@
 """The house: public names, imports, folders, one-way dependencies, loops in rules."""
 
 import ast
+import fractions
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import EntryPoint
 
 import pytest
 from conftest import ROOT
 
 import mpgraph as mg
+from mpgraph import registry
 
 PUBLIC = {
     "Activation", "Adam", "Agent", "AgentNode", "AvgPool", "BatchNorm", "BatchNormAgent", "Channel", "Connection",
@@ -123,3 +126,27 @@ def test_a_loop_over_layers_in_a_pass_is_found():
 def test_rules_have_no_layer_agent_or_example_loop():
     for path in (ROOT / "protocols").rglob("*.py"):
         assert not loops(path.read_text()), path
+
+
+@pytest.fixture
+def metadata(monkeypatch):
+    """What importlib.metadata is to find in the place of the installed entry points, by group."""
+    found = {}
+    monkeypatch.setattr(registry, "entry_points", lambda group: found.get(group, []))
+    registry.registered.cache_clear()
+    yield found
+    monkeypatch.undo()
+    registry.registered.cache_clear()
+
+
+def test_what_ships_is_found_under_the_metadata_of_an_older_installation(metadata):
+    metadata["mpgraph.protocols"] = [EntryPoint("hebb", "gone:Hebb", "mpgraph.protocols")]
+    for group, names in registry.SHIPPED.items():
+        assert list(registry.registered(group)) == sorted(names)
+        assert all(callable(registry.lookup(group, name)) for name in names)
+
+
+def test_other_packages_add_names(metadata):
+    metadata["mpgraph.task_families"] = [EntryPoint("fractions", "fractions:Fraction", "mpgraph.task_families")]
+    assert registry.lookup("mpgraph.task_families", "fractions") is fractions.Fraction
+    assert "sinusoids" in registry.registered("mpgraph.task_families")

@@ -4,9 +4,11 @@ import pytest
 import torch
 from reference import distance, randomised
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mpgraph as mg
 from mpgraph.architectures import mlp
+from mpgraph.budget import Saved
 from mpgraph.interpreter import interpreter
 from mpgraph.lowering import segment
 from mpgraph.protocols import Backprop
@@ -115,10 +117,10 @@ class _Episode(nn.Module):
         return episode(self.program, *self.batches)[1]
 
 
-def test_autograd_keeps_what_goes_in_and_out_alone():
+def test_without_a_budget_autograd_keeps_what_goes_in_and_out_alone():
     kept = {}
     for sliced in (True, False):
-        program = mg.compile(mlp([3, 40, 2]), Rule(sliced), dtype=torch.float64)
+        program = mg.compile(mlp([3, 40, 2]), Rule(sliced), dtype=torch.float64, memory=0)
         numbers = {}
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, numbers=numbers: numbers.setdefault(t.data_ptr(), t) if t.numel() else t, lambda t: t
@@ -172,3 +174,123 @@ def test_whole_programs_compile_with_torch():
     x, y = torch.randn(2, 3, dtype=torch.float64), torch.tensor([0, 1])
     compiled = torch.compile(program.step, fullgraph=True, backend="eager")
     assert distance(compiled(state, x, y)[0], program.step(state, x, y)[0]) < 1e-12
+
+
+# -- what is kept, and what is computed again ------------------------------------------------------------------------
+
+
+class Tanhs(TorchDispatchMode):
+    """Counts calls of tanh, of which every learner makes two and nothing else in a backward pass makes any."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.tanh.default
+        return func(*args, **(kwargs or {}))
+
+
+def learned(memory, steps=3, **options):
+    """Meta-gradients of an episode, and how many tanh its backward pass computes."""
+    program = mg.compile(mlp([3, 4, 2]), Rule(), dtype=torch.float64, memory=memory)
+    loss = episode(program, *drawn(program, steps))[1]
+    held = program.memory.held
+    with Tanhs() as again:
+        gradients = torch.autograd.grad(loss, list(program.parameters()), **options)
+    return gradients, again.count, held, program, loss
+
+
+def test_kept_and_computed_again_are_equal_to_the_bit(budget):
+    nothing, count, held, *_ = learned(0)
+    assert count
+    assert not held
+    everything, count, held, *_ = learned("1 GiB")
+    assert not count
+    some, fewer, part, *_ = learned(held // 2)
+    assert 0 < part <= held // 2
+    assert 0 < fewer < learned(0)[1]
+    for one, two, three in zip(nothing, everything, some, strict=True):
+        assert torch.equal(one, two)
+        assert torch.equal(one, three)
+
+
+def test_a_graph_that_is_used_twice_gives_the_same_twice():
+    first, count, _, program, loss = learned("1 GiB", retain_graph=True)
+    assert not count
+    assert program.memory.held == 0
+    again = torch.autograd.grad(loss, list(program.parameters()))
+    assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
+
+
+def test_the_account_is_of_what_autograd_keeps():
+    kept = {}
+    for memory in (0, "1 GiB"):
+        program = mg.compile(mlp([30, 40, 2]), Rule(), dtype=torch.float64, memory=memory)
+        generator = torch.Generator().manual_seed(0)
+        x, y = torch.randn(5, 30, generator=generator, dtype=torch.float64), torch.zeros(5, dtype=torch.long)
+        state, loss = program.init(batch_size=5), 0.0
+        with Saved() as saved:
+            for _ in range(3):
+                state, out = program.step(state, x, y)
+                loss = loss + out.loss
+        kept[memory] = saved.bytes, program.memory.held
+    assert kept[0][1] == 0
+    held, more = kept["1 GiB"][1], kept["1 GiB"][0] - kept[0][0]
+    assert abs(more - held) < 0.02 * held, (more, held)
+    del state, loss, out
+    assert program.memory.held == 0  # nobody asked for the gradient
+
+
+def test_without_a_gradient_nothing_is_prepared_for_one(monkeypatch):
+    program = mg.compile(mlp([3, 4, 2]), Rule(), dtype=torch.float64)
+    state, x, y = drawn(program)
+    wanted = episode(program, state, x, y)[0]
+    monkeypatch.setattr(segment._Sliced, "apply", None)
+    found, _ = program.run(state, zip(x, y, strict=True))
+    assert distance(found, wanted) == 0.0
+
+
+@pytest.mark.parametrize("memory", [0, "1 GiB"], ids=["again", "kept"])
+@pytest.mark.parametrize("own", [False, True], ids=["one rule", "rules of their own"])
+def test_many_networks_side_by_side_are_each_by_itself(memory, own, budget):
+    program = mg.compile(mlp([3, 4, 2]), Rule(), dtype=torch.float64, memory=memory)
+    generator = torch.Generator().manual_seed(2)
+    states = mg.stack([randomised(program.init(batch_size=5), generator) for _ in range(3)])
+    x = torch.randn(3, 2, 5, 3, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, 2, (3, 2, 5), generator=generator)
+    scales = 1.0 + torch.arange(3, dtype=torch.float64) * own
+    theta = {
+        name: (scales.reshape(3, *[1] * p.ndim) * p.detach()).requires_grad_()
+        for name, p in program.protocol.named_parameters()
+    }
+
+    def one(state, x, y, theta):
+        for batch in zip(x, y, strict=True):
+            state, out = program.step(state, *batch, parameters=theta)
+        return out.loss
+
+    if own:
+        together = torch.func.vmap(one)(states, x, y, theta)
+    else:
+        theta = {name: p.detach()[0].requires_grad_() for name, p in theta.items()}
+        together = torch.func.vmap(one, in_dims=(0, 0, 0, None))(states, x, y, theta)
+    assert (program.memory.held > 0) == bool(memory)
+    rows = [{n: {c: t[i] for c, t in cs.items()} for n, cs in states.items()} for i in range(3)]
+    apart = torch.stack(
+        [one(rows[i], x[i], y[i], {n: p[i] for n, p in theta.items()} if own else theta) for i in range(3)]
+    )
+    torch.testing.assert_close(together, apart, rtol=1e-12, atol=1e-14)
+    found, wanted = (torch.autograd.grad(losses.sum(), list(theta.values())) for losses in (together, apart))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-14)
+
+
+def test_what_is_kept_is_explained():
+    program = mg.compile(mlp([3, 4, 2]), Rule(), dtype=torch.float64, memory="64 KiB")
+    generator = torch.Generator().manual_seed(0)
+    state = randomised(program.init(batch_size=5), generator)
+    x, y = torch.randn(5, 3, generator=generator, dtype=torch.float64), torch.zeros(5, dtype=torch.long)
+    _, out = program.step(state, x, y)
+    assert out.loss is not None
+    steps = int((64 << 10) / program.memory.held)
+    assert steps > 1
+    assert f"the budget of 64 KiB holds {steps} steps" in program.explain(5).splitlines()[-1]

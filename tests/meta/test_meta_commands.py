@@ -8,6 +8,7 @@ from conftest import ROOT
 
 import mpgraph as mg
 from mpgraph import cli
+from mpgraph.meta import Tasks, evaluate
 from mpgraph.meta import settings as files
 from mpgraph.serialization.protocol import pretrained
 
@@ -83,6 +84,23 @@ def test_a_gradient_free_search_from_the_command_line(tmp_path, capsys):
     assert mg.load_protocol(tmp_path / "run" / "rule").record["estimator"]["population"] == 4
 
 
+def test_a_prior_from_the_command_line_is_saved_with_the_rule(settings, tmp_path, capsys):
+    command = ["meta-train", "--settings", str(settings), "--quiet", "--steps", "3", "--out", str(tmp_path / "run")]
+    assert cli.main([*command, "--set", "network.prior=*.w", "--set", "network.pool=4", "--set", "guard.factor=9"]) == 0
+    given = files.complete(mg.load_protocol(tmp_path / "run" / "rule").record["settings"])
+    trainer = files.trainer_of(given, steps=3)
+    trainer.run(3)
+    state = trainer.episode.program.load(tmp_path / "run" / "rule" / "prior.safetensors")
+    for node in ("x->h1", "h1.bias", "h1->y", "y.bias"):
+        assert torch.equal(state[node]["w"], trainer.rule()[f"prior.{node}.w"])
+    capsys.readouterr()
+    told = ["evaluate", str(tmp_path / "run" / "rule"), "--tasks", "2", "--json", "--baselines", ""]
+    assert cli.main(told) == 0
+    found = json.loads(capsys.readouterr().out)["rules"]["rule"]["loss"][0]
+    wanted = evaluate(trainer.episode, trainer.rule(), Tasks(trainer.family, 0, 2, 0, "test"))["loss"].mean()
+    assert found == pytest.approx(float(wanted), rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -93,6 +111,8 @@ def test_a_gradient_free_search_from_the_command_line(tmp_path, capsys):
         ({"trainer.optimizer": "adamm"}, "unknown optimizer 'adamm'"),
         ({"trainer.task": 3}, "unexpected keyword argument 'task'"),
         ({"terms.hints": 0.1}, "unknown term of the meta-loss 'hints'"),
+        ({"network.prior": "*.v"}, r"prior='\*.v' matches none of x->h1.w, "),
+        ({"estimator": {"name": "unroll", "steps": {"never_ending": []}}}, "as Unroll needs them; use Truncated"),
         ({"network.activation": "tahn"}, "unknown activation 'tahn'"),
         ({"teims.query": 1.0}, "settings: unknown table 'teims'.*did you mean 'terms'"),
         ({"protocol.learn": {}}, "has no meta-parameters"),

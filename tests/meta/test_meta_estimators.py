@@ -17,6 +17,7 @@ from mpgraph.meta import (
     Episode,
     Evolution,
     LogUniform,
+    NeverEnding,
     Recomputed,
     Sinusoids,
     Task,
@@ -49,12 +50,15 @@ def close(one, two, tolerance):
 # -- gradients -------------------------------------------------------------------------------------------------------
 
 
-def by_hand(tasks, rate, momentum, terms):
+WEIGHTS = ("x->h1", "h1.bias", "h1->y", "y.bias")
+
+
+def by_hand(tasks, rate, momentum, terms, prior=None):
     """A 1-4-1 tanh network trained by momentum on each task, in torch with autograd inside: the mean meta-loss."""
     made, total = program(), 0.0
     for i, task in enumerate(tasks):
         state = made.init(tasks.network_seed(i))
-        weights = [state[n]["w"].requires_grad_() for n in ("x->h1", "h1.bias", "h1->y", "y.bias")]
+        weights = [state[n]["w"].requires_grad_() for n in WEIGHTS] if prior is None else prior
         moving = [torch.zeros_like(w) for w in weights]
 
         def loss(weights, x, y):
@@ -91,6 +95,94 @@ def test_every_term_and_its_gradient_equal_a_hand_written_unroll():
     wanted = by_hand(tasks, values["optimizer.lr"], values["optimizer.momentum"], TERMS)
     assert abs(found.loss - wanted) < 1e-12
     close(found.gradient, dict(zip(names, torch.autograd.grad(wanted, theta), strict=True)), 1e-9)
+
+
+@pytest.mark.parametrize("rule", ["given", "learned"])
+@pytest.mark.parametrize(
+    "estimator", [Unroll, lambda: Recomputed(segment=2), lambda: Truncated(3), lambda: Unroll(chunk=1)]
+)
+def test_a_prior_has_the_gradient_of_a_hand_written_unroll(rule, estimator):
+    """Alone (MAML), and with a rule whose numbers are learned beside it."""
+    values = (0.0625, 0.5)  # which float32 has exactly
+    lr, momentum = map(mg.learnable, values) if rule == "learned" else values
+    terms = {k: v for k, v in TERMS.items() if k != "l1"}
+    episode = Episode(program(Backprop(optimizer=mg.SGD(lr, momentum=momentum))), terms, prior="*.w")
+    tasks = Tasks(Sinusoids(shots=3, queries=5, steps=3), seed=1, count=3)
+    found = estimator().estimate(episode, episode.parameters(), tasks, seeded())
+    fresh = episode.program.init(0)  # the prior begins as some network
+    prior = [fresh[n]["w"].clone().requires_grad_() for n in WEIGHTS]
+    numbers = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in values]
+    wanted = by_hand(tasks, *numbers, {**terms, "l1": 0.0}, prior)
+    assert abs(found.loss - wanted) < 1e-12
+    names = ["optimizer.lr", "optimizer.momentum", *(f"prior.{n}.w" for n in WEIGHTS)]
+    slopes = dict(zip(names, torch.autograd.grad(wanted, [*numbers, *prior]), strict=True))
+    close(found.gradient, {n: slopes[n] for n in found.gradient}, 1e-9)
+    assert len(found.gradient) == (6 if rule == "learned" else 4)
+
+
+def test_a_search_and_evolution_try_priors_of_their_own():
+    episode = Episode(program(Backprop(0.05)), prior=("*->y.w", "y.bias.w"))
+    tasks = Tasks(Sinusoids(steps=4), seed=2, count=2)
+    theta = {name: p + 0.1 for name, p in episode.parameters().items()}
+
+    def loss(shift):
+        return episode.run({name: p + shift[name] for name, p in theta.items()}, tasks.batch()).loss
+
+    import cma
+
+    start = torch.cat([p.flatten() for p in theta.values()])
+    options = {"popsize": 4, "verbose": -9, "seed": np.nan, "randn": np.random.RandomState(0).randn}
+    asked = torch.tensor(np.stack(cma.CMAEvolutionStrategy(start.tolist(), 0.1, options).ask())) - start
+    wanted = [loss({"prior.h1->y.w": row[None, :4], "prior.y.bias.w": row[4:]}).mean() for row in asked]
+    _, estimate = CMAES(0.1, 4).improve(episode, theta, tasks, seeded())
+    assert (estimate.metrics["loss"] - torch.stack(wanted)).abs().max() < 1e-12
+    evolution = Evolution(0.1)
+    got = evolution.estimate(episode, theta, tasks, seeded())
+    wanted = {name: torch.zeros_like(p) for name, p in theta.items()}
+    for i in range(2):
+        xi = {name: tensor[i] for name, tensor in evolution._sum.items()}
+        gap = (loss(xi)[i] - loss({n: -t for n, t in xi.items()})[i]) / (2 * 0.1**2)
+        wanted = {name: w + gap * xi[name] / 2 for name, w in wanted.items()}
+    close(got.gradient, wanted, 1e-9)
+
+
+def test_the_networks_of_a_pool_come_again():
+    episode = Episode(program(), pool=3)
+    tasks = Tasks(Sinusoids(), seed=2, count=30)
+    begun = episode.begin(tasks.batch())["x->h1"]["w"].flatten(1)
+    assert len(begun.unique(dim=0)) == 3
+    assert len(Episode(program()).begin(tasks.batch())["x->h1"]["w"].flatten(1).unique(dim=0)) == 30
+    later = episode.begin(tasks.at(7).batch())["x->h1"]["w"].flatten(1)
+    assert len(torch.cat([begun, later]).unique(dim=0)) == 3
+
+
+def test_a_life_without_end_goes_on_with_the_same_network():
+    episode, windowed = Episode(program(), {"hint": 1.0, "query": 0.5}), Truncated(2, NeverEnding(4))
+    state = None
+    for step in range(6):
+        tasks = Tasks(Sinusoids(shots=3), seed=6, count=1, step=step)
+        if step == 3:  # as from a checkpoint
+            saved, windowed = windowed.state(), Truncated(2, NeverEnding(4))
+            windowed.load(saved)
+        found = windowed.estimate(episode, episode.parameters(), tasks, seeded(step))
+        begun = tasks.at(step - step % 2)
+        task = begun.draw(0, 4)
+        theta = {name: p.detach().clone().requires_grad_() for name, p in episode.parameters().items()}
+        run = episode.program
+        state = run.init(begun.network_seed(0)) if state is None else state
+        wanted = 0.0
+        for t in range(2 * (step % 2), 2 * (step % 2) + 2):
+            x, y = task.x[t].double(), task.y[t].double()
+            state, _ = run.step(state, x, y, parameters=theta)
+            wanted = wanted + 0.5 * (run.predict(state, x) - y).square().sum(1).mean() / 2
+        if step % 2:
+            x, y = task.query_x.double(), task.query_y.double()
+            wanted = wanted + 0.5 * 2 * 0.5 * (run.predict(state, x) - y).square().sum(1).mean()
+        assert abs(found.loss - wanted) < 1e-12
+        close(found.gradient, dict(zip(theta, torch.autograd.grad(wanted, list(theta.values())), strict=True)), 1e-9)
+        state = {n: {c: t.detach() for c, t in channels.items()} for n, channels in state.items()}
+    with pytest.raises(mg.InputError, match="as Evolution needs them; use Truncated"):
+        Evolution(0.1, 2, steps=NeverEnding())
 
 
 def test_the_gradient_equals_finite_differences():
@@ -388,13 +480,14 @@ def test_a_pair_that_is_not_finite_is_left_out():
 # -- CMA-ES ----------------------------------------------------------------------------------------------------------
 
 
+class Bowl(Quadratic):
+    def window(self, parameters, state, batch, start, length, *, each=False):
+        total = sum((p.flatten() - 1.5).square().sum() for p in parameters.values())
+        return Window(state, total.expand(len(batch.seeds)), {})
+
+
 def test_cma_es_equals_plain_cma_step_for_step_and_after_a_resume():
     import cma
-
-    class Bowl(Quadratic):
-        def window(self, parameters, state, batch, start, length, *, each=False):
-            total = sum((p.flatten() - 1.5).square().sum() for p in parameters.values())
-            return Window(state, total.expand(len(batch.seeds)), {})
 
     theta: dict[str, Tensor] = {"a": torch.zeros(2, dtype=torch.float64), "b": torch.ones((), dtype=torch.float64)}
     options = {"popsize": 6, "verbose": -9, "seed": np.nan, "randn": np.random.RandomState(7).randn}
@@ -410,6 +503,39 @@ def test_cma_es_equals_plain_cma_step_for_step_and_after_a_resume():
         assert estimate.metrics["loss"].tolist() == pytest.approx(losses, abs=1e-14)
         vector = torch.cat([p.flatten() for p in found.values()])
         assert vector.tolist() == plain.result.xfavorite.tolist()
+
+
+@pytest.mark.parametrize("restarts", ["ipop", "bipop"])
+def test_restarts_double_the_population_and_share_the_candidates_with_small_ones(restarts):
+    """The rules of Hansen (2009), read off the number of candidates in each generation."""
+    theta = {"a": torch.zeros(1, dtype=torch.float64)}
+    search, sizes = CMAES(0.5, 3, restarts=restarts, seed=2), []
+    for step in range(400):
+        if len(search._searches) > 6 or [s.small for s in search._searches].count(False) > 3:
+            break
+        _, estimate = search.improve(Bowl(1), theta, Tasks(Goals(1), step=step), seeded(step))
+        sizes.append(len(estimate.metrics["loss"]))
+    runs = [(s.population, s.small, s.candidates) for s in search._searches]
+    assert sum(candidates for *_, candidates in runs) == sum(sizes)
+    large = [population for population, small, _ in runs if not small]
+    assert large == [3 * 2**i for i in range(len(large))]
+    assert len(large) > 2
+    assert any(small for _, small, _ in runs) == (restarts == "bipop")
+    for i, (population, small, candidates) in enumerate(runs):
+        before = [sum(c for _, s, c in runs[:i] if s is kind) for kind in (False, True)]
+        if restarts == "bipop" and i > 1:
+            assert small == (before[1] < before[0])
+        if small:
+            last_large, spent = [(p, c) for p, s, c in runs[:i] if not s][-1]
+            assert 2 <= population <= last_large / 2
+            assert candidates < spent / 2 + population
+    # as from a checkpoint in the midst of it
+    again = CMAES(0.5, 3, restarts=restarts, seed=2)
+    again.load(search.state())
+    for one in (search, again):
+        found, estimate = one.improve(Bowl(1), theta, Tasks(Goals(1), step=step), seeded(step))
+        runs.append((found["a"].item(), estimate.metrics["loss"].tolist()))
+    assert runs[-1] == runs[-2]
 
 
 def test_cma_es_improves_a_rate_by_its_accuracy():

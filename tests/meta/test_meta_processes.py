@@ -3,16 +3,16 @@
 import json
 import os
 import signal
-import socket
 import time
-import warnings
+from functools import partial
 
+import processes
 import pytest
 import torch
 
 import mpgraph as mg
 from mpgraph.architectures import mlp
-from mpgraph.meta import Episode, Evolution, MetaTrainer, Sinusoids, Unroll, join, leave
+from mpgraph.meta import CMAES, Episode, Evolution, MetaTrainer, Sinusoids, Unroll, join, leave
 from mpgraph.protocols import Backprop
 
 
@@ -22,7 +22,7 @@ def train(folder, steps, kind, dies=None):
     group = join()
     rule = Backprop(optimizer=mg.SGD(mg.learnable(0.02), momentum=mg.learnable(0.5)))
     episode = Episode(mg.compile(mlp([1, 3, 1], "tanh", "l2"), rule))
-    estimator = Unroll() if kind == "unroll" else Evolution(0.01, 2)
+    estimator = {"unroll": Unroll(), "evolution": Evolution(0.01, 2), "cma_es": CMAES(0.01, 5)}[kind]
     trainer = MetaTrainer(episode, Sinusoids(steps=4), estimator, tasks=4, seed=3, group=group)
     trainer.run(2, folder, resume=True, every=1)
     if dies == group.rank:
@@ -31,29 +31,7 @@ def train(folder, steps, kind, dies=None):
     leave()
 
 
-def together(processes, *arguments):
-    """Start processes with the environment that ``torchrun`` gives them; their exit codes."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(processes):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # threads that torch has are not used in the child
-            child = os.fork()
-        if child == 0:
-            try:
-                os.environ.update(
-                    RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="localhost", MASTER_PORT=str(port)
-                )
-                warnings.simplefilter("ignore")
-                train(*arguments)
-                os._exit(0)
-            except BaseException as error:
-                print(type(error).__name__, error)
-                os._exit(1)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+together = partial(processes.together, train)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,7 +44,7 @@ def rows(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("kind", ["unroll", "evolution"])
+@pytest.mark.parametrize("kind", ["unroll", "evolution", "cma_es"])
 def test_two_processes_agree_with_one_and_go_on_where_it_stopped(kind, tmp_path):
     assert together(1, tmp_path / "one", 6, kind) == [0]
     assert together(2, tmp_path / "both", 4, kind) == [0, 0]

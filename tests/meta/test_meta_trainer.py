@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import random
 import signal
 import time
@@ -67,38 +68,78 @@ def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def killed(name, folder, steps, lines, delay):
-    """Run in a process of its own, killed so many seconds after its log has so many lines; whether it was in time."""
+def child(name, folder, steps, prepare):
+    """Go on with a run in a process of its own, which prepares for its death first; the process' number."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # threads that torch has are not used in the child
-        child = os.fork()
-    if child == 0:
+        number = os.fork()
+    if number == 0:
         try:
+            prepare()
             trainer(name).run(steps, folder, resume=True, every=1)
             os._exit(0)
         except BaseException:
             os._exit(1)
+    return number
+
+
+def killed_at_a_moment(name, folder, steps, chance, step):
+    """Killed a random time after a random line of the log was written; a step takes about ``step`` seconds."""
     log = folder / "log.jsonl"
+    lines = log.read_bytes().count(b"\n") + chance.randrange(2) if log.exists() else 0
+    number = child(name, folder, steps, lambda: None)
     while not log.exists() or log.read_bytes().count(b"\n") < lines:
-        done, status = os.waitpid(child, os.WNOHANG)
+        done, status = os.waitpid(number, os.WNOHANG)
         if done:
-            assert status == 0
-            return False
+            return status
         time.sleep(0.001)
-    time.sleep(delay)
-    os.kill(child, signal.SIGKILL)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    time.sleep(chance.uniform(0.0, 2.0 * step))
+    os.kill(number, signal.SIGKILL)
+    return os.waitpid(number, 0)[1]
+
+
+def killed_in_a_write(name, folder, steps, chance, step):
+    """Killed in the middle of writing a checkpoint or the rule, or right before or after it takes its place."""
+    turns, share, place = chance.randint(1, 5), chance.random(), chance.choice(["middle", "before", "after"])
+    write, replace = pathlib.Path.write_bytes, os.replace
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def written(path, data):
+        nonlocal turns
+        turns -= 1
+        if turns == 0 and place == "middle":
+            write(path, data[: int(share * len(data))])
+            die()
+        return write(path, data)
+
+    def replaced(*paths):
+        if turns == 0 and place == "before":
+            die()
+        replace(*paths)
+        if turns == 0:
+            die()
+
+    def prepare():
+        pathlib.Path.write_bytes, os.replace = written, replaced
+
+    return os.waitpid(child(name, folder, steps, prepare), 0)[1]
 
 
 @pytest.mark.parametrize("name", ["unroll", "truncated", "evolution", "cma_es"])
-def test_a_run_that_is_killed_and_resumed_leaves_the_same_files(name, tmp_path):
-    steps, chance = 12, random.Random(name)
+def test_a_run_that_is_killed_twenty_times_leaves_the_same_files(name, tmp_path):
+    steps, chance, killed = 36, random.Random(name), 0
+    begin = time.monotonic()
     trainer(name).run(steps, tmp_path / "whole", every=1)
-    kills = 0
-    for lines in (1, 4, 7, 10):
-        kills += killed(name, tmp_path / "killed", steps, lines, chance.uniform(0.0, 0.03))
+    step = (time.monotonic() - begin) / steps
+    for kill in range(20):
+        how = killed_in_a_write if kill % 2 else killed_at_a_moment
+        status = how(name, tmp_path / "killed", steps, chance, step)
+        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+        killed += os.WIFSIGNALED(status)
     trainer(name).run(steps, tmp_path / "killed", resume=True, every=1)
-    assert kills > 0
+    assert killed > 15  # the last moments may come after the end
     whole, found = files(tmp_path / "whole"), files(tmp_path / "killed")
     assert whole.keys() == found.keys()
     assert {key for key in whole if whole[key] != found[key]} == set()
@@ -313,3 +354,36 @@ def test_what_a_killed_write_left_is_removed(tmp_path):
         (tmp_path / folder / ".file.123.partial").write_bytes(b"half")
     trainer("unroll").run(3, tmp_path, resume=True, every=1)
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_rates_are_those_of_groups_of_the_optimizer():
+    made = trainer("unroll", rates={"*.lr": 0.1, "optimizer.*": 3.0}, clip=None, schedule=None, average=None)
+    made.estimator = Unroll(3)
+    rate, momentum = (p.detach().clone().requires_grad_() for p in made.parameters.values())
+    adam = torch.optim.Adam([{"params": [rate], "lr": 1e-4}, {"params": [momentum], "lr": 3e-3}])
+    for step in range(4):
+        values = dict(zip(made.parameters, (rate, momentum), strict=True))
+        tasks = Tasks(made.family, 5, 2, step)
+        found = made.estimator.estimate(made.episode, values, tasks, torch.Generator())
+        for name, p in values.items():
+            p.grad = found.gradient[name].clone()
+        adam.step()
+        made.update()
+    torch.testing.assert_close(list(made.parameters.values()), [rate, momentum], rtol=1e-6, atol=1e-9)
+    with pytest.raises(mg.InputError, match=r"rates has 'lr', which matches none of the meta-parameters optimizer.lr"):
+        trainer("unroll", rates={"lr": 0.1})
+
+
+def test_usual_clipping_is_by_the_median_of_each():
+    from mpgraph.meta.clipping import usual_clipped
+
+    norms = {}
+    for size in (1.0, 3.0, 2.0, 100.0):
+        given = {"a": torch.tensor([0.6, -0.8]) * size, "b": torch.tensor(1e-3 * size)}
+        made, norms = usual_clipped(given, 2.0, norms)
+    # medians of (1, 3, 2, 100) and a thousandth of it
+    torch.testing.assert_close(made["a"], torch.tensor([0.6, -0.8]) * 2.0 * 2.5)
+    torch.testing.assert_close(made["b"], torch.tensor(2.0 * 2.5e-3))
+    for _ in range(60):
+        _, norms = usual_clipped({"a": torch.ones(1)}, 2.0, norms)
+    assert norms["a"] == [1.0] * 50

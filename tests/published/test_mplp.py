@@ -485,3 +485,34 @@ def test_released_sinusoid_parameters_solve_it_in_two_steps():
     assert start == pytest.approx(0.0237, abs=0.005)
     assert middle == pytest.approx(0.0551, abs=0.01)
     assert end == pytest.approx(0.0010, abs=0.0003)
+
+
+def saved(folder, network, **options):
+    rule = MPLP(share="all", hidden=(6, 4), **options)
+    program = mg.compile(network, rule)
+    program.init(batch_size=2)
+    rule.save(folder)
+    return mg.load_protocol(folder)
+
+
+def test_a_rule_from_a_file_serves_units_of_another_kind_and_deeper_networks(tmp_path):
+    rule = saved(tmp_path, mlp([5, 4, 3], activation="sigmoid"))
+    with pytest.warns(UserWarning, match="no learner of step_unit; these nodes use that of sigmoid_unit"):
+        program = mg.compile(mlp([5, 4, 4, 3], activation="step"), rule)
+    assert program.graph.agents["h1"].learner is program.graph.agents["h2"].learner is rule.learners["sigmoid_unit"]
+    state = program.init(batch_size=2)
+    after, _ = program.step(state, torch.randn(2, 5), torch.tensor([0, 2]))
+    assert not torch.equal(after["x->h1"]["w"], state["x->h1"]["w"])
+
+
+def test_a_rule_with_learners_of_two_kinds_does_not_guess(tmp_path):
+    network = mg.Network()
+    x, a = network.input("x", 5), network.unit("a", 4, "sigmoid")
+    b, y = network.unit("b", 4, "tanh"), network.unit("y", 3)
+    for pre, post in ((x, a), (a, b), (b, y)):
+        network.connect(pre, post)
+    network.loss(y, "cross_entropy")
+    rule = saved(tmp_path, network)
+    with pytest.raises(mg.ProtocolError, match="h1 needs a learner of step_unit.*sigmoid_unit, tanh_unit"):
+        mg.compile(mlp([5, 4, 3], activation="step"), rule)
+    mg.compile(network, rule)  # the refusal leaves it as it was

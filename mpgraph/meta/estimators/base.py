@@ -16,7 +16,7 @@ from mpgraph.meta.episode import Episode
 from mpgraph.meta.task import Tasks
 
 Gradient = dict[str, Tensor | None]
-Length = int | Callable[[int, Generator], int] | None
+Length = int | Callable[[int, Generator], int | None] | None
 
 
 class Estimate(NamedTuple):
@@ -112,13 +112,37 @@ class LogUniform:
         return f"LogUniform({self.low}, {self.high})"
 
 
+class NeverEnding:
+    """One life for each network of :class:`Truncated`: it goes on from task to task and never begins again.
+
+    Args:
+        steps: inner steps of a task; the family's number by default.
+    """
+
+    def __init__(self, steps: int | None = None) -> None:
+        self.steps = None if steps is None else Arguments("NeverEnding").integer("steps", steps, 1)
+
+    def __call__(self, step: int, generator: Generator) -> int | None:
+        """The length of a task."""
+        return self.steps
+
+    def __repr__(self) -> str:
+        return f"NeverEnding({self.steps or ''})"
+
+
 def length_at(length: Length, step: int, generator: Generator) -> int | None:
     """The number of inner steps at an outer step; ``None`` for that of the family."""
     return length(step, generator) if callable(length) else length
 
 
 def checked_length(owner: str, length: Length) -> Length:
-    """A number of inner steps, a schedule of them, or ``None``."""
+    """A number of inner steps, a schedule of them, or ``None``.
+
+    Raises:
+        InputError: for episodes that never end, where an estimator needs an end.
+    """
+    if isinstance(length, NeverEnding) and owner != "Truncated":
+        raise InputError(f"{owner}: steps=NeverEnding() has no episodes that end, as {owner} needs them; use Truncated")
     return length if length is None or callable(length) else Arguments(owner).integer("steps", length, 1)
 
 

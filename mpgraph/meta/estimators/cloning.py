@@ -80,7 +80,8 @@ class Cloning(Estimator):
     def _errors(self, episode: Episode, theta: Mapping[str, Tensor], batch: TaskBatch) -> dict[str, Tensor]:
         """Relative squared errors ``(tasks,)``."""
         steps, student, teacher = batch.steps, episode.program, self._teacher
-        state = episode.begin(batch)
+        state = episode.given(theta, episode.begin(batch), torch.ones(len(batch.seeds), dtype=torch.bool))
+        theta = episode.of_rule(theta)
         own = teacher.init(batch.seeds, batch_size=batch.x.shape[2])
         wires = [n for n in own if "w" in own[n] and "w" in state.get(n, {})]
         if not wires and {"updates", "weights"} & self.match.keys():

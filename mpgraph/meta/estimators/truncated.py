@@ -23,7 +23,8 @@ class Truncated(Estimator):
     Args:
         window: inner steps.
         steps: inner steps of an episode, a multiple of ``window``; a schedule ``(outer step, generator) -> steps``,
-            asked when an episode begins; the family's number by default.
+            asked when an episode begins; the family's number by default. With :class:`NeverEnding` networks are never
+            fresh again.
     """
 
     carries = True

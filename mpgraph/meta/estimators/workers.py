@@ -13,11 +13,13 @@ from mpgraph.meta.randomness import generator_of
 from mpgraph.meta.task import Task, TaskBatch, Tasks, stacked
 from mpgraph.program.program import State
 
-from .base import Length, length_at, whole
+from .base import Length, NeverEnding, length_at, whole
 
 
 class Workers:
     """One episode for each task of an outer step. It begins again, with a new task, when it has ended.
+
+    With :class:`NeverEnding` only the task is new, the network is the one that learned the tasks before.
 
     Attributes:
         born: outer step at which each began ``(tasks,)``; with the index it names the task and the network.
@@ -72,6 +74,8 @@ class Workers:
             fresh = episode.begin(batch.chosen(new))
             for name in self.copies:
                 old = self.states.get(name)
+                if old is not None and isinstance(length, NeverEnding):
+                    continue
                 self.states[name] = fresh if old is None else _with_rows(old, rows, fresh)
         return batch, ahead
 

@@ -7,6 +7,7 @@ checkpoint holds: a resumed search tells them again, which costs no episode, and
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -14,8 +15,11 @@ import torch
 from torch import Generator, Tensor
 
 from mpgraph.arguments import Arguments
+from mpgraph.budget import Memory
+from mpgraph.meta.distributed import Group
 from mpgraph.meta.episode import Episode, Window
 from mpgraph.meta.estimators.base import Estimate, Length, checked_length, length_at, pieces
+from mpgraph.meta.estimators.plan import Budget, held_by_a_step
 from mpgraph.meta.task import Tasks
 
 
@@ -25,10 +29,14 @@ class CMAES:
     Args:
         sigma: initial standard deviation of every meta-parameter.
         population: candidates in a generation; ``4 + 3 log(numbers)`` by default.
-        restarts: ``ipop`` doubles the population whenever the search has converged and begins again from the start.
+        restarts: begin again from the start whenever the search has converged: ``ipop`` with twice the population;
+            ``bipop`` also with small populations and narrow ones (Hansen, 2009), so that both kinds run equally many
+            candidates.
         bounds: lowest and highest value of all meta-parameters.
         fitness: what is minimized: ``loss``, or ``error``, the share of wrong answers on the query.
         chunk: candidates at once; all by default.
+        memory: what the networks of the candidates at once may take, which chooses ``chunk``: bytes, ``"2 GiB"``, or a
+            share of what is free, ``0.5`` or ``"50%"``. What one needs is measured.
         steps: inner steps, or a schedule of them; the family's number by default.
         seed: of the candidates.
     """
@@ -38,28 +46,35 @@ class CMAES:
         sigma: float = 0.1,
         population: int | None = None,
         *,
-        restarts: Literal["none", "ipop"] = "none",
+        restarts: Literal["none", "ipop", "bipop"] = "none",
         bounds: tuple[float, float] | None = None,
         fitness: Literal["loss", "error"] = "loss",
         chunk: int | None = None,
+        memory: Memory | None = None,
         steps: Length = None,
         seed: int = 0,
     ) -> None:
         check = Arguments("CMAES")
         self.sigma = check.number("sigma", sigma, above=0.0)
         self.population = None if population is None else check.integer("population", population, 2)
-        self.restarts = check.choice("restarts", restarts, ("none", "ipop"))
+        self.restarts = check.choice("restarts", restarts, ("none", "ipop", "bipop"))
         self.bounds = None if bounds is None else check.numbers("bounds", bounds, 2)
         self.fitness = check.choice("fitness", fitness, ("loss", "error"))
         self.chunk = None if chunk is None else check.integer("chunk", chunk, 1)
         self.steps, self.seed = checked_length("CMAES", steps), check.seed("seed", seed)
+        self.memory, self._budget = memory, Budget("CMAES", memory, chunk=chunk)
         self._told: list[Tensor] = []  # losses of each generation
-        self._begun: list[int] = []  # generations at which a search began
+        self._searches: list[Search] = []
         self._start: Tensor | None = None
         self._search: Any = None
 
     def improve(
-        self, episode: Episode, parameters: Mapping[str, Tensor], tasks: Tasks, generator: Generator
+        self,
+        episode: Episode,
+        parameters: Mapping[str, Tensor],
+        tasks: Tasks,
+        generator: Generator,
+        group: Group | None = None,
     ) -> tuple[dict[str, Tensor], Estimate]:
         """One generation: the new favorite, and the losses of the candidates.
 
@@ -68,7 +83,9 @@ class CMAES:
             parameters: where the search starts, at its first generation.
             tasks: that every candidate of this generation learns.
             generator: of what else is random: the length of episodes.
+            group: the processes that share the candidates.
         """
+        group = group or Group()
         if self._start is None:
             self._start = torch.cat([p.detach().double().cpu().flatten() for p in parameters.values()])
         if self._search is None:
@@ -81,34 +98,38 @@ class CMAES:
         def one(own: dict[str, Tensor]) -> Window:
             return episode.window(own, state, batch, 0, batch.steps)
 
-        parts = []
+        chunk, limit = self.chunk, self._budget.limit(episode.program.device)
+        parts, mine = [], group.share(rows)
+        if limit is not None:
+            each = len(tasks) * self._budget.measured(held_by_a_step, episode, parameters, batch)
+            chunk = self._budget.at_once(limit, each, len(mine), "give more, or fewer tasks in an outer step")
         with torch.no_grad():
-            for piece in pieces(len(rows), self.chunk):
-                window = torch.func.vmap(one)(_split(rows[piece], parameters))
+            for piece in pieces(len(mine), chunk):
+                window = torch.func.vmap(one)(_split(mine[piece], parameters))
                 parts.append({"loss": window.loss.mean(1), **{n: v.mean(1) for n, v in window.metrics.items()}})
-        metrics = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        found = group.gathered({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        metrics = {name: values[: len(rows)] for name, values in found.items()}
         wanted = metrics["loss"] if self.fitness == "loss" else 1.0 - metrics["accuracy"]
         self._tell(candidates, wanted.double().cpu())
         favourite = torch.from_numpy(np.array(self._search.result.xfavorite))
-        found = {name: p[0] for name, p in _split(favourite[None], parameters).items()}
+        best = {name: p[0] for name, p in _split(favourite[None], parameters).items()}
         finite = metrics["loss"][torch.isfinite(metrics["loss"])]
         loss = finite.mean() if len(finite) else metrics["loss"].mean()
-        return found, Estimate(loss, {}, {**metrics, "best": wanted.min()[None]})
+        return best, Estimate(loss, {}, {**metrics, "best": wanted.min()[None]})
 
     def _begin(self) -> None:
-        """A fresh search, with twice the population of the one before."""
+        """A fresh search."""
         import cma
 
         assert self._start is not None
-        dimension, number = len(self._start), len(self._begun) - 1
-        size = (self.population or 4 + int(3 * np.log(dimension))) * 2**number
-        options: dict[str, Any] = {
-            "popsize": size, "verbose": -9, "seed": np.nan,
-            "randn": np.random.RandomState((self.seed + number) % 2**32).randn,
-        }  # fmt: skip
+        number = len(self._searches)
+        random = np.random.RandomState((self.seed + number) % 2**32)
+        search = _next(self._searches, self.population or 4 + int(3 * np.log(len(self._start))), self.restarts, random)
+        self._searches.append(search)
+        options: dict[str, Any] = {"popsize": search.population, "verbose": -9, "seed": np.nan, "randn": random.randn}
         if self.bounds is not None:
             options["bounds"] = list(self.bounds)
-        self._search = cma.CMAEvolutionStrategy(self._start.numpy(), self.sigma, options)
+        self._search = cma.CMAEvolutionStrategy(self._start.numpy(), self.sigma * search.narrow, options)
 
     def _tell(self, candidates: list[Any], losses: Tensor) -> None:
         """Hand the losses over; one that is not finite counts as worse than all that are."""
@@ -116,13 +137,14 @@ class CMAES:
         finite = losses[torch.isfinite(losses)]
         worst = float(finite.max()) + 1.0 if len(finite) else 0.0
         self._search.tell(candidates, torch.where(torch.isfinite(losses), losses, worst).tolist())
-        if self.restarts == "ipop" and self._search.stop():
-            self._begun.append(len(self._told))
+        now = self._searches[-1]
+        now.candidates += len(losses)
+        if self.restarts != "none" and (now.candidates >= now.most or self._search.stop()):
             self._begin()
 
     def _replay(self) -> None:
         """Bring ``cma`` to where it was, from the losses."""
-        told, self._told, self._begun = self._told, [], [0]
+        told, self._told, self._searches = self._told, [], []
         self._begin()
         for losses in told:
             self._tell(self._search.ask(), losses)
@@ -142,6 +164,36 @@ class CMAES:
         """What a training record says of it."""
         shown = {k: repr(v) if callable(v) else v for k, v in vars(self).items() if not k.startswith("_")}
         return {"class": "CMAES", **shown}
+
+
+@dataclass
+class Search:
+    """One search between restarts.
+
+    Attributes:
+        population: candidates in a generation.
+        narrow: factor of the initial standard deviation.
+        small: whether it is of the kind of ``bipop`` with small populations.
+        most: candidates after which it ends.
+        candidates: that it has run.
+    """
+
+    population: int
+    narrow: float = 1.0
+    small: bool = False
+    most: float = float("inf")
+    candidates: int = 0
+
+
+def _next(before: list[Search], population: int, restarts: str, random: np.random.RandomState) -> Search:
+    """What comes after some searches: twice the large population, or a small one if those have run less."""
+    large, small = ([search for search in before if search.small is kind] for kind in (False, True))
+    spent = [sum(search.candidates for search in kind) for kind in (large, small)]
+    if restarts == "bipop" and len(large) > 1 and spent[1] < spent[0]:
+        ratio = large[-1].population / (2.0 * population)
+        size = int(population * ratio ** (random.uniform() ** 2))
+        return Search(max(size, 2), 0.01 ** random.uniform(), True, large[-1].candidates / 2.0)
+    return Search(population * 2 ** len(large))
 
 
 def _split(rows: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,98 @@
+"""The benchmark suite: what it computes from times, that it refuses unlike contestants, and that it can be run."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import growth, harness, machine  # noqa: E402
+from benchmarks.workloads import ALL  # noqa: E402
+
+
+def test_the_exponent_of_a_power_is_found():
+    sizes = [2, 4, 8, 16]
+    assert growth.slope([math.log(n) for n in sizes], [math.log(3.0 * n**1.5) for n in sizes]) == pytest.approx(1.5)
+
+
+def test_contestants_that_compute_something_else_are_refused():
+    case = harness.Case({"one": lambda: torch.tensor(1.0), "other": lambda: torch.tensor(1.1)}, "one")
+    with pytest.raises(ValueError, match="other came to .* but one to .* not the same computation"):
+        harness.timed(case, 0.01)
+
+
+def test_nan_is_not_a_result_that_agrees():
+    case = harness.Case({"one": lambda: torch.tensor(1.0), "other": lambda: torch.tensor(math.nan)}, "one")
+    with pytest.raises(ValueError, match="not the same computation"):
+        harness.timed(case, 0.01)
+
+
+def test_times_and_ratio_of_a_contestant_that_works_three_times_as_long():
+    """Counted in calls of one product: the factor is far above what a loaded machine can hide."""
+    a = torch.randn(200, 200)
+
+    def work(times):
+        for _ in range(times):
+            torch.mm(a, a)
+
+    found = harness.timed(harness.Case({"one": lambda: work(1), "fifty": lambda: work(50)}, "one"), 0.2)
+    assert found["fifty"]["cpu"] > 5 * found["one"]["cpu"] > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux")
+def test_peak_memory_counts_what_a_call_needs():
+    def make():
+        return lambda: torch.ones(16, 2**20).sum()  # 64 MiB
+
+    assert 60 < harness.apart(lambda: harness.peak(make)) < 90
+
+
+def test_an_error_in_a_process_of_its_own_is_told():
+    def fail():
+        raise KeyError("the reason")
+
+    with pytest.raises(RuntimeError, match="the reason"):
+        harness.apart(fail)
+
+
+def test_a_machine_half_as_fast_is_twice_as_slow():
+    reference = machine.REFERENCE
+    assert machine.slower(reference) == pytest.approx(1.0)
+    half = {name: value / 2 if name == "mm" else 2 * value for name, value in reference.items()}
+    assert machine.slower(half) == pytest.approx(2.0)
+
+
+def test_names_are_unique():
+    names = [workload.name for workload in ALL]
+    assert len(set(names)) == len(names)
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_the_suite_runs_and_writes_its_figures(tmp_path):
+    done = run("--quick", "--only", "backprop_online,growth:depth", "--json", tmp_path / "figures.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "figures.json").read_text())
+    (row,) = found["workloads"]
+    times = row["contestants"]
+    assert row["ratio"] == pytest.approx(times["mpgraph"]["cpu"] / times["autograd + SGD"]["cpu"])
+    assert row["flops"] > 2 * (784 * 170 + 170 * 130 + 130 * 100 + 100 * 70 + 70 * 47)
+    assert found["yardsticks"]["mm"] > 0
+    assert [sweep["name"] for sweep in found["growth"]] == ["depth"]
+    assert "backprop step 784-170-130-100-70-47, batch 1" in done.stdout
+
+
+def test_an_unknown_workload_is_named_with_those_there_are():
+    done = run("--only", "backprop_onlin")
+    assert done.returncode == 2
+    assert "unknown workload 'backprop_onlin'" in done.stderr
+    assert "backprop_online" in done.stderr
