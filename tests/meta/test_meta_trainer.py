@@ -319,8 +319,9 @@ def test_the_audit_names_what_has_no_gradient():
     assert list(row["audit"]) == ["optimizer.momentum"]  # a rate of zero hides the momentum
 
 
-def test_memory_is_flat_over_outer_steps():
-    made = trainer("truncated", validate_every=None)
+@pytest.mark.parametrize("name", ["unroll", "truncated", "evolution", "cloning"])
+def test_memory_is_flat_over_outer_steps(name):
+    made = trainer(name, validate_every=None, clip="usual", limit=2.0)
     import gc
 
     def tensors():
