@@ -31,12 +31,12 @@ class FileError(MPGraphError, ValueError):
     """A file is missing, damaged, or was written for something else."""
 
 
-class BackendError(MPGraphError, RuntimeError):
-    """A backend cannot run here, cannot compile some code, or was told to compile nothing more."""
-
-
 class GroupError(MPGraphError, RuntimeError):
     """Processes that share a batch cannot work together: one has ended, or something does not work over several."""
+
+
+class BackendError(MPGraphError, RuntimeError):
+    """A backend cannot run here, cannot compile some code, or was told to compile nothing more."""
 
 
 class FlatUnitWarning(UserWarning):

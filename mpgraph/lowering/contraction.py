@@ -113,8 +113,8 @@ def _collected(code: Emitter, terms: list[Term]) -> list[Term]:
     sign = -1.0 if all(term.coefficient < 0.0 for term in group) else 1.0
     inside = [term._replace(coefficient=sign * term.coefficient) for term in inside]
     with code.at(group[0].origin):
-        factors = (materialize(code, inside), outside)
-    whole = group[0]._replace(coefficient=sign, power=0, factors=factors)
+        both = (materialize(code, inside), outside)
+    whole = group[0]._replace(coefficient=sign, power=0, factors=both)
     return _collected(code, [whole, *(term for term in terms if term not in group)])
 
 
@@ -393,7 +393,7 @@ def _step(
 def _written(code: Emitter, factors: list[Factor], pair: tuple[int, int], bound: frozenset[Axis]) -> bool:
     """Whether the product of two factors is in the code already, as another message or update needed it too."""
     others = {a for k, f in enumerate(factors) if k not in pair for a in f.axes}
-    return _product_key(*(factors[k] for k in pair), bound - others) in code.products
+    return _product_key(factors[pair[0]], factors[pair[1]], bound - others) in code.products
 
 
 def _product_key(one: Factor, two: Factor, bound: Iterable[Axis]) -> Any:

@@ -19,14 +19,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn import functional
 
 from mpgraph.environment import inside_transform
 
 from .tape import Tape
-from .transposes import known, transpose
+from .transposes import STOPS, known, name_of, transpose
 
-DEBUG = False
 AFTER = 2  # calls of one kind that autograd records itself
+SUMS = frozenset([torch.add, torch.sub, torch.addcmul, torch.addmm])
+MAKERS = SUMS | {torch.mul, torch.mm, functional.linear}  # their results share memory with nothing
 KINDS = 16  # of one function that get a backward pass
 
 
@@ -44,17 +46,23 @@ class Differentiable:
 
     def __call__(self, *args: Any) -> Any:
         """What the code returns."""
-        if not torch.is_grad_enabled() or not self._able or not _plain():
+        if not (self._able and torch.is_grad_enabled() and _plain()):
             return self.module.forward(*args)
         if self._flat is None:
             self._flat = _Flat(self.module)
         return self._flat.outer(*args)
 
+    @property
+    def written(self) -> int:
+        """For how many kinds of call there is a backward pass."""
+        return sum(plan is not None for plan in self._flat.plans.values()) if self._flat else 0
+
 
 def _plain() -> bool:
-    return not (
-        inside_transform() or torch._C._len_torch_dispatch_stack() or torch._C._is_torch_function_mode_enabled()
-    )
+    """Whether nothing but autograd watches the calls."""
+    if inside_transform():
+        return False
+    return not (torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack())
 
 
 class _Flat:
@@ -64,6 +72,7 @@ class _Flat:
         graph: of that function; its placeholders are ``leaves``.
         results: nodes that it returns.
         outer: takes and returns what the code does.
+        plans: forward and backward code by kind of call; ``None`` where it cannot be written.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
@@ -110,19 +119,19 @@ class _Flat:
         self.plain = fx.GraphModule(module, self.graph).forward
         self.outer = fx.GraphModule(module, outer).forward
         self._seen: dict[Any, int] = {}
-        self._plans: dict[Any, _Plan | None] = {}
+        self.plans: dict[Any, _Plan | None] = {}
 
     def _call(self, *tensors: Any) -> Any:
         wanted = tuple(isinstance(t, Tensor) and t.requires_grad for t in tensors)
         if not any(wanted):
             return self.plain(*tensors)
         kind = (wanted, tuple(t.shape if isinstance(t, Tensor) else t for t in tensors))
-        plan = self._plans.get(kind, False)
+        plan = self.plans.get(kind, False)
         if plan is False:
             self._seen[kind] = self._seen.get(kind, 0) + 1
-            if self._seen[kind] <= AFTER or len(self._plans) >= KINDS:
+            if self._seen[kind] <= AFTER or len(self.plans) >= KINDS:
                 return self.plain(*tensors)
-            plan = self._plans[kind] = self._planned(wanted, tensors)
+            plan = self.plans[kind] = self._planned(wanted, tensors)
         if plan is None or not all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors):
             return self.plain(*tensors)
         return _Step.apply(plan, *tensors)
@@ -130,8 +139,7 @@ class _Flat:
     def _planned(self, wanted: Sequence[bool], tensors: Sequence[Any]) -> _Plan | None:
         try:
             return _Plan(self, wanted, tensors)
-        except NotImplementedError as error:
-            print("NOT", error)
+        except NotImplementedError:
             return None
 
 
@@ -168,7 +176,11 @@ class _Plan:
         for node in flat.graph.nodes:  # what depends on them
             if node.op == "output":
                 break
-            if node in found.floats and not active.isdisjoint(node.all_input_nodes) and not _stops(node):
+            if (
+                node in found.floats
+                and not active.isdisjoint(node.all_input_nodes)
+                and name_of(node.target) not in STOPS
+            ):
                 active.add(node)
             if not active.isdisjoint(node.all_input_nodes) and node not in found.shapes and node not in found.values:
                 raise NotImplementedError(f"{node.name} returns several tensors")
@@ -180,14 +192,27 @@ class _Plan:
         self._backward[tuple(self.differentiable)] = everything, list(range(len(saved)))
         forward = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
+        seen = {*saved, *flat.results}
         for node in flat.graph.nodes:
             if node.op != "output":
                 copies[node] = forward.node_copy(node, copies.__getitem__)
+                if self._adds_in_place(node, seen):
+                    copies[node].op, copies[node].target = "call_method", f"{name_of(node.target)}_"
         computed = [n for n in saved if n not in flat.leaves]
         forward.output((tuple(copies[n] for n in flat.results), tuple(copies[n] for n in computed)))
         self.forward = fx.GraphModule(flat.module, forward).forward
         places = {node: i for i, node in enumerate((*flat.leaves, *computed))}
         self._places = [places[n] for n in saved]
+
+    def _adds_in_place(self, node: fx.Node, seen: set[fx.Node]) -> bool:
+        """Whether a sum may be written over its first term, which nothing else reads."""
+        if node.target not in SUMS:
+            return False
+        first: Any = node.args[0]
+        shapes = self._found.shapes
+        mine = isinstance(first, fx.Node) and first.target in MAKERS and first not in seen and len(first.users) == 1
+        mine = mine and node.args.count(first) == 1
+        return mine and shapes[first] == shapes[node] and node in self._found.floats
 
     def _written(self, given: Sequence[bool]) -> tuple[Callable[..., Any], list[fx.Node]]:
         """The backward pass for gradients of some results, and the tensors of the forward code that it reads."""
@@ -218,14 +243,7 @@ class _Plan:
             self._backward[given] = code, [self._saved.index(node) for node in saved]
         code, chosen = self._backward[given]
         tensors = [kept[self._places[i]] for i in chosen]
-        print(code.__self__.code) if DEBUG else 0
         return code(*(e for e in errors if e is not None), *tensors)
-
-
-def _stops(node: fx.Node) -> bool:
-    from .transposes import STOPS, name_of
-
-    return name_of(node.target) in STOPS
 
 
 def _stays(node: fx.Node) -> bool:
@@ -248,13 +266,10 @@ class _Step(torch.autograd.Function):
         plan = ctx.plan
         kept = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradients will be differentiated themselves
-            leaves = kept[: len(plan.wanted)]
-            chosen = [t for t, wants in zip(leaves, plan.wanted, strict=True) if wants]
-            pairs = [
-                (r, e)
-                for r, e in zip(plan.flat.plain(*leaves), errors, strict=True)
-                if e is not None and r.requires_grad
-            ]
+            own = [t.view_as(t) if wants else t for t, wants in zip(kept, plan.wanted, strict=False)]  # without a past
+            chosen = [t for t, wants in zip(own, plan.wanted, strict=True) if wants]
+            again = plan.flat.plain(*own)
+            pairs = [(r, e) for r, e in zip(again, errors, strict=True) if e is not None and r.requires_grad]
             results, heard = ([pair[i] for pair in pairs] for i in (0, 1))
             found = iter(torch.autograd.grad(results, chosen, heard, create_graph=True, allow_unused=True))
             return (None, *(next(found) if wants else None for wants in plan.wanted))

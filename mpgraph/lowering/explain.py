@@ -40,9 +40,10 @@ class Cost(NamedTuple):
         flops: additions, multiplications and functions of single numbers; a product that is added up counts two.
         bytes: memory that is read or written, if every call reads its arguments and writes its result once.
         calls: of torch functions that compute something; views cost nothing.
-        sent: bytes that this process adds up with the others of its group: the size of what is all-reduced. A ring of
-            n processes sends and receives ``2 * (n - 1) / n`` times as many. Zero without a group.
+        sent: bytes that each process of the program's group gives to be added up: the size of what is all-reduced. In a
+            ring of n processes each sends ``2 * (n - 1) / n`` times as many. Zero without a group.
         rounds: how many times it waits for the others.
+        state: bytes of the state, with the memories of that many examples.
     """
 
     flops: float
@@ -50,6 +51,7 @@ class Cost(NamedTuple):
     calls: int
     sent: float
     rounds: int
+    state: int
 
 
 class Row(NamedTuple):
@@ -96,7 +98,7 @@ def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_
                 shapes,
                 sum(_flops(n, sizes, batch_size) for n in nodes),
                 sum(_moved(n, sizes) for n in nodes),
-                0.0,
+                sum(_sent(n, sizes) for n in nodes),
                 note if nodes else "",
             )
         )
@@ -110,37 +112,62 @@ def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_
     for kind in ("readout", "loss", "write"):
         for node in graph.nodes.values():
             line(kind, node.name, (kind, node))
+    for call in compiled.module.graph.nodes:
+        if _sent(call, sizes) and "joins" in call.meta:
+            marks = call.all_input_nodes[0]
+            costs = (_flops(marks, sizes, batch_size), _moved(marks, sizes), _sent(call, sizes))
+            result.append(Row("group", "slice, seed, step", _name(marks), "", *costs, "compared between processes"))
     return result
 
 
 def cost(compiled: Compiled, arguments: Sequence[Any], batch_size: int) -> Cost:
     """What the whole of a generated function costs; arguments as in :func:`rows`."""
     sizes = tensors_of(compiled.module, arguments)
-    nodes = [node for node in _calls(compiled.module) if not (node in sizes and sizes[node].view)]
+    nodes = [node for node in _calls(compiled.module) if not _is_view(node, sizes)]
     flops = sum(_flops(node, sizes, batch_size) for node in nodes)
-    return Cost(flops, sum(_moved(node, sizes) for node in nodes), len(nodes), 0.0, 0)
+    rounds = [node for node in compiled.module.graph.nodes if "joins" in node.meta]
+    sent = sum(_sent(node, sizes) for node in (*nodes, *rounds))
+    tensors = [t for name, channels in arguments[0].items() if name != "program" for t in channels.values()]
+    state = sum(t.numel() * t.element_size() for t in tensors)
+    return Cost(flops, sum(_moved(node, sizes) for node in nodes), len(nodes), sent, len(rounds), state)
 
 
 def _calls(module: fx.GraphModule) -> list[fx.Node]:
-    """Calls that may cost something."""
-    return [n for n in module.graph.nodes if n.op in ("call_function", "call_method") and n.target not in FREE]
+    """Calls that may cost something; of calls of other processes, each tensor that is reduced over them."""
+    calls = [node for node in module.graph.nodes if node.op in ("call_function", "call_method")]
+    return [n for n in calls if "reduced" in n.meta or (n.target not in FREE and "joins" not in n.meta)]
 
 
 def _flops(node: fx.Node, sizes: dict[fx.Node, Size], batch_size: int) -> float:
     per, axes = node.meta.get("work", (0.0, ()))
-    return 0.0 if node in sizes and sizes[node].view else per * _elements(axes, batch_size)
+    return 0.0 if _is_view(node, sizes) else per * _elements(axes, batch_size)
 
 
 def _moved(node: fx.Node, sizes: dict[fx.Node, Size]) -> float:
     """Bytes that a call reads and writes."""
-    if node in sizes and sizes[node].view:
+    if _is_view(node, sizes):
         return 0.0
-    return float(sum(sizes[n].bytes for n in (node, *node.all_input_nodes) if n in sizes))
+    given = [node.meta["reduced"]] if "reduced" in node.meta else node.all_input_nodes
+    return float(sum(sizes[n].bytes for n in (node, *given) if n in sizes))
+
+
+def _sent(node: fx.Node, sizes: dict[fx.Node, Size]) -> float:
+    """Bytes of a tensor that is reduced over processes; of such a call as a whole, those of what it compares."""
+    if "joins" in node.meta:
+        given: list[Any] = [*node.args[: len(node.args) - node.meta["joins"]]]
+    else:
+        given = [node.meta.get("reduced")]
+    return float(sum(sizes[n].bytes for n in given if n in sizes))
+
+
+def _is_view(node: fx.Node, sizes: dict[fx.Node, Size]) -> bool:
+    return node in sizes and sizes[node].view and "reduced" not in node.meta
 
 
 def _signature(node: fx.Node, sizes: dict[fx.Node, Size]) -> str:
     """Shapes of a call: ``32x64 10x64 -> 32x10``."""
-    operands = " ".join(_shape(sizes[n].shape) for n in node.all_input_nodes if n in sizes)
+    given = [node.meta["reduced"]] if "reduced" in node.meta else node.all_input_nodes
+    operands = " ".join(_shape(sizes[n].shape) for n in given if n in sizes)
     return f"{operands} -> {_shape(sizes[node].shape if node in sizes else ())}"
 
 
@@ -175,6 +202,7 @@ def budgeted(compiled: Compiled, account: Account, batch: int) -> str:
 
 
 def _name(node: fx.Node) -> str:
+    node = node.all_input_nodes[0] if "reduced" in node.meta else node
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     return str(name).removeprefix("_C._nn.")
 

@@ -20,6 +20,7 @@ from mpgraph.environment import inside_transform
 from mpgraph.errors import GroupError, InputError, StateError
 
 DIGITS = 64  # of an integer
+DIFFERENT = "processes of a group differ in the size of their slices, or in the seed or step of their states"
 
 
 class Ranks:
@@ -51,6 +52,8 @@ class Ranks:
 
     def _add(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The sum of each over the processes; differentiable and mappable."""
+        if torch.compiler.is_compiling():  # torch.compile knows the derivative of all_reduce itself
+            return self.reduced(tensors, dist.ReduceOp.SUM)
         return _Sum.apply(self, *tensors)
 
     def _add_compared(self, marks: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -60,21 +63,30 @@ class Ranks:
             InputError: for slices of different sizes.
             StateError: for states of different seeds or steps.
         """
-        total, *sums = _Sum.apply(self, marks, *tensors)
-        if not inside_transform() and not total.is_meta:
+        total, *sums = self._add(marks, *tensors)
+        if torch.compiler.is_compiling():  # compiled code can stop, but not say what differs
+            torch._assert_async((total.abs() == self.size).all(), DIFFERENT)
+        elif not inside_transform() and not total.is_meta:
             self._compare(total)
         return tuple(sums)
 
     def _largest(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return _Extremum.apply(self, dist.ReduceOp.MAX, *tensors)
+        return self._extremum(dist.ReduceOp.MAX, *tensors)
 
     def _smallest(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return _Extremum.apply(self, dist.ReduceOp.MIN, *tensors)
+        return self._extremum(dist.ReduceOp.MIN, *tensors)
+
+    def _extremum(self, how: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        if torch.compiler.is_compiling():
+            return self.reduced([tensor.detach() for tensor in tensors], how)
+        return _Extremum.apply(self, how, *tensors)
 
     def reduced(self, tensors: Sequence[Tensor], how: Any) -> tuple[Tensor, ...]:
         """All tensors in one call, as parts of new memory."""
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        if not flat.is_meta:
+        if torch.compiler.is_compiling():
+            dist.all_reduce(flat, how, group=self.group)
+        elif not flat.is_meta:
             try:
                 dist.all_reduce(flat, how, group=self.group)
             except RuntimeError as error:

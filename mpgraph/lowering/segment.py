@@ -56,7 +56,7 @@ class Segment:
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Results, in slices."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or tensors[0].is_meta:  # a shape takes no memory
             return self.function(*tensors)
         learning = torch.is_grad_enabled()
         if not inside_transform() and not (learning and any(tensor.requires_grad for tensor in tensors)):

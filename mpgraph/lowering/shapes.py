@@ -27,7 +27,10 @@ class Size(NamedTuple):
 
 
 def tensors_of(module: fx.GraphModule, arguments: Sequence[Any]) -> dict[fx.Node, Size]:
-    """The size of every tensor in generated code, found by running it once on ``arguments``."""
+    """The size of every tensor in generated code, found by running it once on ``arguments``.
+
+    Other processes are not called: what would come from them is not looked at.
+    """
     run = _Sizes(module)
     with torch.no_grad():
         run.run(*arguments)
@@ -40,10 +43,15 @@ class _Sizes(fx.Interpreter):
         self.sizes: dict[fx.Node, Size] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
+        if "joins" in n.meta:
+            tensors: Any = self.map_nodes_to_values(n.args, n)
+            result: Any = tuple(torch.empty_like(tensor) for tensor in tensors[-n.meta["joins"] :])
+        else:
+            result = super().run_node(n)
         if isinstance(result, torch.Tensor):
-            given = [self.env[node] for node in n.all_input_nodes if isinstance(self.env.get(node), torch.Tensor)]
-            view = any(_memory(result) == _memory(tensor) for tensor in given) or n.target is operator.getitem
+            given: list[Any] = [self.env[node] for node in n.all_input_nodes]
+            shared = any(isinstance(one, torch.Tensor) and _memory(one) == _memory(result) for one in given)
+            view = shared or n.target is operator.getitem
             self.sizes[n] = Size(tuple(result.shape), result.numel(), _bytes(result), view)
         elif isinstance(result, tuple):
             self.sizes[n] = Size((), 0, sum(_bytes(part) for part in result if isinstance(part, torch.Tensor)))

@@ -165,7 +165,7 @@ class Value:
         return value
 
     def _better_written(self, term: Term) -> bool:
-        """Whether a contraction is written before it is multiplied; one over all processes' batches must be."""
+        """Whether a contraction is written before it is multiplied; one over examples of other processes must be."""
         return bool(term.bound) and (not term.grows or (self.emitter.ranks is not None and collectives.spread(term)))
 
     # -- aggregation --------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ class Batches:
         graph: of the network.
         device, dtype: of the tensors.
         values: which values eager calls inspect, see :func:`mpgraph.compile`.
+        slices: how many processes have a slice of the batch each.
 
     Attributes:
         inputs, targets: names, in order.
@@ -36,7 +37,9 @@ class Batches:
             rules whose agents leave the normalization out, which keep no averages of it.
     """
 
-    def __init__(self, graph: AgentGraph, device: torch.device, dtype: torch.dtype, values: str) -> None:
+    def __init__(
+        self, graph: AgentGraph, device: torch.device, dtype: torch.dtype, values: str, slices: int = 1
+    ) -> None:
         network = graph.network
         self.device, self.dtype, self.losses = device, dtype, tuple(network.losses.values())
         self.values = "none" if device.type == "meta" else values  # which has shapes, but no values
@@ -53,7 +56,8 @@ class Batches:
         self.normalized = [
             name
             for name, unit in network.units.items()
-            if isinstance(unit.activation, BatchNorm)
+            if slices == 1
+            and isinstance(unit.activation, BatchNorm)
             and math.prod(graph.nodes[name].shape[1:]) == 1
             and unit.activation.kept.keys() <= graph.channels[name].keys()
         ]

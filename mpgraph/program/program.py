@@ -96,7 +96,7 @@ class Program(nn.Module):
         build.place_parameters(protocol, self.agents, device, dtype)  # before anything is traced: code has its dtype
         self._ranks = None if self.group is None else Ranks(self.group, check=self.checks != "none")
         self._layout = StateLayout(graph, device, dtype, self._ranks)
-        self._batches = Batches(graph, device, dtype, self.checks)
+        self._batches = Batches(graph, device, dtype, self.checks, self._ranks.size if self._ranks else 1)
         self._rule = RuleParameters(self, protocol)  # from here on no parameter is added
         self._outputs, self._phased = graph.network.outputs, bool(protocol.phases)
         self._autocast = autocast_device(device)
@@ -204,7 +204,7 @@ class Program(nn.Module):
         return table(lines, batch_size) + budgeted(compiled, self.memory, batch_size) + runs
 
     def cost(self, batch_size: int = 32, phase: str | None = None) -> Cost:
-        """FLOPs of a step at ``batch_size``, bytes of memory moved, calls of torch, and bytes sent to other processes.
+        """What a step costs at ``batch_size`` (of a group, the examples of this process): FLOPs, bytes, messages.
 
         Of a rule with phases it is that of one, by default the first. Counted from the generated code, whose shapes
         are found by running it once on zeros: on the ``meta`` device (``mg.compile(..., device="meta")``) that takes
@@ -256,7 +256,8 @@ class Program(nn.Module):
         Args:
             seed: any integer of 64 bits; a sequence of them, ``range(8)``, gives every tensor a leading axis of that
                 length, for ``torch.func.vmap(program.step)``.
-            batch_size: needed where the rule keeps a memory for each slot of the batch (carry channels).
+            batch_size: needed where the rule keeps a memory for each slot of the batch (carry channels); of a group,
+                the slots of this process.
 
         Raises:
             StateError: if ``batch_size`` is needed and missing.
@@ -352,7 +353,8 @@ class Program(nn.Module):
 
         Args:
             state: from :meth:`init` or an earlier step.
-            x: ``(batch, *input)``; a dictionary by input name if there are several.
+            x: ``(batch, *input)``; a dictionary by input name if there are several. Of a group, the slice of this
+                process.
             y: class labels ``(batch,)`` (integers), or targets ``(batch, *output)``; a dictionary by output name if
                 there are several; nothing for a network without a loss.
             record: channels to return for every agent and example: ``{"h1": ["e"]}``.

@@ -63,6 +63,7 @@ def test_bytes_are_those_of_the_tensors_that_are_read_and_written(rule):
     counter = 2 * 8  # of the state's number of steps, which the table leaves out
     assert (cost.bytes, cost.calls) == (touched.bytes - counter, touched.calls - 1)
     assert (cost.sent, cost.rounds) == (0, 0)
+    assert cost.state == sum(4 * t.numel() for name, k in state.items() if name != "program" for t in k.values())
 
 
 def test_the_table_adds_up_to_the_cost():

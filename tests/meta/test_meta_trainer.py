@@ -370,8 +370,10 @@ def test_rates_are_those_of_groups_of_the_optimizer():
         adam.step()
         made.update()
     torch.testing.assert_close(list(made.parameters.values()), [rate, momentum], rtol=1e-6, atol=1e-9)
-    with pytest.raises(mg.InputError, match=r"rates has 'lr', which matches no meta-parameter: optimizer.lr"):
+    with pytest.raises(mg.InputError, match=r"rates has 'lr', which matches none of the meta-parameters optimizer.lr"):
         trainer("unroll", rates={"lr": 0.1})
+    with pytest.raises(mg.InputError, match="LBFGS has 1 group"):
+        trainer("unroll", rates={"*": 0.1}, optimizer=lambda tensors: torch.optim.LBFGS(tensors))
 
 
 def test_usual_clipping_is_by_the_median_of_each():

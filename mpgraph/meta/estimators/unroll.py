@@ -59,7 +59,7 @@ class Unroll(Estimator):
         self, episode: Episode, parameters: Mapping[str, Tensor], tasks: Tasks, generator: Generator
     ) -> Estimate:
         batch = episode.prepared(tasks.batch(steps=length_at(self.steps, tasks.step, generator)))
-        limit = self._budget.limit(episode.program.device)
+        limit = self._budget.limit(batch.x.device)
         self._last = schedule = self._scheduled(episode, parameters, batch, limit)
         gradient: Gradient = dict.fromkeys(parameters)
         parts = []
