@@ -42,7 +42,7 @@ class Histories:
         self.every, self._steps = every, replays
         self._moments: dict[int, tuple[weakref.ref[Any], Moment, int, int]] = {}  # by storage
         self._waiting: dict[int, list[Wide]] = {}  # large tensors that were saved since the last step
-        self._run = Run()
+        self._run, self._small = Run(), Small()
         self._hooks = saved_tensors_hooks(self._pack, _unpack)
 
     def __enter__(self) -> Histories:
@@ -53,6 +53,7 @@ class Histories:
         self._hooks.__exit__(*error)
         self._moments.clear()
         self._waiting.clear()
+        self._small = Small()
 
     def step(self, compiled: Compiled, arguments: Sequence[Any]) -> Any:
         """Run the code of a step, and note what its writes need."""
@@ -76,7 +77,9 @@ class Histories:
     ) -> None:
         """A step was made; its tensors are those of all networks."""
         before = self._before(old)
+        cut = [self._small.put(item) if isinstance(item, Tensor) else item for item in cut]
         after = Moment(before, writes, cut, replay.new, self._run)
+        self._small.forget()
         if after.number % self.every == 0:
             after.kept = [wide[i] for i in replay.new]
         self._moments = {key: one for key, one in self._moments.items() if one[0]() is not None}
@@ -109,7 +112,7 @@ class Histories:
         """What autograd keeps of a tensor."""
         plain = tensor.detach()  # the tensor itself would hold the graph that holds it
         if tensor.numel() < LARGE:
-            return plain
+            return self._small.put(plain)
         found = self._moment(tensor)
         saved = Wide(plain)
         if found is not None:
@@ -121,6 +124,40 @@ class Histories:
 
 def _empty(tensor: Tensor) -> Tensor:
     return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
+class Small:
+    """Copies of small tensors, close to each other.
+
+    A heap fills the place of a large tensor that was freed with small ones; if these stay, the next large tensor does
+    not fit there any more, and an unroll would take nearly as much memory as if all had been kept.
+    """
+
+    BLOCK = 1 << 18  # bytes
+
+    def __init__(self) -> None:
+        self._block, self._used = torch.empty(0, dtype=torch.uint8), 0
+        self._copied: dict[int, tuple[Any, Tensor]] = {}
+
+    def put(self, tensor: Tensor) -> Tensor:
+        """The same numbers; what lies in the memory of something large stays there."""
+        storage = tensor.untyped_storage()
+        size = storage.nbytes()
+        if tensor.device.type != "cpu" or not 0 < size < LARGE * 16:
+            return tensor
+        if storage._cdata not in self._copied:
+            if self._used + size > len(self._block):
+                self._block, self._used = torch.empty(self.BLOCK, dtype=torch.uint8), 0
+            copy = self._block.narrow(0, self._used, size).view(tensor.dtype)
+            copy.copy_(tensor.new_empty(0).set_(storage))
+            self._used += -(-size // 64) * 64
+            self._copied[storage._cdata] = storage, copy  # held, so that no other one gets its address
+        copy = self._copied[storage._cdata][1]
+        return copy.as_strided(tensor.shape, tensor.stride(), copy.storage_offset() + tensor.storage_offset())
+
+    def forget(self) -> None:
+        """A step is over."""
+        self._copied.clear()
 
 
 class Wide:

@@ -24,14 +24,14 @@ def rules():
 
 
 class Unrolled:
-    """An online unroll of a 60-50-40 network; of several networks by vmap."""
+    """An online unroll of a 160-100-60 network; of several networks by vmap."""
 
     def __init__(self, rule, networks=0, batch=1, dtype=torch.float64):
-        self.program = mg.compile(mlp([60, 50, 40], "tanh", "cross_entropy"), rule, dtype=dtype)
+        self.program = mg.compile(mlp([160, 100, 60], "tanh", "cross_entropy"), rule, dtype=dtype)
         generator = torch.Generator().manual_seed(0)
         shape = (STEPS, networks, batch) if networks else (STEPS, batch)
-        self.x = torch.randn(*shape, 60, generator=generator, dtype=dtype)
-        self.y = torch.randint(40, shape, generator=generator)
+        self.x = torch.randn(*shape, 160, generator=generator, dtype=dtype)
+        self.y = torch.randint(60, shape, generator=generator)
         self.state = self.program.init(range(networks) if networks else 0)
         self.networks = networks
         self.theta = {n: p.detach().clone().requires_grad_() for n, p in self.program.protocol.named_parameters()}
@@ -116,7 +116,7 @@ def test_what_was_kept_goes_with_the_graph():
             for _ in range(2):
                 with unrolled.program.histories(every=4):
                     loss = unrolled.loss()
-                assert live.now > 100_000
+                assert live.now > 500_000
                 gradient = unrolled.gradient(loss)
                 del loss
             numbers = sum(g.nbytes for g in gradient)
