@@ -225,6 +225,8 @@ def _part(emitter: Emitter, node: fx.Node, dim: int, shape: Sequence[int], parts
 @handles("cat", "concat", "concatenate")
 def _cat(emitter: Emitter, values: Any, dim: int = 0) -> Value:
     values = [coerce(emitter, v) for v in values]
+    if len(values) == 1:
+        return values[0]
     axes = ordered(a for v in values for a in v.axes)
     dim = dim % values[0].ndim
     size = sum(v.shape[dim] for v in values)
@@ -244,4 +246,6 @@ def _stack(emitter: Emitter, values: Any, dim: int = 0) -> Value:
     shape = list(values[0].shape)
     dim = dim % (len(shape) + 1)
     shape.insert(dim, len(values))
+    if len(values) == 1:
+        return leaf(emitter, emitter.emit("unsqueeze", nodes[0], len(axes) + dim), axes, shape)
     return leaf(emitter, emitter.emit(torch.stack, nodes, dim=len(axes) + dim, work=axes), axes, shape)

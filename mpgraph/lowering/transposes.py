@@ -24,7 +24,8 @@ STOPS = frozenset([
     "trunc", "zeros_like",
 ])  # fmt: skip
 OPTIONS = {  # what the rules below take by keyword
-    "add": {"alpha"}, "sub": {"alpha"}, "addcmul": {"value"}, "addmm": {"alpha"}, "addmv": {"alpha"}, "sum": {"dim"},
+    "add": {"alpha"}, "sub": {"alpha"}, "rsub": {"alpha"},
+    "addcmul": {"value"}, "addmm": {"alpha"}, "addmv": {"alpha"}, "sum": {"dim"},
     "cat": {"dim"}, "stack": {"dim"}, "conv2d": {"stride", "padding", "dilation", "groups"},
 }  # fmt: skip
 COSTLY = frozenset(["conv2d_input", "conv2d_weight", "index_add", "scatter_reduce"])  # not to be computed twice
@@ -127,7 +128,7 @@ def _add(tape: Tape, node: Any, g: fx.Node) -> None:
 
 @rule("rsub")
 def _rsub(tape: Tape, node: Any, g: fx.Node) -> None:
-    _terms(tape, node, g, (-1, 1))
+    _terms(tape, node, g, (-_number(tape, node, "alpha"), 1))
 
 
 @rule("neg")
@@ -338,6 +339,15 @@ def _product(tape: Tape, g: fx.Node, one: Any, two: Any, rows: int, scale: Any =
 @rule("mm", "matmul")
 def _mm(tape: Tape, node: Any, g: fx.Node) -> None:
     one, two = node.args
+    if len(tape.shape(one)) > 2 == len(tape.shape(two)):  # more rows
+        (*_, inner), (*_, columns) = tape.shape(one), tape.shape(node)
+        rows = tape.shape(node).numel() // columns
+        if tape.wants(one):
+            tape.add(one, tape.call(torch.matmul, g, tape.turned(two)))
+        if tape.wants(two):
+            above = tape.turned(tape.view("reshape", one, (-1, inner)))
+            tape.add(two, Product(above, tape.view("reshape", g, (-1, columns)), rows))
+        return
     if len(tape.shape(one)) != 2 or len(tape.shape(two)) != 2:
         _locally(tape, node, g)
         return

@@ -25,7 +25,7 @@ def at_once(monkeypatch):
 FUNCTIONS = {
     "add": lambda a, row: torch.add(a, row, alpha=-2.5) + 1.0,
     "sub": lambda a, column: 2.0 - torch.sub(column, a, alpha=3.0),
-    "rsub": lambda a, v: torch.rsub(a, v),
+    "rsub": lambda a, v: torch.rsub(a, v) + torch.rsub(a, -1.0, alpha=-2.0),
     "neg": lambda a: -a,
     "mul": lambda a, number, row: number * a * row * 0.5,
     "mul outer": lambda column, row: column * row,
