@@ -287,7 +287,8 @@ def _mapped(writes: Callable[..., Any], lists: Sequence[list[Any]], dims: Sequen
     """The writes of many networks; ``dims`` has one entry for each tensor of the lists."""
     left = iter(dims)
     old, cut, wide = ([next(left) if isinstance(i, Tensor) else None for i in items] for items in lists)
-    return torch.func.vmap(writes, in_dims=(*old, *cut), out_dims=tuple(wide))
+    places: Any = tuple(wide)
+    return torch.func.vmap(writes, in_dims=(*old, *cut), out_dims=places)
 
 
 def _laid_out(writes: Callable[..., Any], wide: Sequence[Tensor]) -> Callable[..., Any]:
