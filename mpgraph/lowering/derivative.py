@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from mpgraph.environment import inside_transform
 
+from .quick import quick
 from .tape import Tape
 from .transposes import STOPS, known, name_of, transpose
 
@@ -42,11 +43,16 @@ class Differentiable:
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
         self._flat: _Flat | None = None
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(module.graph, {}))
+        self._quick = fx.GraphModule(module, graph).forward if quick(graph) else None
         self._able = all(known(node.target) for node in module.graph.nodes if node.op.startswith("call_"))
 
     def __call__(self, *args: Any) -> Any:
         """What the code returns."""
-        if not (self._able and torch.is_grad_enabled() and _plain()):
+        if not torch.is_grad_enabled():
+            return self.module.forward(*args) if self._quick is None or not _plain() else self._quick(*args)
+        if not (self._able and _plain()):
             return self.module.forward(*args)
         if self._flat is None:
             self._flat = _Flat(self.module)
@@ -199,6 +205,7 @@ class _Plan:
                 if self._adds_in_place(node, seen):
                     copies[node].op, copies[node].target = "call_method", f"{name_of(node.target)}_"
         computed = [n for n in saved if n not in flat.leaves]
+        quick(forward)
         forward.output((tuple(copies[n] for n in flat.results), tuple(copies[n] for n in computed)))
         self.forward = fx.GraphModule(flat.module, forward).forward
         places = {node: i for i, node in enumerate((*flat.leaves, *computed))}

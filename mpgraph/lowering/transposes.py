@@ -202,7 +202,7 @@ def _log_softmax_backward(g: Tensor, y: Tensor, dim: int) -> Tensor:
 
 @rule("softplus")
 def _softplus(tape: Tape, node: Any, g: fx.Node) -> None:
-    z, *given = node.args
+    z, given = node.args[0], tuple(node.args[1:])
     beta, threshold = (*given, *(1.0, 20.0)[len(given) :])
     if tape.wants(z):
         tape.add(z, tape.call(aten.softplus_backward.default, g, z, beta, threshold))
