@@ -131,7 +131,12 @@ class MetaTrainer:
             factors |= dict.fromkeys(matched, factor)
         made = self._given(list(self.parameters.values()))
         if self.rates:
-            (group,) = made.param_groups
+            group, *more = made.param_groups
+            if more or isinstance(made, torch.optim.LBFGS):
+                raise InputError(
+                    f"MetaTrainer: rates need an optimizer with one rate for all and groups of parameters, "
+                    f"{type(made).__name__} has {1 + len(more)} group(s); leave out rates"
+                )
             made.param_groups.clear()
             for name, p in self.parameters.items():
                 made.add_param_group({**group, "params": [p], "lr": group["lr"] * factors[name]})

@@ -131,7 +131,7 @@ class Evolution(Estimator):
         self, episode: Episode, theta: Mapping[str, Tensor], batch: TaskBatch, start: int | Tensor, length: int
     ) -> Window:
         """A window of both networks of all pairs, ``(2, tasks, ...)``."""
-        count, limit = len(batch.seeds), self._budget.limit(episode.program.device)
+        count, limit = len(batch.seeds), self._budget.limit(batch.x.device)
         if limit is None:
             return self._some_pairs(episode, theta, batch, start, length, slice(None))
         each = 2 * self._budget.measured(held_by_a_step, episode, theta, batch)

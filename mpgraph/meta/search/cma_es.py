@@ -98,7 +98,7 @@ class CMAES:
         def one(own: dict[str, Tensor]) -> Window:
             return episode.window(own, state, batch, 0, batch.steps)
 
-        chunk, limit = self.chunk, self._budget.limit(episode.program.device)
+        chunk, limit = self.chunk, self._budget.limit(batch.x.device)
         parts, mine = [], group.share(rows)
         if limit is not None:
             each = len(tasks) * self._budget.measured(held_by_a_step, episode, parameters, batch)
