@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from mpgraph.environment import inside_transform
@@ -30,6 +30,7 @@ from .transposes import STOPS, known, name_of, transpose
 AFTER = 2  # calls of one kind that autograd records itself
 SUMS = frozenset([torch.add, torch.sub, torch.addcmul, torch.addmm])
 MAKERS = SUMS | {torch.mul, torch.mm, functional.linear}  # their results share memory with nothing
+PLAIN = (Tensor, nn.Parameter)  # what may be behind any other kind of tensor is not known
 KINDS = 16  # of one function that get a backward pass
 
 
@@ -129,7 +130,7 @@ class _Flat:
 
     def _call(self, *tensors: Any) -> Any:
         wanted = tuple(isinstance(t, Tensor) and t.requires_grad for t in tensors)
-        if not any(wanted):
+        if not any(wanted) or not all(type(t) in PLAIN for t in tensors):
             return self.plain(*tensors)
         kind = (wanted, tuple(t.shape if isinstance(t, Tensor) else t for t in tensors))
         plan = self.plans.get(kind, False)
@@ -138,7 +139,7 @@ class _Flat:
             if self._seen[kind] <= AFTER or len(self.plans) >= KINDS:
                 return self.plain(*tensors)
             plan = self.plans[kind] = self._planned(wanted, tensors)
-        if plan is None or not all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors):
+        if plan is None:
             return self.plain(*tensors)
         return _Step.apply(plan, *tensors)
 
