@@ -23,10 +23,14 @@ To read it, follow a number from the paper to the code, each file needing only t
 16. ``lazy_view``       ``s``, the argument of every method of a rule, on lazy values
 17. ``aggregation``     messages aggregated by a module
 18. ``trace``           the schedule: running agents, filling inboxes, what the function returns
-19. ``compile``         from a graph to a :class:`~mpgraph.lowering.compile.Compiled` function
-20. ``dry_run``         the same without keeping the code: optimizers' channels, and borders between rules
-21. ``explain``         the table of what each arrow became, and what it costs
-22. ``replay``          the writes of a step by themselves, for histories of weights
+19. ``quick``           cheaper calls that give the same numbers
+20. ``tape``            writing a backward pass: gradients as sums
+21. ``transposes``      the derivative of each torch function
+22. ``derivative``      generated code with a backward pass of its own
+23. ``compile``         from a graph to a :class:`~mpgraph.lowering.compile.Compiled` function
+24. ``dry_run``         the same without keeping the code: optimizers' channels, and borders between rules
+25. ``explain``         the table of what each arrow became, and what it costs
+26. ``replay``          the writes of a step by themselves, for histories of weights
 """
 
 from . import torch_functions as torch_functions  # a value knows torch functions only once the table is filled
