@@ -88,17 +88,20 @@ def coalesce(module: fx.GraphModule, ranks: Ranks) -> None:
     rounds: dict[fx.Node, int] = {}  # how many a call waits for
     for node in module.graph.nodes:
         rounds[node] = max((rounds[i] + _reduces(i, ranks) for i in node.all_input_nodes), default=0)
-    joined = [node for node in rounds if _reduces(node, ranks)]
-    if not joined:
+    if not any(_reduces(node, ranks) for node in rounds):
         return
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     (end,) = (node for node in rounds if node.op == "output")
-    for number in range(rounds[end] + 1):
-        for node, before in rounds.items():
-            if before == number and node not in joined and node is not end:
+    calls: list[list[fx.Node]] = [[] for _ in range(rounds[end] + 1)]
+    for node, number in rounds.items():
+        if node is not end:
+            calls[number].append(node)
+    for number, nodes in enumerate(calls):
+        here = [node for node in nodes if _reduces(node, ranks)]
+        for node in nodes:
+            if not _reduces(node, ranks):
                 copies[node] = graph.node_copy(node, copies.__getitem__)
-        here = [node for node in joined if rounds[node] == number]
         targets = [target for target in ranks.reductions if any(node.target is target for node in here)]
         if number == 0 and ranks.check and ranks.add not in targets:
             targets.append(ranks.add)

@@ -32,6 +32,9 @@ MOST_ORDERED = 6  # factors of which every order of multiplication is compared
 def materialize(code: Emitter, given: Iterable[Term]) -> Factor:
     """Write a sum of products as torch calls: small ones first, and products before contractions of their size."""
     terms = _merged(given)
+    if common := _common(terms):  # written without it, as somebody else may need it so: c and tanh(c) = 2 s(2 c) - 1
+        inside = [term._replace(coefficient=term.coefficient / common) for term in terms]
+        return _add(code, None, materialize(code, inside), common)
     numbers = [code.number(*t[:2]) for t in terms if not t.factors]
     plain = _collected(code, [t for t in terms if t.factors and not t.bound])
     sums: list[Factor] = []  # of which none has all axes of another
@@ -41,10 +44,10 @@ def materialize(code: Emitter, given: Iterable[Term]) -> Factor:
         with code.at(term.origin):  # the small ones first: other sums may hold the same
             total = _added(code, below)
             scale = code.number(*term[:2])
-            if numbers and total is None and scale == -1.0 and len(term.factors) == 1 and not term.bound:
-                (factor,) = (code.plain(f) for f in term.factors)  # 1 - x in one call
-                sums.append(_less(code, factor, numbers.pop(0)))
-                sums[-1], numbers = _plus(code, sums[-1], numbers), []
+            if numbers and total is None and scale != 1.0 and len(term.factors) == 1 and not term.bound:
+                (factor,) = (code.plain(f) for f in term.factors)
+                sums.append(_plus(code, _affine(code, factor, scale, numbers[0]), numbers[1:]))
+                numbers = []
                 continue
             if term.bound:
                 whole = contract(code, term, total, scale)
@@ -80,6 +83,11 @@ def _turn(term: Term) -> tuple[Any, ...]:
 
 def _add_product(code: Emitter, total: Factor | None, factors: Sequence[Factor], scale: Number) -> Factor:
     """``total + scale * prod(factors)``, in one call where everything has the same axes."""
+    if total is None and scale != 1.0 and len(factors) > 1:
+        smallest = min(factors, key=lambda f: (_elements(f.axes), f.node.name))
+        if _elements(smallest.axes) < _elements({a for f in factors for a in f.axes}):
+            factors = [f for f in factors if f is not smallest]
+            return product(code, [*factors, _add(code, None, smallest, scale)])
     if total is not None and len(factors) == 2 and all(f.axes == total.axes for f in factors):
         one, two = (f.node for f in sorted(factors, key=lambda f: f.node.name))
         value = {} if scale == 1.0 else {"value": scale}
@@ -87,9 +95,20 @@ def _add_product(code: Emitter, total: Factor | None, factors: Sequence[Factor],
     return _add(code, total, product(code, factors), scale)
 
 
-def _less(code: Emitter, factor: Factor, number: Number) -> Factor:
-    """``number - factor``."""
-    return Factor(code.emit(torch.rsub, factor.node, number, work=factor.axes), factor.axes)
+def _common(terms: list[Term]) -> float | None:
+    """The coefficient of all terms of a sum of products of numbers, where it takes a call of its own anyway."""
+    first = terms[0].coefficient if terms else 1.0
+    alike = all(t.coefficient == first and t.power == 0 and not t.bound and len(t.factors) > 1 for t in terms)
+    return first if len(terms) > 1 and alike and first not in (1.0, -1.0) else None
+
+
+def _affine(code: Emitter, factor: Factor, scale: Number, number: Number) -> Factor:
+    """``number + scale * factor`` in one call."""
+    minus = code.emit(operator.neg, scale) if isinstance(scale, fx.Node) else -scale
+    alpha = {} if minus == 1.0 else {"alpha": minus}
+    return Factor(
+        code.emit(torch.rsub, factor.node, number, **alpha, work=factor.axes, per=1 + len(alpha)), factor.axes
+    )
 
 
 def _collected(code: Emitter, terms: list[Term]) -> list[Term]:
@@ -113,8 +132,8 @@ def _collected(code: Emitter, terms: list[Term]) -> list[Term]:
     sign = -1.0 if all(term.coefficient < 0.0 for term in group) else 1.0
     inside = [term._replace(coefficient=sign * term.coefficient) for term in inside]
     with code.at(group[0].origin):
-        factors = (materialize(code, inside), outside)
-    whole = group[0]._replace(coefficient=sign, power=0, factors=factors)
+        both = (materialize(code, inside), outside)
+    whole = group[0]._replace(coefficient=sign, power=0, factors=both)
     return _collected(code, [whole, *(term for term in terms if term not in group)])
 
 
@@ -393,7 +412,7 @@ def _step(
 def _written(code: Emitter, factors: list[Factor], pair: tuple[int, int], bound: frozenset[Axis]) -> bool:
     """Whether the product of two factors is in the code already, as another message or update needed it too."""
     others = {a for k, f in enumerate(factors) if k not in pair for a in f.axes}
-    return _product_key(*(factors[k] for k in pair), bound - others) in code.products
+    return _product_key(factors[pair[0]], factors[pair[1]], bound - others) in code.products
 
 
 def _product_key(one: Factor, two: Factor, bound: Iterable[Axis]) -> Any:

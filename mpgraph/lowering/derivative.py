@@ -5,10 +5,11 @@ step, which is known, the backward pass is written once (:mod:`~mpgraph.lowering
 products are added by the call that computes them, in place where nobody sees it, what nobody asks for is never
 computed, and only what the backward pass reads is kept.
 
-It is used where autograd is asked for first derivatives of plain tensors, from the third call of one kind on (shapes,
-and which arguments have gradients): code that runs once or twice is not worth writing another for. Everywhere else
-(``torch.func``, ``torch.compile``, second derivatives, a call without an entry in ``transposes``) the code runs as it
-is, and its results are the same.
+It is used where autograd is asked for first derivatives of plain tensors, and written at the first call of each kind
+(shapes, and which arguments have gradients), which takes about a tenth of a second. It never depends on what was called
+before: a run that is resumed has the same numbers, to the bit, as one that was not interrupted. Everywhere else
+(``torch.func``, ``torch.compile``, second derivatives, code that calls what is no torch function) the code runs as it
+is, and its results are the same but for rounding.
 """
 
 from __future__ import annotations
@@ -18,16 +19,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from mpgraph.environment import inside_transform
 
+from .quick import quick
 from .tape import Tape
-from .transposes import known, transpose
+from .transposes import STOPS, known, name_of, transpose
 
-DEBUG = False
-AFTER = 2  # calls of one kind that autograd records itself
-KINDS = 16  # of one function that get a backward pass
+SUMS = frozenset([torch.add, torch.sub, torch.addcmul, torch.addmm])
+MAKERS = SUMS | {torch.mul, torch.mm, functional.linear}  # their results share memory with nothing
+PLAIN = (Tensor, nn.Parameter)  # what may be behind any other kind of tensor is not known
+KINDS = 64  # of one function whose backward passes are kept
 
 
 class Differentiable:
@@ -40,21 +44,32 @@ class Differentiable:
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
         self._flat: _Flat | None = None
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(module.graph, {}))
+        self._quick = fx.GraphModule(module, graph).forward if quick(graph) else None
         self._able = all(known(node.target) for node in module.graph.nodes if node.op.startswith("call_"))
 
     def __call__(self, *args: Any) -> Any:
         """What the code returns."""
-        if not torch.is_grad_enabled() or not self._able or not _plain():
+        if not torch.is_grad_enabled():
+            return self.module.forward(*args) if self._quick is None or not _plain() else self._quick(*args)
+        if not (self._able and _plain()):
             return self.module.forward(*args)
         if self._flat is None:
             self._flat = _Flat(self.module)
         return self._flat.outer(*args)
 
+    @property
+    def written(self) -> int:
+        """For how many kinds of call there is a backward pass."""
+        return sum(plan is not None for plan in self._flat.plans.values()) if self._flat else 0
+
 
 def _plain() -> bool:
-    return not (
-        inside_transform() or torch._C._len_torch_dispatch_stack() or torch._C._is_torch_function_mode_enabled()
-    )
+    """Whether nothing but autograd watches the calls."""
+    if inside_transform():
+        return False
+    return not (torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack())
 
 
 class _Flat:
@@ -64,6 +79,7 @@ class _Flat:
         graph: of that function; its placeholders are ``leaves``.
         results: nodes that it returns.
         outer: takes and returns what the code does.
+        plans: forward and backward code by kind of call; ``None`` where it cannot be written.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
@@ -109,29 +125,24 @@ class _Flat:
         self.leaves = [inside[leaf] for leaf in leaves]
         self.plain = fx.GraphModule(module, self.graph).forward
         self.outer = fx.GraphModule(module, outer).forward
-        self._seen: dict[Any, int] = {}
-        self._plans: dict[Any, _Plan | None] = {}
+        self.plans: dict[Any, _Plan | None] = {}
 
     def _call(self, *tensors: Any) -> Any:
         wanted = tuple(isinstance(t, Tensor) and t.requires_grad for t in tensors)
-        if not any(wanted):
+        if not any(wanted) or not all(type(t) in PLAIN for t in tensors):
             return self.plain(*tensors)
         kind = (wanted, tuple(t.shape if isinstance(t, Tensor) else t for t in tensors))
-        plan = self._plans.get(kind, False)
-        if plan is False:
-            self._seen[kind] = self._seen.get(kind, 0) + 1
-            if self._seen[kind] <= AFTER or len(self._plans) >= KINDS:
-                return self.plain(*tensors)
-            plan = self._plans[kind] = self._planned(wanted, tensors)
-        if plan is None or not all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors):
-            return self.plain(*tensors)
-        return _Step.apply(plan, *tensors)
+        if kind not in self.plans:
+            if len(self.plans) >= KINDS:
+                self.plans.pop(next(iter(self.plans)))
+            self.plans[kind] = self._planned(wanted, tensors)
+        plan = self.plans[kind]
+        return self.plain(*tensors) if plan is None else _Step.apply(plan, *tensors)
 
     def _planned(self, wanted: Sequence[bool], tensors: Sequence[Any]) -> _Plan | None:
         try:
             return _Plan(self, wanted, tensors)
-        except NotImplementedError as error:
-            print("NOT", error)
+        except NotImplementedError:
             return None
 
 
@@ -168,7 +179,11 @@ class _Plan:
         for node in flat.graph.nodes:  # what depends on them
             if node.op == "output":
                 break
-            if node in found.floats and not active.isdisjoint(node.all_input_nodes) and not _stops(node):
+            if (
+                node in found.floats
+                and not active.isdisjoint(node.all_input_nodes)
+                and name_of(node.target) not in STOPS
+            ):
                 active.add(node)
             if not active.isdisjoint(node.all_input_nodes) and node not in found.shapes and node not in found.values:
                 raise NotImplementedError(f"{node.name} returns several tensors")
@@ -180,14 +195,28 @@ class _Plan:
         self._backward[tuple(self.differentiable)] = everything, list(range(len(saved)))
         forward = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
+        seen = {*saved, *flat.results}
         for node in flat.graph.nodes:
             if node.op != "output":
                 copies[node] = forward.node_copy(node, copies.__getitem__)
+                if self._adds_in_place(node, seen):
+                    copies[node].op, copies[node].target = "call_method", f"{name_of(node.target)}_"
         computed = [n for n in saved if n not in flat.leaves]
+        quick(forward)
         forward.output((tuple(copies[n] for n in flat.results), tuple(copies[n] for n in computed)))
         self.forward = fx.GraphModule(flat.module, forward).forward
         places = {node: i for i, node in enumerate((*flat.leaves, *computed))}
         self._places = [places[n] for n in saved]
+
+    def _adds_in_place(self, node: fx.Node, seen: set[fx.Node]) -> bool:
+        """Whether a sum may be written over its first term, which nothing else reads."""
+        if node.target not in SUMS:
+            return False
+        first: Any = node.args[0]
+        shapes = self._found.shapes
+        mine = isinstance(first, fx.Node) and first.target in MAKERS and first not in seen and len(first.users) == 1
+        mine = mine and node.args.count(first) == 1
+        return mine and shapes[first] == shapes[node] and node in self._found.floats
 
     def _written(self, given: Sequence[bool]) -> tuple[Callable[..., Any], list[fx.Node]]:
         """The backward pass for gradients of some results, and the tensors of the forward code that it reads."""
@@ -218,14 +247,7 @@ class _Plan:
             self._backward[given] = code, [self._saved.index(node) for node in saved]
         code, chosen = self._backward[given]
         tensors = [kept[self._places[i]] for i in chosen]
-        print(code.__self__.code) if DEBUG else 0
         return code(*(e for e in errors if e is not None), *tensors)
-
-
-def _stops(node: fx.Node) -> bool:
-    from .transposes import STOPS, name_of
-
-    return name_of(node.target) in STOPS
 
 
 def _stays(node: fx.Node) -> bool:
@@ -248,13 +270,10 @@ class _Step(torch.autograd.Function):
         plan = ctx.plan
         kept = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradients will be differentiated themselves
-            leaves = kept[: len(plan.wanted)]
-            chosen = [t for t, wants in zip(leaves, plan.wanted, strict=True) if wants]
-            pairs = [
-                (r, e)
-                for r, e in zip(plan.flat.plain(*leaves), errors, strict=True)
-                if e is not None and r.requires_grad
-            ]
+            own = [t.view_as(t) if wants else t for t, wants in zip(kept, plan.wanted, strict=False)]  # without a past
+            chosen = [t for t, wants in zip(own, plan.wanted, strict=True) if wants]
+            again = plan.flat.plain(*own)
+            pairs = [(r, e) for r, e in zip(again, errors, strict=True) if e is not None and r.requires_grad]
             results, heard = ([pair[i] for pair in pairs] for i in (0, 1))
             found = iter(torch.autograd.grad(results, chosen, heard, create_graph=True, allow_unused=True))
             return (None, *(next(found) if wants else None for wants in plan.wanted))

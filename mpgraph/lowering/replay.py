@@ -53,7 +53,7 @@ def replay_of(module: fx.GraphModule, sizes: Mapping[fx.Node, Size]) -> Replay |
     held = _held(module)
     written = {
         (name, channel): node
-        for name, channels in results[0].items()  # type: ignore[union-attr]
+        for name, channels in results[0].items()
         for channel, node in channels.items()
         if (name, channel) in held and node is not held[name, channel] and node in sizes and sizes[node].numel >= LARGE
     }
@@ -138,5 +138,5 @@ def _writes(
     copies = {node: graph.placeholder(node.name) for node in (*old, *cut)}
     for node in calls:
         copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output([copies[node] for node in wide])
+    graph.output(tuple(copies[node] for node in wide))
     return fx.GraphModule(module, graph, class_name="Writes").forward

@@ -102,6 +102,12 @@ class Tape:
         """Another term of the gradient of a node of the forward code: ``scale`` times a tensor or a product."""
         if isinstance(part, fx.Node):
             part = Product(part, None)
+        while node.target == "t" and len(self.shapes[node]) == 2:  # (A B)' is B'A'
+            one, two = self.turned(part.one), None if part.two is None else self.turned(part.two)
+            part = (
+                part._replace(one=one, two=two) if two is None or part.inner == 1 else part._replace(one=two, two=one)
+            )
+            node = node.args[0]
         two = None if part.two is None else self.read(part.two)  # what a product reads is kept from now on
         part = part._replace(one=self.read(part.one), two=two, scale=part.scale * scale * self.scale)
         self._terms.setdefault(node, []).append(part)
@@ -144,6 +150,10 @@ class Tape:
         """Of a tensor of the forward code, or a number."""
         return self.shapes[item] if isinstance(item, fx.Node) and item in self.shapes else torch.Size()
 
+    def turned(self, item: fx.Node) -> fx.Node:
+        """The transposed matrix, or the one that this is the transpose of."""
+        return item.args[0] if item.target == "t" else self.view("t", item)  # type: ignore[return-value]
+
     def reduced(self, tensor: fx.Node, given: torch.Size, wanted: torch.Size) -> fx.Node:
         """A gradient summed over what an argument was broadcast along."""
         if given == wanted:
@@ -166,15 +176,17 @@ class Tape:
         if given == wanted:
             return Product(g, other)
         if given == theirs and wanted.numel() == 1 < given.numel():
-            if len(wanted) == len(given) == 2 and given[0] == 1:
-                return Product(g, self.view("t", other), given[1])
+            if len(given) == 2 and given[0] == 1 and len(wanted) == 2:
+                return Product(g, self.turned(other), given[1])
+            if len(given) == 2 and given[0] == 1:
+                return Product(self.view("reshape", self.call(torch.mm, g, self.turned(other)), tuple(wanted)), None)
             total = self.call(torch.dot, self.view("flatten", g), self.view("flatten", other))
             return Product(self.view("reshape", total, tuple(wanted)) if len(wanted) else total, None)
         if len(given) == len(wanted) == len(theirs) == 2 and given.numel() > max(wanted.numel(), theirs.numel()):
             if wanted[1] == 1 and theirs[0] == 1:
-                return Product(g, self.view("t", other), given[1])
+                return Product(g, self.turned(other), given[1])
             if wanted[0] == 1 and theirs[1] == 1:
-                return Product(self.view("t", other), g, given[0])
+                return Product(self.turned(other), g, given[0])
         if given.numel() == wanted.numel() == 1:
             return Product(self.view("reshape", g, tuple(wanted)), self._one(other, wanted))
         return Product(self.reduced(self.call(torch.mul, g, other), given, wanted), None)

@@ -16,13 +16,18 @@ from torch import Tensor, fx
 from .tape import Product, Tape
 
 aten = torch.ops.aten
-Rule = Callable[[Tape, fx.Node, fx.Node], None]
+Rule = Callable[[Tape, Any, fx.Node], None]
 RULES: dict[str, Rule] = {}
 STOPS = frozenset([
     "argmax", "bernoulli", "ceil", "detach", "eq", "floor", "ge", "gt", "isfinite", "isnan", "le", "logical_and",
     "logical_not", "logical_or", "lt", "ne", "new_full", "new_ones", "new_zeros", "ones_like", "round", "sign", "size",
     "trunc", "zeros_like",
 ])  # fmt: skip
+OPTIONS = {  # what the rules below take by keyword
+    "add": {"alpha"}, "sub": {"alpha"}, "rsub": {"alpha"},
+    "addcmul": {"value"}, "addmm": {"alpha"}, "addmv": {"alpha"}, "sum": {"dim"},
+    "cat": {"dim"}, "stack": {"dim"}, "conv2d": {"stride", "padding", "dilation", "groups"},
+}  # fmt: skip
 COSTLY = frozenset(["conv2d_input", "conv2d_weight", "index_add", "scatter_reduce"])  # not to be computed twice
 
 
@@ -44,12 +49,13 @@ def known(target: Any) -> bool:
     return name is not None and name not in COSTLY
 
 
-def transpose(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def transpose(tape: Tape, node: Any, g: fx.Node) -> None:
     """Add to the gradients of what a call reads, given the gradient of its result."""
     name = name_of(node.target) or ""
     if name in STOPS:
         return
-    RULES.get(name, _locally)(tape, node, g)
+    understood = set(node.kwargs) <= OPTIONS.get(name, set())
+    (RULES[name] if name in RULES and understood else _locally)(tape, node, g)
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -62,7 +68,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def _locally(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _locally(tape: Tape, node: Any, g: fx.Node) -> None:
     """By autograd, this one call."""
     wanted = [a for a in dict.fromkeys(node.all_input_nodes) if tape.wants(a)]
     places = [i for i, a in enumerate(node.args) if a in wanted]
@@ -86,7 +92,7 @@ def _locally(tape: Tape, node: fx.Node, g: fx.Node) -> None:
     backward.__module__ = "mpgraph"
     found = tape.call(backward, g, *node.args)
     for index, place in enumerate(places):
-        tape.add(node.args[place], tape.call(getitem, found, index))
+        tape.add(node.args[place], tape.view(getitem, found, index))
 
 
 def getitem(items: Any, index: int) -> Any:
@@ -103,7 +109,7 @@ def _number(tape: Tape, node: fx.Node, name: str) -> Any:
 # -- sums and products of numbers -----------------------------------------------------------------------------
 
 
-def _terms(tape: Tape, node: fx.Node, g: fx.Node, scales: Any) -> None:
+def _terms(tape: Tape, node: Any, g: fx.Node, scales: Any) -> None:
     for item, scale in zip(node.args, scales, strict=False):
         if tape.wants(item):
             part = tape.reduced(g, tape.shape(node), tape.shape(item))
@@ -111,7 +117,7 @@ def _terms(tape: Tape, node: fx.Node, g: fx.Node, scales: Any) -> None:
 
 
 @rule("add", "sub")
-def _add(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _add(tape: Tape, node: Any, g: fx.Node) -> None:
     alpha = (
         tape.read(node.kwargs["alpha"])
         if isinstance(node.kwargs.get("alpha"), fx.Node)
@@ -121,17 +127,17 @@ def _add(tape: Tape, node: fx.Node, g: fx.Node) -> None:
 
 
 @rule("rsub")
-def _rsub(tape: Tape, node: fx.Node, g: fx.Node) -> None:
-    _terms(tape, node, g, (-1, 1))
+def _rsub(tape: Tape, node: Any, g: fx.Node) -> None:
+    _terms(tape, node, g, (-_number(tape, node, "alpha"), 1))
 
 
 @rule("neg")
-def _neg(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _neg(tape: Tape, node: Any, g: fx.Node) -> None:
     _terms(tape, node, g, (-1,))
 
 
 @rule("mul")
-def _mul(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _mul(tape: Tape, node: Any, g: fx.Node) -> None:
     one, two = node.args
     for item, other in ((one, two), (two, one)):
         if tape.wants(item):
@@ -139,7 +145,7 @@ def _mul(tape: Tape, node: fx.Node, g: fx.Node) -> None:
 
 
 @rule("addcmul")
-def _addcmul(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _addcmul(tape: Tape, node: Any, g: fx.Node) -> None:
     total, one, two = node.args
     value, given = _number(tape, node, "value"), tape.shape(node)
     if tape.wants(total):
@@ -150,7 +156,7 @@ def _addcmul(tape: Tape, node: fx.Node, g: fx.Node) -> None:
 
 
 @rule("div", "truediv")
-def _div(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _div(tape: Tape, node: Any, g: fx.Node) -> None:
     one, two = node.args
     given = tape.shape(node)
     if tape.wants(one):
@@ -167,7 +173,7 @@ def _by(*calls: Any) -> Rule:
     """A rule for a function of its first argument: ``calls(tape, g, x, result)``."""
     (make,) = calls
 
-    def apply(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+    def apply(tape: Tape, node: Any, g: fx.Node) -> None:
         if tape.wants(node.args[0]):
             tape.add(node.args[0], make(tape, g, node.args[0], node))
 
@@ -195,14 +201,16 @@ def _log_softmax_backward(g: Tensor, y: Tensor, dim: int) -> Tensor:
 
 
 @rule("softplus")
-def _softplus(tape: Tape, node: fx.Node, g: fx.Node) -> None:
-    z, beta, threshold = (*node.args, *(1.0, 20.0)[len(node.args) - 1 :])
+def _softplus(tape: Tape, node: Any, g: fx.Node) -> None:
+    z = node.args[0]
+    beta = node.args[1] if len(node.args) > 1 else 1.0
+    threshold = node.args[2] if len(node.args) > 2 else 20.0
     if tape.wants(z):
         tape.add(z, tape.call(aten.softplus_backward.default, g, z, beta, threshold))
 
 
 @rule("softplus_backward")
-def _softplus_backward(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _softplus_backward(tape: Tape, node: Any, g: fx.Node) -> None:
     e, z, beta, threshold = node.args
     if tape.wants(e):
         tape.add(e, tape.call(aten.softplus_backward.default, g, z, beta, threshold))
@@ -212,7 +220,7 @@ def _softplus_backward(tape: Tape, node: fx.Node, g: fx.Node) -> None:
 
 
 @rule("tanh_backward")
-def _tanh_backward(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _tanh_backward(tape: Tape, node: Any, g: fx.Node) -> None:
     e, y = node.args
     if tape.wants(e):
         tape.add(e, tape.call(aten.tanh_backward.default, g, y))
@@ -221,7 +229,7 @@ def _tanh_backward(tape: Tape, node: fx.Node, g: fx.Node) -> None:
 
 
 @rule("sigmoid_backward")
-def _sigmoid_backward(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _sigmoid_backward(tape: Tape, node: Any, g: fx.Node) -> None:
     e, y = node.args
     if tape.wants(e):
         tape.add(e, tape.call(aten.sigmoid_backward.default, g, y))
@@ -232,14 +240,14 @@ def _sigmoid_backward(tape: Tape, node: fx.Node, g: fx.Node) -> None:
 
 
 @rule("threshold_backward")
-def _threshold_backward(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _threshold_backward(tape: Tape, node: Any, g: fx.Node) -> None:
     e, y, threshold = node.args
     if tape.wants(e):
         tape.add(e, tape.call(aten.threshold_backward.default, g, y, threshold))
 
 
 @rule("where")
-def _where(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _where(tape: Tape, node: Any, g: fx.Node) -> None:
     condition, one, two = node.args
     for item, order in ((one, (g, 0.0)), (two, (0.0, g))):
         if tape.wants(item):
@@ -251,19 +259,19 @@ def _where(tape: Tape, node: fx.Node, g: fx.Node) -> None:
 
 
 @rule("view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "view_as", "reshape_as")
-def _reshape(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _reshape(tape: Tape, node: Any, g: fx.Node) -> None:
     if tape.wants(node.args[0]):
         tape.add(node.args[0], tape.view("reshape", g, tuple(tape.shape(node.args[0]))))
 
 
 @rule("t")
-def _t(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _t(tape: Tape, node: Any, g: fx.Node) -> None:
     if tape.wants(node.args[0]):
-        tape.add(node.args[0], tape.view("t", g) if len(tape.shape(node)) == 2 else g)
+        tape.add(node.args[0], tape.turned(g) if len(tape.shape(node)) == 2 else g)
 
 
 @rule("permute")
-def _permute(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _permute(tape: Tape, node: Any, g: fx.Node) -> None:
     item, *order = node.args
     order = list(order[0]) if isinstance(order[0], (list, tuple)) else order
     if tape.wants(item):
@@ -271,13 +279,13 @@ def _permute(tape: Tape, node: fx.Node, g: fx.Node) -> None:
 
 
 @rule("expand", "expand_as")
-def _expand(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _expand(tape: Tape, node: Any, g: fx.Node) -> None:
     if tape.wants(node.args[0]):
         tape.add(node.args[0], tape.reduced(g, tape.shape(node), tape.shape(node.args[0])))
 
 
 @rule("sum")
-def _sum(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _sum(tape: Tape, node: Any, g: fx.Node) -> None:
     item, *rest = node.args
     if not tape.wants(item):
         return
@@ -291,14 +299,14 @@ def _sum(tape: Tape, node: fx.Node, g: fx.Node) -> None:
 
 
 @rule("select")
-def _select(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _select(tape: Tape, node: Any, g: fx.Node) -> None:
     item, dim, index = node.args
     if tape.wants(item):
         tape.add(item, tape.call(aten.select_backward.default, g, tuple(tape.shape(item)), dim, index))
 
 
 @rule("narrow")
-def _narrow(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _narrow(tape: Tape, node: Any, g: fx.Node) -> None:
     item, dim, start, length = node.args
     if tape.wants(item):
         end = start + length
@@ -306,7 +314,7 @@ def _narrow(tape: Tape, node: fx.Node, g: fx.Node) -> None:
 
 
 @rule("cat", "stack")
-def _cat(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _cat(tape: Tape, node: Any, g: fx.Node) -> None:
     items = node.args[0]
     dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
     start, stacked = 0, name_of(node.target) == "stack"
@@ -324,14 +332,23 @@ def _cat(tape: Tape, node: fx.Node, g: fx.Node) -> None:
 def _product(tape: Tape, g: fx.Node, one: Any, two: Any, rows: int, scale: Any = 1.0) -> None:
     """Gradients of both sides of ``scale * one @ two``, of which the result has so many rows."""
     if tape.wants(one):
-        tape.add(one, Product(g, tape.view("t", two), tape.shape(two)[1], scale))
+        tape.add(one, Product(g, tape.turned(two), tape.shape(two)[1], scale))
     if tape.wants(two):
-        tape.add(two, Product(tape.view("t", one), g, rows, scale))
+        tape.add(two, Product(tape.turned(one), g, rows, scale))
 
 
 @rule("mm", "matmul")
-def _mm(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _mm(tape: Tape, node: Any, g: fx.Node) -> None:
     one, two = node.args
+    if len(tape.shape(one)) > 2 == len(tape.shape(two)):  # more rows
+        (*_, inner), (*_, columns) = tape.shape(one), tape.shape(node)
+        rows = tape.shape(node).numel() // columns
+        if tape.wants(one):
+            tape.add(one, tape.call(torch.matmul, g, tape.turned(two)))
+        if tape.wants(two):
+            above = tape.turned(tape.view("reshape", one, (-1, inner)))
+            tape.add(two, Product(above, tape.view("reshape", g, (-1, columns)), rows))
+        return
     if len(tape.shape(one)) != 2 or len(tape.shape(two)) != 2:
         _locally(tape, node, g)
         return
@@ -339,7 +356,7 @@ def _mm(tape: Tape, node: fx.Node, g: fx.Node) -> None:
 
 
 @rule("addmm")
-def _addmm(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _addmm(tape: Tape, node: Any, g: fx.Node) -> None:
     total, one, two = node.args
     if tape.wants(total):
         tape.add(total, tape.reduced(g, tape.shape(node), tape.shape(total)))
@@ -347,7 +364,7 @@ def _addmm(tape: Tape, node: fx.Node, g: fx.Node) -> None:
 
 
 @rule("linear")
-def _linear(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _linear(tape: Tape, node: Any, g: fx.Node) -> None:
     x, weight, bias = (*node.args, None)[:3]
     shape, given = tape.shape(x), tape.shape(node)
     if tape.wants(bias):
@@ -356,18 +373,18 @@ def _linear(tape: Tape, node: fx.Node, g: fx.Node) -> None:
         if tape.wants(x):
             tape.add(x, Product(g, tape.read(weight), given[1]))
         if tape.wants(weight):
-            tape.add(weight, Product(tape.view("t", g), tape.read(x), shape[0]))
+            tape.add(weight, Product(tape.turned(g), tape.read(x), shape[0]))
         return
     if tape.wants(x):
         tape.add(x, tape.call(torch.matmul, g, weight))
     if tape.wants(weight):
         rows = tape.view("reshape", g, (-1, given[-1]))
         inner = given.numel() // given[-1]
-        tape.add(weight, Product(tape.view("t", rows), tape.view("reshape", x, (-1, shape[-1])), inner))
+        tape.add(weight, Product(tape.turned(rows), tape.view("reshape", x, (-1, shape[-1])), inner))
 
 
 @rule("mv", "dot")
-def _mv(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _mv(tape: Tape, node: Any, g: fx.Node) -> None:
     one, two = node.args
     if len(tape.shape(one)) == 1:
         for item, other in ((one, two), (two, one)):
@@ -377,11 +394,11 @@ def _mv(tape: Tape, node: fx.Node, g: fx.Node) -> None:
     if tape.wants(one):
         tape.add(one, Product(tape.view("unsqueeze", g, 1), tape.view("unsqueeze", two, 0), 1))
     if tape.wants(two):
-        tape.add(two, tape.call(torch.mv, tape.view("t", one), g))
+        tape.add(two, tape.call(torch.mv, tape.turned(one), g))
 
 
 @rule("addmv")
-def _addmv(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _addmv(tape: Tape, node: Any, g: fx.Node) -> None:
     total, matrix, vector = node.args
     alpha = _number(tape, node, "alpha")
     if tape.wants(total):
@@ -389,11 +406,11 @@ def _addmv(tape: Tape, node: fx.Node, g: fx.Node) -> None:
     if tape.wants(matrix):
         tape.add(matrix, Product(tape.view("unsqueeze", g, 1), tape.view("unsqueeze", vector, 0), 1, alpha))
     if tape.wants(vector):
-        tape.add(vector, tape.call(torch.mv, tape.view("t", matrix), g), alpha)
+        tape.add(vector, tape.call(torch.mv, tape.turned(matrix), g), alpha)
 
 
 @rule("einsum")
-def _einsum(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _einsum(tape: Tape, node: Any, g: fx.Node) -> None:
     formula, one, two = node.args
     (left, right), result = formula.partition("->")[0].split(","), formula.partition("->")[2]
     for item, letters, other, others in ((one, left, two, right), (two, right, one, left)):
@@ -405,7 +422,7 @@ def _einsum(tape: Tape, node: fx.Node, g: fx.Node) -> None:
 
 
 @rule("conv2d")
-def _conv2d(tape: Tape, node: fx.Node, g: fx.Node) -> None:
+def _conv2d(tape: Tape, node: Any, g: fx.Node) -> None:
     x, weight, *bias = node.args
     names = ("stride", "padding", "dilation", "groups")
     options = [node.kwargs.get(n, 1 if n != "padding" else 0) for n in names]
@@ -429,4 +446,4 @@ def _conv2d(tape: Tape, node: fx.Node, g: fx.Node) -> None:
     )
     for index, item in enumerate((x, weight, bias)):
         if mask[index]:
-            tape.add(item, tape.call(getitem, found, index))
+            tape.add(item, tape.view(getitem, found, index))

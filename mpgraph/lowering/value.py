@@ -103,10 +103,15 @@ class Value:
         return value
 
     def stored(self) -> Value:
-        """The form in which a channel keeps it: materialized, unless that would multiply an outer product out."""
+        """The form in which a channel keeps it: materialized, unless that would multiply an outer product out.
+
+        What is still to be added up over processes waits: several uses of an agent may write such sums, and their
+        average is sent once.
+        """
         value = self.simple()
         lone = len(value.terms) == 1 and len(value.terms[0].factors) <= 1 and not value.terms[0].bound
-        if value.terms and not lone and value._spanned():
+        waits = self.emitter.ranks is not None and any(map(collectives.spread, value.terms))
+        if value.terms and not lone and not waits and value._spanned():
             value.materialize()
         return value.simple()
 

@@ -90,7 +90,9 @@ class Activation:
 
     def _probe(self) -> bool:
         generator = np.random.default_rng(0)  # as torch samples nothing under vmap, where a program may be compiled
-        shape = (2, 32, *(self.size or (8,)))
+        # Some numbers show it where each goes by itself; a whole image would take seconds.
+        numbers = (64,) if self.over == "agent" else self.size
+        shape = (2, 32, *(numbers or (8,)))
         for scale in (1.0, 10.0, 100.0, 1000.0):
             z, e = torch.from_numpy(generator.standard_normal(shape)).to(torch.get_default_dtype())
             try:

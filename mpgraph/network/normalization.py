@@ -27,6 +27,7 @@ class LayerNorm(Activation):
 
     over = "node"
     inline = True
+    _flat = False
 
     def __init__(self, eps: float = 1e-5) -> None:
         self.eps = Arguments("layernorm", NetworkError).number("eps", eps, 0)
@@ -57,6 +58,7 @@ class BatchNorm(Activation):
     over = "batch"
     inline = True
     own_agent = True
+    _flat = False
     kept = {"mean": 0.0, "var": 1.0}  # noqa: RUF012
 
     def __init__(self, eps: float = 1e-5, momentum: float = 0.1) -> None:

@@ -244,15 +244,16 @@ class _BySignature:
     """
 
     def __init__(self, backend: Inductor, module: fx.GraphModule, what: str) -> None:
-        self._backend, self._module, self._what, self._flat = backend, module, what, Flat(module)
+        self._backend, self._what, self._flat = backend, what, Flat(module)
+        self._eager = Backend.prepare(backend, module, what)
         self._known: dict[Any, Function] = {}
 
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling() or not _compiles_here():
-            return self._module.forward(*args)
+            return self._eager(*args)
         tensors = self._flat.given(*args)
         if tensors[-1].is_meta:
-            return self._module.forward(*args)
+            return self._eager(*args)
         return self._flat.returned(*self._mapped((), tensors))
 
     def _mapped(self, dims: tuple[Any, ...], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -292,15 +293,16 @@ class _Recorded:
     """
 
     def __init__(self, backend: CudaGraphs, module: fx.GraphModule, what: str) -> None:
-        self._backend, self._module, self._what, self._flat = backend, module, what, Flat(module)
+        self._backend, self._what, self._flat = backend, what, Flat(module)
+        self._eager = Backend.prepare(backend, module, what)
         self._known: dict[Any, Function] = {}
 
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling() or not _compiles_here() or torch._C._functorch.peek_interpreter_stack():
-            return self._module.forward(*args)
+            return self._eager(*args)
         tensors = self._flat.given(*args)
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-            return self._module.forward(*args)
+            return self._eager(*args)
         signature = tuple(map(_kind, tensors))
         function = self._known.get(signature)
         if function is None:

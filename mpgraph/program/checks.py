@@ -21,6 +21,8 @@ def processes(group: Any) -> dist.ProcessGroup:
     Raises:
         GroupError: saying what to do.
     """
+    if not dist.is_available():
+        raise GroupError("mg.compile: group: this build of torch has no torch.distributed; leave group out")
     if group is None and not dist.is_initialized():
         raise GroupError(
             "mg.compile: group=None: torch.distributed.group.WORLD is None until the processes have met; call "

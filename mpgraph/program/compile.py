@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
-from torch.distributed import ProcessGroup
 
 from mpgraph.agents.module import unchanged_on_error
 from mpgraph.agents.protocol import Protocol
@@ -20,6 +19,9 @@ from .backends import Backend, backend_of
 from .checks import processes
 from .execution import Checks, Execution
 from .program import Program
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup  # which some builds of torch lack
 
 
 def compile(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch.distributed import ProcessGroup
 
 from mpgraph.budget import DEFAULT, Memory
 from mpgraph.environment import usable
 
 from .backends import Backend, backend_of
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup  # which some builds of torch lack
 
 Checks = Literal["none", "labels", "all"]
 

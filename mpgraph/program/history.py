@@ -13,6 +13,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from mpgraph.lowering.replay import LARGE, Replay, replay_of
 from mpgraph.lowering.shapes import tensors_of
 
 Dims = list[tuple[int | None, ...]]
+Replays = dict[Any, tuple[Replay, Differentiable] | None]
 
 
 class Histories:
@@ -33,14 +35,14 @@ class Histories:
 
     Args:
         every: steps between two weights that are kept.
+        replays: of a program, by code and shapes; grows.
     """
 
-    def __init__(self, every: int) -> None:
-        self.every = every
-        self._steps: dict[Any, tuple[Replay, Differentiable] | None] = {}
+    def __init__(self, every: int, replays: Replays) -> None:
+        self.every, self._steps = every, replays
         self._moments: dict[int, tuple[weakref.ref[Any], Moment, int, int]] = {}  # by storage
         self._waiting: dict[int, list[Wide]] = {}  # large tensors that were saved since the last step
-        self._run = Run()
+        self._run, self._small = Run(), Small()
         self._hooks = saved_tensors_hooks(self._pack, _unpack)
 
     def __enter__(self) -> Histories:
@@ -51,6 +53,7 @@ class Histories:
         self._hooks.__exit__(*error)
         self._moments.clear()
         self._waiting.clear()
+        self._small = Small()
 
     def step(self, compiled: Compiled, arguments: Sequence[Any]) -> Any:
         """Run the code of a step, and note what its writes need."""
@@ -74,7 +77,9 @@ class Histories:
     ) -> None:
         """A step was made; its tensors are those of all networks."""
         before = self._before(old)
+        cut = [self._small.put(item) if isinstance(item, Tensor) else item for item in cut]
         after = Moment(before, writes, cut, replay.new, self._run)
+        self._small.forget()
         if after.number % self.every == 0:
             after.kept = [wide[i] for i in replay.new]
         self._moments = {key: one for key, one in self._moments.items() if one[0]() is not None}
@@ -107,7 +112,7 @@ class Histories:
         """What autograd keeps of a tensor."""
         plain = tensor.detach()  # the tensor itself would hold the graph that holds it
         if tensor.numel() < LARGE:
-            return plain
+            return self._small.put(plain)
         found = self._moment(tensor)
         saved = Wide(plain)
         if found is not None:
@@ -119,6 +124,40 @@ class Histories:
 
 def _empty(tensor: Tensor) -> Tensor:
     return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
+class Small:
+    """Copies of small tensors, close to each other.
+
+    A heap fills the place of a large tensor that was freed with small ones; if these stay, the next large tensor does
+    not fit there any more, and an unroll would take nearly as much memory as if all had been kept.
+    """
+
+    BLOCK = 1 << 18  # bytes
+
+    def __init__(self) -> None:
+        self._block, self._used = torch.empty(0, dtype=torch.uint8), 0
+        self._copied: dict[int, tuple[Any, Tensor]] = {}
+
+    def put(self, tensor: Tensor) -> Tensor:
+        """The same numbers; what lies in the memory of something large stays there."""
+        storage = tensor.untyped_storage()
+        size = storage.nbytes()
+        if tensor.device.type != "cpu" or not 0 < size < LARGE * 16:
+            return tensor
+        if storage._cdata not in self._copied:
+            if self._used + size > len(self._block):
+                self._block, self._used = torch.empty(self.BLOCK, dtype=torch.uint8), 0
+            copy = self._block.narrow(0, self._used, size).view(tensor.dtype)
+            copy.copy_(tensor.new_empty(0).set_(storage))
+            self._used += -(-size // 64) * 64
+            self._copied[storage._cdata] = storage, copy  # held, so that no other one gets its address
+        copy = self._copied[storage._cdata][1]
+        return copy.as_strided(tensor.shape, tensor.stride(), copy.storage_offset() + tensor.storage_offset())
+
+    def forget(self) -> None:
+        """A step is over."""
+        self._copied.clear()
 
 
 class Wide:
@@ -134,6 +173,7 @@ class Wide:
         """It is a result of the writes that led to this moment."""
         if moment.kept is None:
             self.tensor, self.moment, self.index = None, moment, index
+            moment.read.add(index)
 
     def get(self) -> Tensor:
         """The tensor."""
@@ -166,8 +206,9 @@ class Moment:
         self, before: Moment | None, writes: Callable[..., Any], cut: list[Any], new: list[int], run: Run
     ) -> None:
         self.before, self.writes, self.cut, self.new, self.run = before, writes, cut, new, run
-        self.number = 0 if before is None else before.number + 1
+        self.number: int = 0 if before is None else before.number + 1
         self.kept: list[Tensor] | None = None
+        self.read: set[int] = set(new)  # of the results of the writes, those that anybody reads
 
     @staticmethod
     def of(tensors: list[Tensor], run: Run) -> Moment:
@@ -178,32 +219,35 @@ class Moment:
 
     def results(self) -> list[Tensor]:
         """All that the writes of this step gave."""
-        if self not in self.run.found:
+        found = self.run.found
+        if self not in found:
             line: list[Moment] = [self]
-            while (before := line[-1].before) is not None and before.kept is None and before not in self.run.found:
+            while (before := line[-1].before) is not None and before.kept is None and before not in found:
                 line.append(before)
             start = line[-1].before
             assert start is not None
-            known = {} if start not in self.run.found else self.run.found
-            channels = start.kept or [known[start][i] for i in start.new]
-            self.run.found = known
+            channels = start.kept or [found[start][i] for i in start.new]
             with torch.no_grad():
                 for moment in reversed(line):
-                    results = moment.writes(*channels, *moment.cut)
-                    self.run.found[moment] = results
+                    results = list(moment.writes(*channels, *moment.cut))
                     channels = [results[i] for i in moment.new]
-        self.run.found = {m: r for m, r in self.run.found.items() if m.number <= self.number}
-        return self.run.found[self]
+                    for i in set(range(len(results))) - moment.read:
+                        results[i] = results[i].new_empty(0)
+                    found[moment] = results
+        for moment in list(found):  # the backward pass will not come back to these
+            if moment.number > self.number:
+                del found[moment]
+        return found[self]
 
 
 class Run:
     """The results of some steps in a row, the last of which the backward pass has reached."""
 
     def __init__(self) -> None:
-        self.found: dict[Moment, list[Tensor]] = {}
+        self.found: WeakKeyDictionary[Moment, list[Tensor]] = WeakKeyDictionary()
 
 
-# -- what is behind vmap -------------------------------------------------------------------------------------------------
+# -- what is behind vmap ----------------------------------------------------------------------------------------------
 
 
 def _seen(noted: Callable[..., None], replay: Replay, old: list[Any], cut: list[Any], wide: list[Any]) -> None:
@@ -243,7 +287,8 @@ def _mapped(writes: Callable[..., Any], lists: Sequence[list[Any]], dims: Sequen
     """The writes of many networks; ``dims`` has one entry for each tensor of the lists."""
     left = iter(dims)
     old, cut, wide = ([next(left) if isinstance(i, Tensor) else None for i in items] for items in lists)
-    return torch.func.vmap(writes, in_dims=(*old, *cut), out_dims=wide)
+    places: Any = tuple(wide)
+    return torch.func.vmap(writes, in_dims=(*old, *cut), out_dims=places)
 
 
 def _laid_out(writes: Callable[..., Any], wide: Sequence[Tensor]) -> Callable[..., Any]:

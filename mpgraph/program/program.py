@@ -29,7 +29,7 @@ from . import build, checks, memory
 from .backends import Compilation
 from .batches import Batch, Batches
 from .execution import Execution
-from .history import Histories
+from .history import Histories, Replays
 from .parameters import RuleParameters
 from .state import State, StateLayout, stack
 
@@ -102,6 +102,7 @@ class Program(nn.Module):
         self._autocast = autocast_device(device)
         self._compiled: dict[Any, Compiled] = {}
         self._history: Histories | None = None
+        self._replays: Replays = {}
         steps = [self._function(phase=phase) for phase in protocol.phases or [None]]
         self._fresh = self._fresh_memories()
         self._seal()  # last: while code is written, agents may still note what they were compiled for
@@ -255,7 +256,8 @@ class Program(nn.Module):
         Args:
             seed: any integer of 64 bits; a sequence of them, ``range(8)``, gives every tensor a leading axis of that
                 length, for ``torch.func.vmap(program.step)``.
-            batch_size: needed where the rule keeps a memory for each slot of the batch (carry channels).
+            batch_size: needed where the rule keeps a memory for each slot of the batch (carry channels); of a group,
+                the slots of this process.
 
         Raises:
             StateError: if ``batch_size`` is needed and missing.
@@ -351,7 +353,8 @@ class Program(nn.Module):
 
         Args:
             state: from :meth:`init` or an earlier step.
-            x: ``(batch, *input)``; a dictionary by input name if there are several.
+            x: ``(batch, *input)``; a dictionary by input name if there are several. Of a group, the slice of this
+                process.
             y: class labels ``(batch,)`` (integers), or targets ``(batch, *output)``; a dictionary by output name if
                 there are several; nothing for a network without a loss.
             record: channels to return for every agent and example: ``{"h1": ["e"]}``.
@@ -480,7 +483,7 @@ class Program(nn.Module):
         """
         every = Arguments("program.histories").integer("every", every, 1)
         before = self._history
-        with Histories(every) as history:
+        with Histories(every, self._replays) as history:
             self._history = history if self.backend.name == "eager" else None
             try:
                 yield

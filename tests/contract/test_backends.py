@@ -346,3 +346,18 @@ def test_no_tensor_of_a_compiled_state_shares_memory():
     assert distance(expected, found) < 1e-12
     places = [t.untyped_storage().data_ptr() for channels in found.values() for t in channels.values()]
     assert len(set(places)) == len(places)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("backend", ["inductor", "cudagraphs"])
+def test_backends_on_cuda(backend):
+    eager, fast = programs(mlp([3, 4, 2]), FeedbackAlignment(lr=0.1), backend, device="cuda")
+    xs, ys = (t.cuda() for t in data(4))
+    with torch.no_grad():
+        one = two = eager.init()
+        for x, y in zip(xs, ys, strict=True):
+            before = copy.deepcopy(two)
+            one, (after, _) = eager.step(one, x, y)[0], fast.step(two, x, y)
+            assert distance(two, before) == 0
+            two = after
+            assert distance(one, two) < 1e-12

@@ -146,6 +146,30 @@ def test_local_axes_follow_torch():
         torch.testing.assert_close(found, array.expand(found.shape), rtol=1e-12, atol=1e-12)
 
 
+INDICES = [
+    *(0, -1, slice(None), slice(1, None), slice(-2, None), slice(0, 9), slice(2, 1), slice(None, None, 2), None, ...),
+    *((0, 1), (slice(1), -1), (..., 0), (..., slice(1, 3)), (None, 1, slice(1, 2)), (slice(None), None), (1, ...)),
+    *([2, 0], (slice(None), [0, 2]), (0, [1, 1])),
+]
+
+
+@pytest.mark.parametrize("index", INDICES, ids=str)
+@pytest.mark.parametrize("names", [["batch", "i"], ["j"]])
+def test_parts_of_a_value(index, names):
+    sheet = Sheet()
+    v, V = sheet.leaf(names, k=3)
+    value, array = torch.stack([v, 2 * v, v * v, -v]), torch.stack([V, 2 * V, V * V, -V], -2)
+    part = value[index]
+    expected = array[(slice(None),) * 3 + (index if isinstance(index, tuple) else (index,))]
+    assert tuple(part.shape) == tuple(expected.shape[3:])
+    found, module = sheet.evaluate(part)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    if not any(
+        isinstance(i, list) or i == slice(None, None, 2) for i in (index if isinstance(index, tuple) else [index])
+    ):
+        assert "[(" not in module.code  # calls by name
+
+
 @pytest.mark.parametrize(
     ("act", "message"),
     [

@@ -90,17 +90,20 @@ def test_more_memory_means_fewer_steps_that_run_twice(monkeypatch):
     assert twice[0] > twice[1] > twice[2] == 0
 
 
-def test_an_unroll_within_a_budget_takes_fewer_tasks_at_once(monkeypatch):
-    episode, tasks = made(), Tasks(Sinusoids(steps=6), seed=1, count=6)
+@pytest.mark.parametrize(("share", "histories", "pieces"), [(1.3, False, 1), (0.9, True, 1), (0.4, True, 2)])
+def test_an_unroll_within_a_budget_keeps_histories_and_then_takes_fewer_tasks(share, histories, pieces, monkeypatch):
+    episode, tasks = made(), Tasks(Sinusoids(steps=16), seed=1, count=4)
     plain, everything = estimated(episode, Unroll(), tasks)
-    limit = int(0.6 * everything)
+    limit = int(share * everything)
     estimator = Unroll(memory=limit)
     estimator.estimate(episode, episode.parameters(), tasks, torch.Generator())
     windows = lengths(episode, monkeypatch)
     found, peak = estimated(episode, estimator, tasks)
     same(found, plain)
     assert peak <= limit
-    assert [count for count, *_ in windows] == [3, 3]
+    assert (estimator.schedule.every is not None) == histories
+    assert len(windows) == pieces
+    assert sum(count for count, *_ in windows) == 4
 
 
 @pytest.mark.parametrize(("estimator", "exponent"), [(Unroll, 1.0), (Recomputed, 0.5)])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,21 @@ from mpgraph.meta.task import TaskBatch
 
 from .base import leaves
 
-FEW = 2  # tasks that are measured: one goes by code of its own
+FEW, STEPS = 2, 5  # tasks and steps that are measured; a single task, and the first steps, go by code of their own
+
+
+class Schedule(NamedTuple):
+    """How an estimate is run.
+
+    Attributes:
+        tasks: at once.
+        segment: inner steps whose graph is held at once.
+        every: steps between two weights that are kept, where they are kept as histories; ``None`` keeps all.
+    """
+
+    tasks: int
+    segment: int
+    every: int | None = None
 
 
 class Budget:
@@ -79,11 +93,31 @@ def kept_by_a_step(episode: Episode, parameters: Mapping[str, Tensor], batch: Ta
     few = batch.chosen(range(min(FEW, len(batch.seeds))))
     theta, state, counts = leaves(parameters), episode.begin(few), [0]
     with Saved(but=[*theta.values(), few.x, few.y, few.query_x, few.query_y]) as saved:
-        for step in range(min(3, batch.steps)):
+        for step in range(min(STEPS, batch.steps)):
             state = episode.window(theta, state, few, step, 1).state
             counts.append(saved.bytes)
-    # Before the first step nothing depends on the meta-parameters. What two steps save both is saved once.
-    return (counts[-1] - counts[-2] if len(counts) == 4 else counts[-1]) / len(few.seeds)
+    return _last(counts) / len(few.seeds)
+
+
+def kept_with_histories(episode: Episode, parameters: Mapping[str, Tensor], batch: TaskBatch) -> float:
+    """The same where weights are kept as histories."""
+    few = batch.chosen(range(min(FEW, len(batch.seeds))))
+    theta, state, counts, losses = leaves(parameters), episode.begin(few), [0], []
+    with Live() as live, episode.program.histories(every=batch.steps + 1):
+        for step in range(min(STEPS, batch.steps)):
+            window = episode.window(theta, state, few, step, 1)
+            state = window.state
+            losses.append(window.loss)  # which holds the graph
+            counts.append(live.now)
+    return _last(counts) / len(few.seeds)
+
+
+def _last(counts: list[int]) -> int:
+    """What the last step added: before the first, nothing depends on meta-parameters; two steps save some things both.
+
+    An episode that is too short is counted whole.
+    """
+    return counts[-1] - counts[-2] if len(counts) > STEPS else counts[-1]
 
 
 def held_by_a_step(episode: Episode, parameters: Mapping[str, Tensor], batch: TaskBatch) -> float:

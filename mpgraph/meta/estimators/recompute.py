@@ -20,7 +20,7 @@ from mpgraph.meta.task import TaskBatch
 from mpgraph.program.program import State
 
 from .base import Gradient, Length, added
-from .plan import Budget, kept_by_a_step, longest, needed, size_of
+from .plan import Budget, Schedule, kept_by_a_step, longest, needed, size_of
 from .unroll import Unroll
 
 
@@ -48,11 +48,11 @@ class Recomputed(Unroll):
         self.segment = None if segment is None else Arguments("Recomputed").integer("segment", segment, 1)
         self._budget = Budget("Recomputed", memory, chunk=chunk, segment=segment)
 
-    def _schedule(
+    def _scheduled(
         self, episode: Episode, parameters: Mapping[str, Tensor], batch: TaskBatch, limit: int | None
-    ) -> tuple[int | None, int]:
+    ) -> Schedule:
         if limit is None:
-            return self.chunk, self.segment or math.ceil(math.sqrt(batch.steps))
+            return Schedule(self.chunk or len(batch.seeds), self.segment or math.ceil(math.sqrt(batch.steps)))
         step = self._budget.measured(kept_by_a_step, episode, parameters, batch)
         state = size_of(episode.begin(batch.chosen([0])))
         lengths = range(1, batch.steps + 1)
@@ -61,11 +61,12 @@ class Recomputed(Unroll):
         count = self._budget.at_once(limit, least, len(batch.seeds), fix)
         count = math.ceil(len(batch.seeds) / math.ceil(len(batch.seeds) / count))  # pieces of about one size
         segment = longest(lengths, batch.steps, step, state, limit / count)
-        return count, segment or 1
+        return Schedule(count, segment or 1)
 
     def _piece(
-        self, episode: Episode, parameters: Mapping[str, Tensor], batch: TaskBatch, segment: int
+        self, episode: Episode, parameters: Mapping[str, Tensor], batch: TaskBatch, schedule: Schedule
     ) -> tuple[Gradient, dict[str, Tensor]]:
+        segment = schedule.segment
         bounds = [(a, min(a + segment, batch.steps)) for a in range(0, batch.steps, segment)]
         fixed = {name: tensor.detach() for name, tensor in parameters.items()}
         states = [episode.begin(batch)]

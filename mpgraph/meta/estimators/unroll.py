@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 from torch import Generator, Tensor
 
@@ -24,7 +26,7 @@ from .base import (
     length_at,
     pieces,
 )
-from .plan import Budget, kept_by_a_step, size_of
+from .plan import Budget, Schedule, kept_by_a_step, kept_with_histories, size_of
 
 
 class Unroll(Estimator):
@@ -34,8 +36,12 @@ class Unroll(Estimator):
         steps: inner steps; a schedule ``(outer step, generator) -> steps`` such as :class:`LogUniform`; the family's
             number by default.
         chunk: tasks at once; all by default. The gradient is the same, the memory smaller.
-        memory: what all inner steps of the tasks at once may keep, which chooses ``chunk``: bytes, ``"2 GiB"``, or a
-            share of what is free, ``0.5`` or ``"50%"``.
+        memory: what all inner steps of the tasks at once may keep: bytes, ``"2 GiB"``, or a share of what is free,
+            ``0.5`` or ``"50%"``. Where it is too little for all tasks, weights are kept as histories
+            (:meth:`Program.histories`) if that makes a difference, and then tasks are cut into pieces.
+
+    Attributes:
+        schedule: how the last estimate was run.
     """
 
     def __init__(self, steps: Length = None, chunk: int | None = None, memory: Memory | None = None) -> None:
@@ -43,39 +49,51 @@ class Unroll(Estimator):
         self.chunk = None if chunk is None else Arguments(type(self).__name__).integer("chunk", chunk, 1)
         self.memory = memory
         self._budget = Budget(type(self).__name__, memory, chunk=chunk)
+        self._last: Schedule | None = None
+
+    @property
+    def schedule(self) -> Schedule | None:  # noqa: D102
+        return self._last
 
     def estimate(  # noqa: D102
         self, episode: Episode, parameters: Mapping[str, Tensor], tasks: Tasks, generator: Generator
     ) -> Estimate:
         batch = episode.prepared(tasks.batch(steps=length_at(self.steps, tasks.step, generator)))
         limit = self._budget.limit(batch.x.device)
-        chunk, segment = self._schedule(episode, parameters, batch, limit)
+        self._last = schedule = self._scheduled(episode, parameters, batch, limit)
         gradient: Gradient = dict.fromkeys(parameters)
         parts = []
-        for rows in pieces(len(tasks), chunk):
-            piece = batch if chunk is None else batch.chosen(range(len(tasks))[rows])
-            found, metrics = self._piece(episode, parameters, piece, segment)
+        for rows in pieces(len(tasks), schedule.tasks):
+            piece = batch if schedule.tasks >= len(tasks) else batch.chosen(range(len(tasks))[rows])
+            found, metrics = self._piece(episode, parameters, piece, schedule)
             gradient = added(gradient, found, len(piece.seeds) / len(tasks))
             parts.append(metrics)
         metrics = joined(parts)
         return Estimate(metrics["loss"].mean(), gradient, metrics)
 
-    def _schedule(
+    def _scheduled(
         self, episode: Episode, parameters: Mapping[str, Tensor], batch: TaskBatch, limit: int | None
-    ) -> tuple[int | None, int]:
-        """Tasks at once (``None``: all), and inner steps that autograd keeps at once."""
+    ) -> Schedule:
+        count, steps = len(batch.seeds), batch.steps
         if limit is None:
-            return self.chunk, batch.steps
+            return Schedule(self.chunk or count, steps)
         state = size_of(episode.begin(batch.chosen([0])))
-        each = (batch.steps + 1) * self._budget.measured(kept_by_a_step, episode, parameters, batch) + 2 * state
+        each = (steps + 1) * self._budget.measured(kept_by_a_step, episode, parameters, batch) + 2 * state
+        if each * count <= limit:
+            return Schedule(count, steps)
+        every = math.ceil(math.sqrt(steps))
+        written = (steps + 1) * self._budget.measured(kept_with_histories, episode, parameters, batch)
+        written += (2 * every + 2) * state
         fix = "give more, or take Recomputed(memory=...), which runs inner steps twice"
-        return self._budget.at_once(limit, each, len(batch.seeds), fix), batch.steps
+        if written < each:
+            return Schedule(self._budget.at_once(limit, written, count, fix), steps, every)
+        return Schedule(self._budget.at_once(limit, each, count, fix), steps)
 
     def _piece(
-        self, episode: Episode, parameters: Mapping[str, Tensor], batch: TaskBatch, segment: int
+        self, episode: Episode, parameters: Mapping[str, Tensor], batch: TaskBatch, schedule: Schedule
     ) -> tuple[Gradient, dict[str, Tensor]]:
-        """Gradient and metrics of some tasks; ``segment`` is the whole episode."""
         theta = leaves(parameters)
-        window = episode.window(theta, episode.begin(batch), batch, 0, batch.steps)
+        with nullcontext() if schedule.every is None else episode.program.histories(schedule.every):
+            window = episode.window(theta, episode.begin(batch), batch, 0, batch.steps)
         gradient = gradient_of(window.loss.mean(), theta)
         return gradient, {"loss": window.loss.detach(), **window.metrics}
