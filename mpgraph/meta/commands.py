@@ -210,7 +210,9 @@ def _value(text: str) -> Any:
     """A value as TOML has it; a bare word is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except ValueError:
+    except ValueError as error:
+        if text.strip()[:1] in ("{", "[", '"', "'"):
+            raise InputError(f"--set: {text} is not a value as TOML has it, such as {{ lr = 0.01 }}: {error}") from None
         return text
 
 
