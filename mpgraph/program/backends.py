@@ -434,6 +434,7 @@ def _first_call(text: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+            warnings.simplefilter("ignore", DeprecationWarning)
             yield
     finally:
         if told:
