@@ -45,6 +45,11 @@ class Histories:
         self._run, self._small = Run(), Small()
         self._hooks = saved_tensors_hooks(self._pack, _unpack)
 
+    @property
+    def slack(self) -> int:
+        """Bytes that were allocated for small tensors and are still free."""
+        return self._small.slack
+
     def __enter__(self) -> Histories:
         self._hooks.__enter__()
         return self
@@ -154,6 +159,11 @@ class Small:
             self._copied[storage._cdata] = storage, copy  # held, so that no other one gets its address
         copy = self._copied[storage._cdata][1]
         return copy.as_strided(tensor.shape, tensor.stride(), copy.storage_offset() + tensor.storage_offset())
+
+    @property
+    def slack(self) -> int:
+        """Bytes of the present block that are free."""
+        return len(self._block) - self._used
 
     def forget(self) -> None:
         """A step is over."""
