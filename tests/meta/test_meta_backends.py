@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def episode(backend):
     rule = Backprop(optimizer=mg.SGD(mg.learnable(0.02), momentum=mg.learnable(0.5)))
     program = mg.compile(mlp([1, 3, 1], "tanh", "l2"), rule, dtype=torch.float64, backend=backend)
-    return Episode(program)
+    return Episode(program, {"query": 1.0, "stream": 0.5})
 
 
 @pytest.mark.parametrize("tasks", [1, 2])
