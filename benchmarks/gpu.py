@@ -43,7 +43,8 @@ def main() -> int:
     if not torch.cuda.is_available():
         print(
             f"make gpu: torch {torch.__version__} finds no CUDA device here, so nothing was run and "
-            f"{options.page.name} is as it was. It needs an NVIDIA GPU and a torch built for CUDA",
+            f"{options.page.name} is as it was. It needs an NVIDIA GPU "
+            "and a torch built for CUDA (pip install torch from its CUDA index)",
             file=sys.stderr,
         )
         return 1

@@ -121,7 +121,7 @@ def figure(name, options):
             axes[i][3].plot(steps, [row["parameters"][key] for row in rows], label=key.rpartition(".")[2])
         axes[i][3].set(xlabel="episode", ylabel="coefficient")
         for axis in axes[i][2:]:
-            axis.legend(fontsize="x-small")
+            axis.legend(fontsize="x-small", bbox_to_anchor=(1.0, 1.0), loc="upper left")
     place = Path(options.out) / f"{name}.png"
     drawing.savefig(place)
     print(f"wrote {place}")

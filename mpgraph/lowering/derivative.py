@@ -5,10 +5,11 @@ step, which is known, the backward pass is written once (:mod:`~mpgraph.lowering
 products are added by the call that computes them, in place where nobody sees it, what nobody asks for is never
 computed, and only what the backward pass reads is kept.
 
-It is used where autograd is asked for first derivatives of plain tensors, from the third call of one kind on (shapes,
-and which arguments have gradients): code that runs once or twice is not worth writing another for. Everywhere else
-(``torch.func``, ``torch.compile``, second derivatives, a call without an entry in ``transposes``) the code runs as it
-is, and its results are the same.
+It is used where autograd is asked for first derivatives of plain tensors, and written at the first call of each kind
+(shapes, and which arguments have gradients), which takes about a tenth of a second. It never depends on what was called
+before: a run that is resumed has the same numbers, to the bit, as one that was not interrupted. Everywhere else
+(``torch.func``, ``torch.compile``, second derivatives, code that calls what is no torch function) the code runs as it
+is, and its results are the same but for rounding.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from mpgraph.environment import inside_transform
 
+from .quick import quick
 from .tape import Tape
 from .transposes import STOPS, known, name_of, transpose
 
-AFTER = 2  # calls of one kind that autograd records itself
 SUMS = frozenset([torch.add, torch.sub, torch.addcmul, torch.addmm])
 MAKERS = SUMS | {torch.mul, torch.mm, functional.linear}  # their results share memory with nothing
-KINDS = 16  # of one function that get a backward pass
+PLAIN = (Tensor, nn.Parameter)  # what may be behind any other kind of tensor is not known
+KINDS = 64  # of one function whose backward passes are kept
 
 
 class Differentiable:
@@ -42,11 +44,16 @@ class Differentiable:
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
         self._flat: _Flat | None = None
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(module.graph, {}))
+        self._quick = fx.GraphModule(module, graph).forward if quick(graph) else None
         self._able = all(known(node.target) for node in module.graph.nodes if node.op.startswith("call_"))
 
     def __call__(self, *args: Any) -> Any:
         """What the code returns."""
-        if not (self._able and torch.is_grad_enabled() and _plain()):
+        if not torch.is_grad_enabled():
+            return self.module.forward(*args) if self._quick is None or not _plain() else self._quick(*args)
+        if not (self._able and _plain()):
             return self.module.forward(*args)
         if self._flat is None:
             self._flat = _Flat(self.module)
@@ -118,23 +125,19 @@ class _Flat:
         self.leaves = [inside[leaf] for leaf in leaves]
         self.plain = fx.GraphModule(module, self.graph).forward
         self.outer = fx.GraphModule(module, outer).forward
-        self._seen: dict[Any, int] = {}
         self.plans: dict[Any, _Plan | None] = {}
 
     def _call(self, *tensors: Any) -> Any:
         wanted = tuple(isinstance(t, Tensor) and t.requires_grad for t in tensors)
-        if not any(wanted):
+        if not any(wanted) or not all(type(t) in PLAIN for t in tensors):
             return self.plain(*tensors)
         kind = (wanted, tuple(t.shape if isinstance(t, Tensor) else t for t in tensors))
-        plan = self.plans.get(kind, False)
-        if plan is False:
-            self._seen[kind] = self._seen.get(kind, 0) + 1
-            if self._seen[kind] <= AFTER or len(self.plans) >= KINDS:
-                return self.plain(*tensors)
-            plan = self.plans[kind] = self._planned(wanted, tensors)
-        if plan is None or not all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors):
-            return self.plain(*tensors)
-        return _Step.apply(plan, *tensors)
+        if kind not in self.plans:
+            if len(self.plans) >= KINDS:
+                self.plans.pop(next(iter(self.plans)))
+            self.plans[kind] = self._planned(wanted, tensors)
+        plan = self.plans[kind]
+        return self.plain(*tensors) if plan is None else _Step.apply(plan, *tensors)
 
     def _planned(self, wanted: Sequence[bool], tensors: Sequence[Any]) -> _Plan | None:
         try:
@@ -199,6 +202,7 @@ class _Plan:
                 if self._adds_in_place(node, seen):
                     copies[node].op, copies[node].target = "call_method", f"{name_of(node.target)}_"
         computed = [n for n in saved if n not in flat.leaves]
+        quick(forward)
         forward.output((tuple(copies[n] for n in flat.results), tuple(copies[n] for n in computed)))
         self.forward = fx.GraphModule(flat.module, forward).forward
         places = {node: i for i, node in enumerate((*flat.leaves, *computed))}

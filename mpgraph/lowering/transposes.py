@@ -202,8 +202,9 @@ def _log_softmax_backward(g: Tensor, y: Tensor, dim: int) -> Tensor:
 
 @rule("softplus")
 def _softplus(tape: Tape, node: Any, g: fx.Node) -> None:
-    z, *given = node.args
-    beta, threshold = (*given, *(1.0, 20.0)[len(given) :])
+    z = node.args[0]
+    beta = node.args[1] if len(node.args) > 1 else 1.0
+    threshold = node.args[2] if len(node.args) > 2 else 20.0
     if tape.wants(z):
         tape.add(z, tape.call(aten.softplus_backward.default, g, z, beta, threshold))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -86,7 +87,7 @@ def meta_train(options: argparse.Namespace) -> int:
     group = join()
     trainer = files.trainer_of(given, root=options.data, steps=options.steps, group=group)
     command = ["mpgraph meta-train", *([f"--settings {options.settings}"] if options.settings else [])]
-    command += [f"--set {key}={json.dumps(value)}" for key, value in sorted(changes.items())]
+    command += ["--set " + shlex.quote(f"{key}={_toml(value)}") for key, value in sorted(changes.items())]
     record = {
         "command": " ".join([*command, f"--steps {options.steps}"]),
         "settings": given,
@@ -209,8 +210,19 @@ def _value(text: str) -> Any:
     """A value as TOML has it; a bare word is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except ValueError:
+    except ValueError as error:
+        if text.strip()[:1] in ("{", "[", '"', "'"):
+            raise InputError(f"--set: {text} is not a value as TOML has it, such as {{ lr = 0.01 }}: {error}") from None
         return text
+
+
+def _toml(value: Any) -> str:
+    """As :func:`_value` reads it."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(part)}" for key, part in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)
 
 
 def _commit() -> str | None:

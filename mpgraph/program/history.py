@@ -45,6 +45,11 @@ class Histories:
         self._run, self._small = Run(), Small()
         self._hooks = saved_tensors_hooks(self._pack, _unpack)
 
+    @property
+    def slack(self) -> int:
+        """Bytes that were allocated for small tensors and are still free."""
+        return self._small.slack
+
     def __enter__(self) -> Histories:
         self._hooks.__enter__()
         return self
@@ -154,6 +159,11 @@ class Small:
             self._copied[storage._cdata] = storage, copy  # held, so that no other one gets its address
         copy = self._copied[storage._cdata][1]
         return copy.as_strided(tensor.shape, tensor.stride(), copy.storage_offset() + tensor.storage_offset())
+
+    @property
+    def slack(self) -> int:
+        """Bytes of the present block that are free."""
+        return len(self._block) - self._used
 
     def forget(self) -> None:
         """A step is over."""
@@ -287,7 +297,8 @@ def _mapped(writes: Callable[..., Any], lists: Sequence[list[Any]], dims: Sequen
     """The writes of many networks; ``dims`` has one entry for each tensor of the lists."""
     left = iter(dims)
     old, cut, wide = ([next(left) if isinstance(i, Tensor) else None for i in items] for items in lists)
-    return torch.func.vmap(writes, in_dims=(*old, *cut), out_dims=tuple(wide))
+    places: Any = tuple(wide)
+    return torch.func.vmap(writes, in_dims=(*old, *cut), out_dims=places)
 
 
 def _laid_out(writes: Callable[..., Any], wide: Sequence[Tensor]) -> Callable[..., Any]:

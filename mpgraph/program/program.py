@@ -472,7 +472,7 @@ class Program(nn.Module):
         return compiled.run(*args) if self._history is None else self._history.step(compiled, args)
 
     @contextmanager
-    def histories(self, every: int) -> Iterator[None]:
+    def histories(self, every: int) -> Iterator[Histories]:
         """Inside ``with``, autograd keeps weights as histories, where steps change them by outer products.
 
         Of the weights of ``every`` steps one is kept; for the others what they were written from, which the backward
@@ -486,7 +486,7 @@ class Program(nn.Module):
         with Histories(every, self._replays) as history:
             self._history = history if self.backend.name == "eager" else None
             try:
-                yield
+                yield history
             finally:
                 self._history = before
 

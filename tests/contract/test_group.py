@@ -42,7 +42,9 @@ class Reducing(Weight):
     def learn_update(self, s):
         product = s.e * s.x
         mean = s.examples(product)
-        grown = s.examples(s.e * s.x * torch.tanh(s.e))  # multiplied with what an example has
+        rows, columns = torch.stack([s.e, s.e * s.e]), torch.stack([s.x, s.x * s.x, 2 * s.x])
+        grown = s.examples(rows[:, None] * columns[None, :])  # larger than what it is made of
+        grown = (grown * torch.tanh(s.e)).sum() + mean * s.x  # multiplied with what an example has
         s = s.set(high=s.examples(product, "max"), low=s.examples(product, "min"))
         s = s.set(spread=torch.stack([(product - mean) ** 2, s.population(grown * s.x)]))
         s = s.set(level=s.all(product) + s.level, top=s.all(product, "max"))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import fx
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 import mpgraph as mg
 from mpgraph.architectures import mlp
@@ -13,12 +14,6 @@ from mpgraph.protocols import Backprop, Plasticity
 from mpgraph.protocols.plasticity import TERMS
 
 aten = torch.ops.aten
-
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch):
-    """Written at the first call."""
-    monkeypatch.setattr(derivative, "AFTER", 0)
 
 
 # Functions of a (3, 4), b (3, 4), m (4, 5), row (1, 4), column (3, 1), v (4,), number () and image (2, 3, 6, 6).
@@ -154,7 +149,7 @@ def test_unrolls_have_autograds_gradients(rule, batch, double, monkeypatch):
     program = mg.compile(network, WHOLE[rule](), dtype=torch.float64)
     found = wavy(program, 3, batch, double=double, retain=not double)
     assert any(compiled.run.written for compiled in program._compiled.values())
-    monkeypatch.setattr(derivative, "AFTER", 10**9)
+    monkeypatch.setattr(derivative, "_plain", lambda: False)
     expected = wavy(mg.compile(network, WHOLE[rule](), dtype=torch.float64), 3, batch, double=double)
     for one, two in zip(found, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-11)
@@ -192,13 +187,27 @@ def test_the_errors_that_come_in_stay_as_they_are():
     assert torch.equal(error, before)
 
 
-def test_code_that_runs_rarely_is_left_to_autograd(monkeypatch):
-    monkeypatch.setattr(derivative, "AFTER", 2)
-    code, a = Differentiable(fx.symbolic_trace(lambda a: a * 2.0)), torch.ones(3, requires_grad=True)
-    assert [code(a) is not None and code.written for _ in range(4)] == [0, 0, 1, 1]
-    code(torch.ones(2, requires_grad=True))
-    assert code.written == 1
-    assert not code(torch.ones(3)).requires_grad
+def test_backward_passes_are_kept_by_kind(monkeypatch):
+    """Of each shape, and of each choice of arguments with gradients; the oldest goes where there are too many."""
+    monkeypatch.setattr(derivative, "KINDS", 2)
+    code = Differentiable(fx.symbolic_trace(lambda a, b: a * b))
+    kept = []
+    for size, first in ((3, True), (3, True), (3, False), (4, True), (3, True)):
+        a, b = torch.ones(size, requires_grad=first), torch.ones(size, requires_grad=True)
+        assert torch.equal(torch.autograd.grad(code(a, b).sum(), b)[0], torch.ones(size))
+        kept.append(code.written)
+    assert kept == [1, 1, 2, 2, 2]
+    assert not code(torch.ones(3), torch.ones(3)).requires_grad
+
+
+def test_a_checkpoint_computes_the_same_again():
+    """What is saved never depends on earlier calls, as torch's checkpoints compare it with what they computed first."""
+    code, a = Differentiable(fx.symbolic_trace(lambda a: torch.tanh(a) * a)), torch.randn(5, dtype=torch.float64)
+    a.requires_grad_()
+    result = checkpoint(lambda x: code(code(x)), a, use_reentrant=False)
+    (found,) = torch.autograd.grad(result.sum(), a)
+    (expected,) = torch.autograd.grad((torch.tanh(y := torch.tanh(a) * a) * y).sum(), a)
+    torch.testing.assert_close(found, expected)
 
 
 def test_transforms_see_the_code_as_it_is():
@@ -207,3 +216,24 @@ def test_transforms_see_the_code_as_it_is():
     found = torch.func.vmap(torch.func.grad(lambda x: code(x)))(a)
     torch.testing.assert_close(found, torch.tanh(a) + a * (1 - torch.tanh(a) ** 2))
     assert code.written == 0
+
+
+@pytest.mark.parametrize("learning", [False, True])
+def test_tanh_by_the_sigmoid(learning):
+    """Within two spacings of numbers near one, of which 64 bits know all digits; its derivative is tanh's."""
+    code = Differentiable(fx.symbolic_trace(lambda x: torch.tanh(x) * 3.0))
+    x = torch.cat([torch.linspace(-20, 20, 30001), torch.logspace(-6, 1, 10000), torch.tensor([0.0, 1e4, -1e4])])
+    x.requires_grad_(learning)
+    with torch.set_grad_enabled(learning):
+        found = code(x)
+    exact = torch.tanh(x.detach().double())
+    assert float((found.detach().double() / 3.0 - exact).abs().max()) < 2 * torch.finfo(torch.float32).eps
+    assert found[-3] == 0.0
+    if learning:
+        assert code.written == 1
+        (slope,) = torch.autograd.grad(found.sum(), x)
+        torch.testing.assert_close(slope.double() / 3.0, 1.0 - exact**2, rtol=0, atol=1e-6)
+    precise, few = x.detach().double(), x.detach()[:100]
+    with torch.no_grad():
+        assert torch.equal(code(precise), torch.tanh(precise) * 3.0)
+        assert torch.equal(code(few), torch.tanh(few) * 3.0)

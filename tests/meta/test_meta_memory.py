@@ -22,11 +22,11 @@ class Labelled(TaskFamily):
         return Task(x[:12].unflatten(0, (6, 2)), y[:12].unflatten(0, (6, 2)), x[12:], y[12:])
 
 
-def made(rule=None, loss="l2"):
+def made(rule=None, loss="l2", terms=TERMS):
     program = mg.compile(
         mlp([1, HIDDEN, HIDDEN, 1], "tanh", loss), rule or Backprop(lr=mg.learnable(0.05)), dtype=torch.float64
     )
-    return Episode(program, TERMS)
+    return Episode(program, terms)
 
 
 def estimated(episode, estimator, tasks):
@@ -92,7 +92,7 @@ def test_more_memory_means_fewer_steps_that_run_twice(monkeypatch):
 
 @pytest.mark.parametrize(("share", "histories", "pieces"), [(1.3, False, 1), (0.9, True, 1), (0.4, True, 2)])
 def test_an_unroll_within_a_budget_keeps_histories_and_then_takes_fewer_tasks(share, histories, pieces, monkeypatch):
-    episode, tasks = made(), Tasks(Sinusoids(steps=16), seed=1, count=4)
+    episode, tasks = made(terms={"query": 1.0}), Tasks(Sinusoids(shots=1, steps=16), seed=1, count=4)
     plain, everything = estimated(episode, Unroll(), tasks)
     limit = int(share * everything)
     estimator = Unroll(memory=limit)

@@ -103,12 +103,12 @@ def kept_with_histories(episode: Episode, parameters: Mapping[str, Tensor], batc
     """The same where weights are kept as histories."""
     few = batch.chosen(range(min(FEW, len(batch.seeds))))
     theta, state, counts, losses = leaves(parameters), episode.begin(few), [0], []
-    with Live() as live, episode.program.histories(every=batch.steps + 1):
+    with Live() as live, episode.program.histories(every=batch.steps + 1) as history:
         for step in range(min(STEPS, batch.steps)):
             window = episode.window(theta, state, few, step, 1)
             state = window.state
             losses.append(window.loss)  # which holds the graph
-            counts.append(live.now)
+            counts.append(live.now - history.slack)
     return _last(counts) / len(few.seeds)
 
 

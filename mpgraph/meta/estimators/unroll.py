@@ -83,7 +83,7 @@ class Unroll(Estimator):
             return Schedule(count, steps)
         every = math.ceil(math.sqrt(steps))
         written = (steps + 1) * self._budget.measured(kept_with_histories, episode, parameters, batch)
-        written += (2 * every + 2) * state
+        written += (4 * every + 2) * state  # weights that are kept, and what is written again at once
         fix = "give more, or take Recomputed(memory=...), which runs inner steps twice"
         if written < each:
             return Schedule(self._budget.at_once(limit, written, count, fix), steps, every)
