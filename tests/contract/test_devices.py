@@ -52,7 +52,7 @@ def test_every_tensor_is_on_the_device(rule, name, size):
 
 def test_a_tensor_on_the_wrong_device_is_found():
     network = mg.Network()
-    network.input("x", 3), network.unit("y", 2, lambda z: z + torch.ones(2))
+    network.input("x", 3), network.unit("y", 2, mg.Function(lambda z: z + torch.ones(2), over="node"))
     network.connect("x", "y"), network.loss("y", "l2")
     program = mg.compile(network, mg.make_protocol("feedback_alignment"), checks="none", device="cpu")
     fake = FakeCuda()
