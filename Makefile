@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-fast mutants lint types documents matrix wheel benchmarks benchmarks-quick
+.PHONY: demo test test-fast mutants lint types documents matrix wheel benchmarks benchmarks-quick gpu
 
 demo: $(VENV)/ready
 	$(BIN)/mpgraph compare --task digits --protocols backprop,feedback_alignment --seeds 3 --out results
@@ -38,6 +38,9 @@ benchmarks: $(VENV)/ready
 
 benchmarks-quick: $(VENV)/ready
 	$(BIN)/python -m benchmarks --quick
+
+gpu: $(VENV)/ready
+	$(BIN)/python -m benchmarks.gpu
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

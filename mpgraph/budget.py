@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from .arguments import Arguments
 
@@ -160,6 +163,7 @@ class Saved:
 
     def __exit__(self, *error: Any) -> None:
         self._hooks.__exit__(*error)
+        self._seen.clear()
 
     def _note(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -167,3 +171,35 @@ class Saved:
             self._seen[storage._cdata] = storage  # held, so that no other one gets its address
             self.bytes += storage.nbytes()
         return tensor.detach()  # the tensor itself would hold the graph that holds it
+
+
+class Live(TorchDispatchMode):
+    """Inside ``with``, measures the memory of the tensors that are made there.
+
+    Attributes:
+        now: bytes of those that are alive.
+        peak: the most there were at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._noted: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a call and note what it made."""
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in given and storage._cdata not in self._noted:
+                    self._noted.add(storage._cdata)
+                    self.now += storage.nbytes()
+                    weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _gone(self, key: int, number: int) -> None:
+        self._noted.discard(key)
+        self.now -= number

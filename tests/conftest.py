@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SLOW = {
     *("autograd", "published", "meta"),
     *("test_protocols.py", "test_matrix.py", "test_program.py", "test_environment.py", "test_failed_compile.py"),
+    *("test_backends.py", "test_devices.py"),
     *("test_vsml_meaning.py", "test_blur_meaning.py", "test_memories.py", "test_regions.py", "test_dry_run.py"),
     *("test_group.py", "test_cost.py"),
     *("test_examples.py", "test_learning.py", "test_data.py", "test_drawing.py", "test_experiments.py", "test_cli.py"),

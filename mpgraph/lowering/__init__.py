@@ -19,13 +19,18 @@ To read it, follow a number from the paper to the code, each file needing only t
 12. ``parameters``      lazy values in place of a rule's parameters, for as long as it is traced
 13. ``context``         the function being written, as views see it
 14. ``shapes``          the size of every tensor in generated code
-15. ``segment``         wide functions of one agent, run in slices and computed again in the backward pass
+15. ``segment``         wide functions of one agent, in slices; a budget says what is kept for the backward pass
 16. ``lazy_view``       ``s``, the argument of every method of a rule, on lazy values
 17. ``aggregation``     messages aggregated by a module
 18. ``trace``           the schedule: running agents, filling inboxes, what the function returns
-19. ``compile``         from a graph to a :class:`~mpgraph.lowering.compile.Compiled` function
-20. ``dry_run``         the same without keeping the code: optimizers' channels, and borders between rules
-21. ``explain``         the table of what each arrow became, and what it costs
+19. ``quick``           cheaper calls that give the same numbers
+20. ``tape``            writing a backward pass: gradients as sums
+21. ``transposes``      the derivative of each torch function
+22. ``derivative``      generated code with a backward pass of its own
+23. ``compile``         from a graph to a :class:`~mpgraph.lowering.compile.Compiled` function
+24. ``dry_run``         the same without keeping the code: optimizers' channels, and borders between rules
+25. ``explain``         the table of what each arrow became, and what it costs
+26. ``replay``          the writes of a step by themselves, for histories of weights
 """
 
 from . import torch_functions as torch_functions  # a value knows torch functions only once the table is filled

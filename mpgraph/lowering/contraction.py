@@ -25,13 +25,18 @@ from .gather import add_up, lower
 from .terms import Factor, Term
 
 TYPICAL_BATCH = 32  # only to compare costs of association orders while compiling
+OPERATIONS_A_NUMBER = 8  # multiplications in the time in which one number is read or written
+MOST_ORDERED = 6  # factors of which every order of multiplication is compared
 
 
 def materialize(code: Emitter, given: Iterable[Term]) -> Factor:
     """Write a sum of products as torch calls: small ones first, and products before contractions of their size."""
     terms = _merged(given)
+    if common := _common(terms):  # written without it, as somebody else may need it so: c and tanh(c) = 2 s(2 c) - 1
+        inside = [term._replace(coefficient=term.coefficient / common) for term in terms]
+        return _add(code, None, materialize(code, inside), common)
     numbers = [code.number(*t[:2]) for t in terms if not t.factors]
-    plain = [t for t in terms if t.factors and not t.bound]
+    plain = _collected(code, [t for t in terms if t.factors and not t.bound])
     sums: list[Factor] = []  # of which none has all axes of another
     for term in sorted([*plain, *factored(code, [t for t in terms if t.bound])], key=_turn):
         below = [s for s in sums if term.axes.issuperset(s.axes)]
@@ -39,6 +44,11 @@ def materialize(code: Emitter, given: Iterable[Term]) -> Factor:
         with code.at(term.origin):  # the small ones first: other sums may hold the same
             total = _added(code, below)
             scale = code.number(*term[:2])
+            if numbers and total is None and scale != 1.0 and len(term.factors) == 1 and not term.bound:
+                (factor,) = (code.plain(f) for f in term.factors)
+                sums.append(_plus(code, _affine(code, factor, scale, numbers[0]), numbers[1:]))
+                numbers = []
+                continue
             if term.bound:
                 whole = contract(code, term, total, scale)
             else:
@@ -73,11 +83,72 @@ def _turn(term: Term) -> tuple[Any, ...]:
 
 def _add_product(code: Emitter, total: Factor | None, factors: Sequence[Factor], scale: Number) -> Factor:
     """``total + scale * prod(factors)``, in one call where everything has the same axes."""
+    if total is None and scale != 1.0 and len(factors) > 1:
+        smallest = min(factors, key=lambda f: (_elements(f.axes), f.node.name))
+        if _elements(smallest.axes) < _elements({a for f in factors for a in f.axes}):
+            factors = [f for f in factors if f is not smallest]
+            return product(code, [*factors, _add(code, None, smallest, scale)])
     if total is not None and len(factors) == 2 and all(f.axes == total.axes for f in factors):
         one, two = (f.node for f in sorted(factors, key=lambda f: f.node.name))
         value = {} if scale == 1.0 else {"value": scale}
         return Factor(code.emit(torch.addcmul, total.node, one, two, **value, work=total.axes, per=2), total.axes)
     return _add(code, total, product(code, factors), scale)
+
+
+def _common(terms: list[Term]) -> float | None:
+    """The coefficient of all terms of a sum of products of numbers, where it takes a call of its own anyway."""
+    first = terms[0].coefficient if terms else 1.0
+    alike = all(t.coefficient == first and t.power == 0 and not t.bound and len(t.factors) > 1 for t in terms)
+    return first if len(terms) > 1 and alike and first not in (1.0, -1.0) else None
+
+
+def _affine(code: Emitter, factor: Factor, scale: Number, number: Number) -> Factor:
+    """``number + scale * factor`` in one call."""
+    minus = code.emit(operator.neg, scale) if isinstance(scale, fx.Node) else -scale
+    alpha = {} if minus == 1.0 else {"alpha": minus}
+    return Factor(
+        code.emit(torch.rsub, factor.node, number, **alpha, work=factor.axes, per=1 + len(alpha)), factor.axes
+    )
+
+
+def _collected(code: Emitter, terms: list[Term]) -> list[Term]:
+    """Products that share a tensor larger than what it is multiplied by: ``w - a w + b c w`` is ``(1 - a + b c) w``.
+
+    So each large tensor is multiplied once.
+    """
+    shared: dict[Factor, list[Term]] = {}
+    for term in terms:
+        for factor in set(term.factors):
+            shared.setdefault(factor, []).append(term)
+    groups = {f: group for f, group in shared.items() if len(group) > 1 and _all_smaller(f, group)}
+    if not groups:
+        return terms
+    outside = max(groups, key=lambda f: (_elements(f.axes), len(groups[f])))
+    group, inside = groups[outside], []
+    for term in group:
+        factors = list(term.factors)
+        factors.remove(outside)
+        inside.append(term._replace(factors=tuple(factors)))
+    sign = -1.0 if all(term.coefficient < 0.0 for term in group) else 1.0
+    inside = [term._replace(coefficient=sign * term.coefficient) for term in inside]
+    with code.at(group[0].origin):
+        both = (materialize(code, inside), outside)
+    whole = group[0]._replace(coefficient=sign, power=0, factors=both)
+    return _collected(code, [whole, *(term for term in terms if term not in group)])
+
+
+def _all_smaller(factor: Factor, group: list[Term]) -> bool:
+    """Whether what stands beside a factor varies over fewer axes in all terms together, and in one at all."""
+    if factor.gathered is not None:
+        return False
+    beside: set[Axis] = set()
+    for term in group:
+        others = list(term.factors)
+        others.remove(factor)
+        if any(f.gathered for f in others):
+            return False
+        beside.update(a for f in others for a in f.axes)
+    return beside < set(factor.axes) and any(len(term.factors) > 1 for term in group)
 
 
 def _plus(code: Emitter, factor: Factor, numbers: Iterable[Number]) -> Factor:
@@ -126,8 +197,10 @@ def factored(code: Emitter, terms: list[Term]) -> list[Term]:
         names = dict(zip(factor.axes, outside.axes, strict=True))
         rest = term._replace(factors=_others(term, factor), bound=frozenset(), power=0)
         inside.append(rest.renamed(names))
+    sign = -1.0 if all(term.coefficient < 0.0 for term in inside) else 1.0
+    inside = [term._replace(coefficient=sign * term.coefficient) for term in inside]
     with code.at(first.origin):
-        whole = first._replace(coefficient=1.0, factors=(materialize(code, inside), outside))
+        whole = first._replace(coefficient=sign, factors=(materialize(code, inside), outside))
     done = [id(term) for term, _ in group]
     return factored(code, [whole, *(term for term in terms if id(term) not in done)])
 
@@ -185,9 +258,7 @@ def contract(code: Emitter, term: Term, into: Factor | None = None, scale: Numbe
             return _add(code, into, add_up(code, materialize(code, [inside]), term.fold), scale)
     factors = _sum_lone(code, factors, bound)
     while len(factors) > 2:
-        pairs = [(i, j) for j in range(len(factors)) for i in range(j)]
-        costs = {pair: _pair_cost(factors, pair, bound) for pair in pairs}
-        i, j = min(pairs, key=lambda pair: costs[pair])
+        i, j = _cheapest(code, factors, bound)
         others = [f for k, f in enumerate(factors) if k not in (i, j)]
         inside_ = bound - {a for f in others for a in f.axes}
         factors = _sum_lone(code, [_pair(code, factors[i], factors[j], inside_, None, 1.0), *others], bound)
@@ -223,6 +294,8 @@ def _pair(
     shared = [a for a in one.axes if a in two.axes]
     summed = [a for a in shared if a in bound]
     axes = ordered(a for a in one.axes + two.axes if a not in bound)
+    if into is None:
+        code.products.add(_product_key(one, two, bound))
     if not summed or (set(one.axes) == set(two.axes) and len(shared) > 1):
         return _add(code, into, _sum(code, product(code, (one, two)), summed), scale)
     if len(summed) == len(shared) == 1:
@@ -293,12 +366,60 @@ def _elements(axes: Iterable[Axis]) -> int:
     return math.prod(a.size if a.size is not None else TYPICAL_BATCH for a in axes)
 
 
-def _pair_cost(
-    factors: list[Factor], pair: tuple[int, int], bound: frozenset[Axis]
-) -> tuple[int, int, tuple[int, int]]:
+def _cheapest(code: Emitter, factors: list[Factor], bound: frozenset[Axis]) -> tuple[int, int]:
+    """The pair that is multiplied first in the cheapest order of all: by operations, and numbers read and written.
+
+    What was written before costs nothing. More than six factors would have too many orders; of those, the pair of the
+    smallest product is taken.
+    """
+    nodes = [frozenset([i]) for i in range(len(factors))]
+    axes = {node: frozenset(factors[i].axes) for i, node in enumerate(nodes)}
+    if len(factors) > MOST_ORDERED:
+        whole = {(i, j): _step(axes, nodes, (i, j), bound) for j in range(len(nodes)) for i in range(j)}
+        return min(whole, key=lambda pair: (_elements(whole[pair][1]), whole[pair][0], pair))
+    known = {pair for pair in itertools.combinations(range(len(factors)), 2) if _written(code, factors, pair, bound)}
+
+    def best(parts: list[frozenset[int]], axes: dict[frozenset[int], frozenset[Axis]]) -> tuple[float, tuple[int, int]]:
+        found = []
+        for i, j in itertools.combinations(range(len(parts)), 2):
+            cost, left = _step(axes, parts, (i, j), bound)
+            joined = parts[i] | parts[j]
+            if tuple(sorted(joined)) in known:
+                cost = 0.0
+            if len(parts) > 2:
+                others = [part for k, part in enumerate(parts) if k not in (i, j)]
+                cost += best([joined, *others], {**axes, joined: left})[0]
+            found.append((cost, (i, j)))
+        return min(found)
+
+    return best(nodes, axes)[1]
+
+
+def _step(
+    axes: dict[frozenset[int], frozenset[Axis]],
+    parts: list[frozenset[int]],
+    pair: tuple[int, int],
+    bound: frozenset[Axis],
+) -> tuple[float, frozenset[Axis]]:
+    """What it costs to multiply two of these parts, in numbers touched, and the axes of their product."""
+    one, two = (axes[parts[k]] for k in pair)
+    others = {a for k, part in enumerate(parts) if k not in pair for a in axes[part]}
+    left = frozenset(a for a in one | two if a not in bound or a in others)
+    touched = _elements(one) + _elements(two) + _elements(left)
+    return _elements(one | two) / OPERATIONS_A_NUMBER + touched, left
+
+
+def _written(code: Emitter, factors: list[Factor], pair: tuple[int, int], bound: frozenset[Axis]) -> bool:
+    """Whether the product of two factors is in the code already, as another message or update needed it too."""
     others = {a for k, f in enumerate(factors) if k not in pair for a in f.axes}
-    union = {a for k in pair for a in factors[k].axes}
-    return _elements(union - (bound - others)), _elements(union), pair
+    return _product_key(factors[pair[0]], factors[pair[1]], bound - others) in code.products
+
+
+def _product_key(one: Factor, two: Factor, bound: Iterable[Axis]) -> Any:
+    """The same for the same product of the same tensors, whatever its bound axes are called."""
+    one, two = sorted((one, two), key=lambda f: f.node.name)
+    shared = tuple((i, two.axes.index(a), a in bound) for i, a in enumerate(one.axes) if a in two.axes)
+    return one.node, two.node, shared
 
 
 def _merged(terms: Iterable[Term]) -> list[Term]:

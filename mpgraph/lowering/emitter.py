@@ -42,6 +42,7 @@ class Emitter:
         inputs: placeholder nodes by name, in the order in which the finished function takes them.
         constants: tensors that a rule mentions and that are nobody's parameters.
         segments: code of the segments that are called, by name.
+        products: pairs of tensors whose product, summed over what they share, was written.
         notes: what could not stay a contraction, as (origin, text), for ``explain()``.
     """
 
@@ -53,6 +54,7 @@ class Emitter:
         self.constants: dict[str, Tensor] = {}
         self.segments: dict[str, fx.GraphModule] = {}
         self.notes: list[tuple[Any, str]] = []
+        self.products: set[Any] = set()
         self._batched: fx.Node | None = None  # a tensor that tells the batch size, dtype and device
         self._written: dict[Any, fx.Node] = {}
 

@@ -25,6 +25,7 @@ FREE = (
     "unsqueeze",
     "expand",
     "select",
+    "narrow",
     "size",
     operator.getitem,
     operator.truediv,

@@ -68,7 +68,8 @@ class Segment:
         first = tensors[self.varies.index(True)]
         budget = BUDGET.get(first.device.type, ELSEWHERE)
         size = max(1, budget // (self.width * first.element_size()))
-        return [slice(start, start + size) for start in range(0, first.shape[0], size)]
+        rows = first.shape[0]
+        return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
     def rows(self, tensors: Sequence[Tensor]) -> int:
         """How many there are."""
@@ -76,7 +77,8 @@ class Segment:
 
     def part(self, tensors: Sequence[Tensor], rows: slice) -> list[Tensor]:
         """The arguments for some rows."""
-        return [t[rows] if varies else t for t, varies in zip(tensors, self.varies, strict=True)]
+        start, size = rows.start, rows.stop - rows.start
+        return [t.narrow(0, start, size) if varies else t for t, varies in zip(tensors, self.varies, strict=True)]
 
     def mapped(self, dims: Sequence[int | None], size: int) -> Segment:
         """The same for many networks: ``vmap`` over a dimension of each argument, over the second one of results."""

@@ -7,10 +7,11 @@ is the definition of a value, only slower; ``explain()`` names it.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import fx
 
 from mpgraph.errors import ProtocolError
 from mpgraph.network.axes import BATCH, ordered
@@ -187,15 +188,45 @@ def _getitem(emitter: Emitter, value: Value, index: Any) -> Value:
         return value.indexed(value.local[0], index)
     probe = torch.empty(tuple(value.shape), device="meta")[index]
     node = emitter.full(value.materialize(), (*value.axes, *value.local))
-    full = (*(slice(None) for _ in value.axes), *(index if isinstance(index, tuple) else (index,)))
-    node = emitter.emit(operator.getitem, node, full)
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if Ellipsis in parts:
+        place, named = parts.index(Ellipsis), sum(part is not None for part in parts) - 1
+        parts[place : place + 1] = [slice(None)] * (len(value.shape) - named)
+    if all(part is None or _is_basic(part) for part in parts):
+        node = _part(emitter, node, len(value.axes), value.shape, parts)
+    else:
+        node = emitter.emit(operator.getitem, node, (*(slice(None) for _ in value.axes), *parts))
     node.meta["bool"] = is_condition(value)
     return leaf(emitter, node, value.axes, probe.shape)
+
+
+def _is_basic(part: Any) -> bool:
+    return part.step in (None, 1) if isinstance(part, slice) else type(part) is int
+
+
+def _part(emitter: Emitter, node: fx.Node, dim: int, shape: Sequence[int], parts: Sequence[Any]) -> fx.Node:
+    """A basic index from dimension ``dim`` on, as the calls that torch makes of it."""
+    sizes = iter(shape)
+    for part in parts:
+        if part is None:
+            node = emitter.emit("unsqueeze", node, dim)
+        elif isinstance(part, int):
+            node = emitter.emit("select", node, dim, part % next(sizes))
+            continue
+        else:
+            size = next(sizes)
+            start, stop, _ = part.indices(size)
+            if (start, stop) != (0, size):
+                node = emitter.emit("narrow", node, dim, start, max(0, stop - start))
+        dim += 1
+    return node
 
 
 @handles("cat", "concat", "concatenate")
 def _cat(emitter: Emitter, values: Any, dim: int = 0) -> Value:
     values = [coerce(emitter, v) for v in values]
+    if len(values) == 1:
+        return values[0]
     axes = ordered(a for v in values for a in v.axes)
     dim = dim % values[0].ndim
     size = sum(v.shape[dim] for v in values)
@@ -215,4 +246,6 @@ def _stack(emitter: Emitter, values: Any, dim: int = 0) -> Value:
     shape = list(values[0].shape)
     dim = dim % (len(shape) + 1)
     shape.insert(dim, len(values))
+    if len(values) == 1:
+        return leaf(emitter, emitter.emit("unsqueeze", nodes[0], len(axes) + dim), axes, shape)
     return leaf(emitter, emitter.emit(torch.stack, nodes, dim=len(axes) + dim, work=axes), axes, shape)

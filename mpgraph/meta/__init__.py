@@ -22,6 +22,7 @@ from .families import Plane as Plane
 from .families import RandomProjection as RandomProjection
 from .families import Sinusoids as Sinusoids
 from .guard import Guard as Guard
+from .recurrent import MetaRNN as MetaRNN
 from .search import CMAES as CMAES
 from .task import Task as Task
 from .task import TaskBatch as TaskBatch

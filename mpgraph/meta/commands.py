@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -15,19 +16,21 @@ import torch
 from torch import Tensor
 
 import mpgraph as mg
+from mpgraph.agents.protocol import Protocol
 from mpgraph.errors import FileError, InputError
 from mpgraph.registry import lookup
-from mpgraph.serialization.protocol import load_protocol
+from mpgraph.serialization.protocol import load_protocol, pretrained
 
+from . import recurrent
 from . import settings as files
 from .baselines import RATES, nearest_class_mean, tuned
 from .distributed import join, leave
 from .task import Tasks, list_families
-from .trainer import PRIOR, DivergenceError, evaluate
+from .trainer import DivergenceError, evaluate
 
 NUMBERS = ("lr", "tasks", "seed")  # flags whose values are not words
 FLAGS = {  # flag: setting, help
-    "protocol": ("protocol.name", "rule to train, as `mpgraph protocols` lists them"),
+    "protocol": ("protocol.name", "rule to train, as `mpgraph protocols` lists them, or meta_rnn"),
     "network": ("network.name", "architecture (default: mlp)"),
     "family": ("family.name", "tasks: " + ", ".join(list_families())),
     "estimator": ("estimator.name", "of the meta-gradient: " + ", ".join(files.ESTIMATORS)),
@@ -65,7 +68,7 @@ def add_commands(commands: Any) -> None:
     test.add_argument("--seed", type=int, default=0)
     test.add_argument(
         "--baselines", default="sgd,nearest_class_mean", metavar="A,B",
-        help="of sgd, adam (rates tuned on validation tasks) and nearest_class_mean; '' for none",
+        help="of sgd, adam (rates tuned on validation tasks), nearest_class_mean, rules by folder or name; '' for none",
     )  # fmt: skip
     test.add_argument("--data", metavar="DIR", help="folder of the data files (default: MPGRAPH_DATA)")
     test.add_argument("--json", action="store_true", help="print as JSON")
@@ -84,7 +87,7 @@ def meta_train(options: argparse.Namespace) -> int:
     group = join()
     trainer = files.trainer_of(given, root=options.data, steps=options.steps, group=group)
     command = ["mpgraph meta-train", *([f"--settings {options.settings}"] if options.settings else [])]
-    command += [f"--set {key}={json.dumps(value)}" for key, value in sorted(changes.items())]
+    command += ["--set " + shlex.quote(f"{key}={_toml(value)}") for key, value in sorted(changes.items())]
     record = {
         "command": " ".join([*command, f"--steps {options.steps}"]),
         "settings": given,
@@ -108,33 +111,37 @@ def meta_train(options: argparse.Namespace) -> int:
 
 def evaluate_rule(options: argparse.Namespace) -> int:
     """Run ``mpgraph evaluate``."""
-    rule = load_protocol(options.rule)
-    given = rule.record.get("settings")
-    if given is None:
-        raise FileError(f"{options.rule} has no settings in its record: it was not made by `mpgraph meta-train`")
+    rule, record = _loaded(options.rule)
     changes = _changes(options.set)
+    given = record["settings"]
     if options.family and options.family != given["family"]["name"]:
         given = {**given, "family": {"name": options.family}}
     given = files.complete(files.changed(given, changes))
     family = files.family_of(given["family"], options.data)
-    network = files.network_of(given["network"], family)
-    episode = files.episode_of(given, mg.compile(network, rule))
     tasks = Tasks(family, options.seed, options.tasks, 0, options.split)
     validation = Tasks(family, options.seed, min(8, options.tasks), 0, "validation")
-    theta = {name: p.detach() for name, p in episode.parameters().items()}
-    if "prior" in given["network"]:
-        theta |= episode.prior_of(episode.program.load(Path(options.rule) / PRIOR))
     at_once = int(given["trainer"]["tasks"])
-    rows: dict[str, dict[str, Tensor]] = {Path(str(options.rule)).name: evaluate(episode, theta, tasks, at_once)}
+
+    def measured(name: str, rule: Protocol | None, given: Mapping[str, Any]) -> dict[str, Tensor]:
+        episode = files.episode_of(given, family, rule)
+        return evaluate(episode, episode.load(Path(name)), tasks, at_once)
+
+    rows = {Path(str(options.rule)).name: measured(options.rule, rule, given)}
     descent = lookup("mpgraph.protocols", "backprop")
     for name in filter(None, options.baselines.split(",")):
         if name == "nearest_class_mean":
             rows[name] = {"accuracy": nearest_class_mean(tasks)}
         elif name in ("sgd", "adam"):
+            network = files.network_of(given["network"], family)
             rate, found = tuned(network, descent, name, tasks, validation, RATES, at_once)
             rows[f"{name} {rate:g}"] = found
+        elif name in pretrained() or Path(name).is_dir():
+            other, record = _loaded(name)
+            rows[name] = measured(name, other, files.complete({**record["settings"], "family": given["family"]}))
         else:
-            raise InputError(f"--baselines {name!r}: allowed are sgd, adam, nearest_class_mean")
+            raise InputError(
+                f"--baselines {name!r}: allowed are sgd, adam, nearest_class_mean, and rules, by folder or name"
+            )
     table = {name: {key: _spread(row[key]) for key in ("accuracy", "loss") if key in row} for name, row in rows.items()}
     if options.json:
         print(json.dumps({"tasks": options.tasks, "split": options.split, "rules": table}, indent=1))
@@ -146,6 +153,16 @@ def evaluate_rule(options: argparse.Namespace) -> int:
         loss = "{:.4f} +- {:.4f}".format(*row["loss"]) if "loss" in row else ""
         print(f"{name:{width}}  {accuracy:15}  {loss}")
     return 0
+
+
+def _loaded(name: str) -> tuple[Protocol | None, dict[str, Any]]:
+    """A saved rule and its training record; of a MetaRNN, no rule."""
+    if (Path(name) / recurrent.FILE).is_file():
+        return None, recurrent.MetaRNN.record(Path(name))
+    rule = load_protocol(name)
+    if "settings" not in rule.record:
+        raise FileError(f"{name} has no settings in its record: it was not made by `mpgraph meta-train`")
+    return rule, dict(rule.record)
 
 
 def curves(log: Path, figure: Path) -> None:
@@ -193,8 +210,19 @@ def _value(text: str) -> Any:
     """A value as TOML has it; a bare word is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except ValueError:
+    except ValueError as error:
+        if text.strip()[:1] in ("{", "[", '"', "'"):
+            raise InputError(f"--set: {text} is not a value as TOML has it, such as {{ lr = 0.01 }}: {error}") from None
         return text
+
+
+def _toml(value: Any) -> str:
+    """As :func:`_value` reads it."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(part)}" for key, part in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)
 
 
 def _commit() -> str | None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mpgraph.agents.protocol import Protocol
 from mpgraph.arguments import Arguments
 from mpgraph.errors import InputError, unknown
 from mpgraph.program.program import Program, State
@@ -21,6 +23,7 @@ from mpgraph.program.program import Program, State
 from .task import TaskBatch
 
 Parameters = Mapping[str, Tensor]
+PRIOR_FILE = "prior.safetensors"  # in the folder of a rule
 PRIOR = "prior."  # begins the names of meta-parameters that are initial numbers of networks
 TERMS = ("query", "final", "hint", "stream", "l1", "size")
 
@@ -38,6 +41,16 @@ class Window(NamedTuple):
     state: State
     loss: Tensor
     metrics: dict[str, Tensor]
+
+
+def checked_terms(owner: str, terms: Mapping[str, float] | None, allowed: tuple[str, ...]) -> dict[str, float]:
+    """Weights of the meta-loss by name; that of the query by default."""
+    check, made = Arguments(owner), {}
+    for name, weight in ({"query": 1.0} if terms is None else terms).items():
+        if name not in allowed:
+            raise InputError(f"{owner}: " + unknown("term of the meta-loss", name, allowed))
+        made[name] = check.number(f"terms[{name!r}]", weight)
+    return made
 
 
 class Episode:
@@ -77,12 +90,8 @@ class Episode:
         check = Arguments("Episode")
         self.pool = None if pool is None else check.integer("pool", pool, 1)
         self.program, self.penalised = program, penalised
-        given = {"query": 1.0} if terms is None else terms
-        self.terms = {}
-        for name, weight in given.items():
-            if name not in TERMS:
-                raise InputError("Episode: " + unknown("term of the meta-loss", name, TERMS))
-            self.terms[name] = check.number(f"terms[{name!r}]", weight)
+        self.device, self.dtype = program.device, program.dtype
+        self.terms = checked_terms("Episode", terms, TERMS)
         network = program.graph.network
         if len(network.inputs) != 1 or len(network.outputs) != 1 or len(network.losses) != 1:
             raise InputError(
@@ -143,7 +152,7 @@ class Episode:
 
     def prepared(self, batch: TaskBatch) -> TaskBatch:
         """The batch on the program's device and in its dtype."""
-        return batch.to(self.program.device, self.program.dtype)
+        return batch.to(self.device, self.dtype)
 
     def begin(self, batch: TaskBatch) -> State:
         """Fresh networks for the tasks of a batch, stacked."""
@@ -179,10 +188,10 @@ class Episode:
         starts = torch.as_tensor(start).expand(many)
         if bool((starts + length > batch.lengths).any()):
             raise InputError(f"a window of {length} inner steps goes beyond the end of an episode")
-        share = (1.0 / batch.lengths.double()).to(batch.x.device, self.program.dtype)
+        share = (1.0 / batch.lengths.double()).to(batch.x.device, self.dtype)
         state = self.given(parameters, state, starts == 0, each)
         parameters, penalised = self.of_rule(parameters), parameters
-        totals = {name: torch.zeros(many, device=batch.x.device, dtype=self.program.dtype) for name in self.terms}
+        totals = {name: torch.zeros(many, device=batch.x.device, dtype=self.dtype) for name in self.terms}
         x = y = batch.x[:, 0]
         for t in range(length):
             at = starts + t
@@ -213,11 +222,34 @@ class Episode:
             chosen = [p.abs() for name, p in penalised.items() if fnmatchcase(name, self.penalised)]
             sums = [p.reshape(many, -1).sum(1) if each else p.sum() for p in chosen]
             totals["l1"] = length * share * sum(sums)
-        total = torch.zeros(many, device=batch.x.device, dtype=self.program.dtype)
+        total = torch.zeros(many, device=batch.x.device, dtype=self.dtype)
         for name, value in totals.items():
             total = total + self.terms[name] * value
             metrics[name] = value.detach()
         return Window(state, total, metrics)
+
+    def describe(self) -> str:
+        """What a training record says of the network."""
+        return repr(self.program.graph.network)
+
+    def protocol(self, parameters: Parameters) -> Protocol:
+        """The rule of the program, into which the meta-parameters are written."""
+        made = self.program.protocol
+        with torch.no_grad():
+            for name, p in made.named_parameters():
+                p.copy_(parameters[name])
+        return made
+
+    def save(self, parameters: Parameters, folder: Path, record: Mapping[str, Any]) -> None:
+        """Write the rule with its training record into a folder, and the prior as one network that has it."""
+        self.protocol(parameters).save(folder, record)
+        if self._prior:
+            self.program.save(self.network(parameters), folder / PRIOR_FILE)
+
+    def load(self, folder: Path) -> dict[str, Tensor]:
+        """The meta-parameters: those of the rule as the program has them, those of the prior from the folder."""
+        prior = self.prior_of(self.program.load(folder / PRIOR_FILE)) if self._prior else {}
+        return {name: p.detach() for name, p in {**self.parameters(), **prior}.items()}
 
     # -- one inner step of all tasks ------------------------------------------------------------------------------
 

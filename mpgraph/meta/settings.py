@@ -16,9 +16,9 @@ from mpgraph.agents.protocol import Protocol, learnable, list_protocols
 from mpgraph.errors import FileError, InputError, unknown
 from mpgraph.network.activations import Softplus
 from mpgraph.network.network import Network
-from mpgraph.program.program import Program
 from mpgraph.registry import lookup, registered
 
+from . import recurrent
 from .distributed import Group
 from .episode import Episode
 from .estimators import Cloning, Evolution, Growing, LogUniform, NeverEnding, Recomputed, Truncated, Unroll
@@ -158,7 +158,7 @@ def family_of(table: Mapping[str, Any], root: Any = None) -> TaskFamily:
     return family
 
 
-def estimator_of(table: Mapping[str, Any], network: Network, dtype: torch.dtype) -> Any:
+def estimator_of(table: Mapping[str, Any], episode: Episode) -> Any:
     """An estimator, or the search; its ``steps`` may be a schedule, as ``{ log_uniform = [10, 60] }``."""
     given = dict(table)
     name = given.pop("name")
@@ -173,17 +173,33 @@ def estimator_of(table: Mapping[str, Any], network: Network, dtype: torch.dtype)
     if name == "cloning":
         if "teacher" not in given:
             raise InputError('estimator cloning: say whom, for example teacher = { name = "backprop", lr = 0.1 }')
-        given["teacher"] = mg.compile(network, protocol_of(given["teacher"]), dtype=dtype)
+        if isinstance(episode, recurrent.MetaRNN):
+            raise InputError(f"estimator cloning: {recurrent.NAME} has no network that a teacher could have too")
+        network = episode.program.graph.network
+        given["teacher"] = mg.compile(network, protocol_of(given["teacher"]), dtype=episode.dtype)
     try:
         return ESTIMATORS[name](**given)
     except TypeError as error:
         raise InputError(f"estimator {name}: {error}") from None
 
 
-def episode_of(settings: Mapping[str, Any], program: Program) -> Episode:
-    """The episode of complete settings."""
+def episode_of(settings: Mapping[str, Any], family: TaskFamily, rule: Protocol | None = None) -> Episode:
+    """The episode of complete settings, with a rule of one's own in place of theirs if given."""
+    shared = {"terms": settings["terms"], "penalised": settings["trainer"].get("penalised", "*")}
+    if settings["protocol"]["name"] == recurrent.NAME:
+        options = {"loss": settings["network"].get("loss", "cross_entropy"), **settings["protocol"]}
+        options |= {key: getattr(family, key) for key in ("inputs", "outputs") if hasattr(family, key)}
+        del options["name"]
+        try:
+            return recurrent.MetaRNN(**options, **shared)
+        except TypeError as error:
+            raise InputError(f"protocol {recurrent.NAME}: {error}") from None
+    network = network_of(settings["network"], family)
+    made = rule or protocol_of(settings["protocol"])
     fresh = {key: value for key, value in settings["network"].items() if key in FRESH}
-    return Episode(program, settings["terms"], settings["trainer"].get("penalised", "*"), **fresh)
+    backend = settings["trainer"].get("backend", "eager")
+    program = mg.compile(network, made, dtype=torch.get_default_dtype(), backend=backend)
+    return Episode(program, **shared, **fresh)
 
 
 def optimizer_of(name: str, lr: float, options: Mapping[str, Any]) -> Callable[..., torch.optim.Optimizer]:
@@ -210,21 +226,20 @@ def trainer_of(
         group: the processes that share the tasks.
     """
     given = complete(settings)
-    dtype = torch.get_default_dtype()
     family = family_of(given["family"], root)
-    network = network_of(given["network"], family)
-    program: Program = mg.compile(network, protocol_of(given["protocol"]), dtype=dtype)
+    episode = episode_of(given, family)
     options = dict(given["trainer"])
     schedule = options.pop("schedule", "constant")
     if schedule not in SCHEDULES:
         raise InputError(unknown("schedule", schedule, SCHEDULES))
-    options.pop("penalised", None)
+    for key in ("penalised", "backend"):  # of the episode
+        options.pop(key, None)
     maker = optimizer_of(options.pop("optimizer"), options.pop("lr"), options.pop("optimizer_options", {}))
     try:
         return MetaTrainer(
-            episode_of(given, program),
+            episode,
             family,
-            estimator_of(given["estimator"], network, dtype),
+            estimator_of(given["estimator"], episode),
             optimizer=maker,
             schedule=None if schedule == "constant" else lambda t: 0.5 * (1.0 + math.cos(math.pi * t / max(1, steps))),
             guard=Guard(**given.get("guard", {})),

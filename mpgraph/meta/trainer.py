@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,6 @@ from .task import TaskFamily, Tasks
 
 LAST = 50  # outer steps whose means a training record gives
 SHOWN = 32  # meta-parameters that are single numbers are written to the log if there are at most so many
-
-
-PRIOR = "prior.safetensors"  # in the folder of the rule: a network with the initial numbers that were learned
 
 
 class DivergenceError(MPGraphError, RuntimeError):
@@ -115,7 +113,7 @@ class MetaTrainer:
         self.optimizer = self._make()
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._previous, self._mean, self._best = (self._copy() for _ in range(3))
-        self.step, self._scale = 0, 1.0
+        self.step, self._scale, self._warm = 0, 1.0, False
         self.audited: dict[str, str] | None = None
         self.best: float | None = None
         self.stopped: str | None = None
@@ -133,7 +131,12 @@ class MetaTrainer:
             factors |= dict.fromkeys(matched, factor)
         made = self._given(list(self.parameters.values()))
         if self.rates:
-            (group,) = made.param_groups
+            group, *more = made.param_groups
+            if more or isinstance(made, torch.optim.LBFGS):
+                raise InputError(
+                    f"MetaTrainer: rates need an optimizer with one rate for all and groups of parameters, "
+                    f"{type(made).__name__} has {1 + len(more)} group(s); leave out rates"
+                )
             made.param_groups.clear()
             for name, p in self.parameters.items():
                 made.add_param_group({**group, "params": [p], "lr": group["lr"] * factors[name]})
@@ -155,7 +158,9 @@ class MetaTrainer:
             found, estimate = self.estimator.improve(self.episode, self.parameters, tasks, generator, self.group)
         else:
             mine = tasks.shard(self.group.rank, self.group.size)
-            estimate = self.group.mean(self.estimator.estimate(self.episode, self.parameters, mine, generator))
+            with self._compiling():
+                estimate = self.estimator.estimate(self.episode, self.parameters, mine, generator)
+            estimate = self.group.mean(estimate)
             if self.audited is None:
                 self._audit(estimate, row)
         row["loss"] = float(estimate.loss)
@@ -187,6 +192,18 @@ class MetaTrainer:
         if sum(p.numel() for p in self.parameters.values()) <= SHOWN:
             row["parameters"] = {name: p.detach().tolist() for name, p in self.parameters.items()}
         return row
+
+    def _compiling(self) -> AbstractContextManager[None]:
+        """Whether the backend of a program may compile: in the first outer step that this process makes.
+
+        Compiling again and again takes longer than steps do, so that is an error. Where episodes are carried over outer
+        steps, what the first one saw is not all there is.
+        """
+        first, self._warm = not self._warm, True
+        program = getattr(self.episode, "program", None)
+        if first or program is None or (isinstance(self.estimator, Estimator) and self.estimator.carries):
+            return nullcontext()
+        return program.compiling_nothing()
 
     def _descend(self, estimate: Estimate) -> float:
         """An optimizer step; the norm of the gradient before clipping."""
@@ -272,11 +289,7 @@ class MetaTrainer:
 
     def protocol(self) -> Protocol:
         """The rule of the episode's program, into which the parameters of :meth:`rule` are written."""
-        made = self.episode.program.protocol
-        with torch.no_grad():
-            for name, p in made.named_parameters():
-                p.copy_(self.rule()[name])
-        return made
+        return self.episode.protocol(self.rule())
 
     # -- a run ----------------------------------------------------------------------------------------------------
 
@@ -348,7 +361,7 @@ class MetaTrainer:
         """The training record: how, on what, with what budget and to what end."""
         return {
             "seed": self.seed,
-            "network": repr(self.episode.program.graph.network),
+            "network": self.episode.describe(),
             "family": self.family.describe(),
             "estimator": self.estimator.describe(),
             "optimizer": type(self.optimizer).__name__,
@@ -386,9 +399,7 @@ class MetaTrainer:
         """Write the rule with its training record."""
         if self.group.rank == 0:
             about = {**(record or {}), **self.describe(), "reached": self._reached(place / "log.jsonl")}
-            self.protocol().save(place / "rule", _strict(about))
-            if self.episode.prior_of(self.episode.program.init()):
-                self.episode.program.save(self.episode.network(self.rule()), place / "rule" / PRIOR)
+            self.episode.save(self.rule(), place / "rule", _strict(about))
 
     def _keep(self, place: Path, position: int, keep: int) -> None:
         tensors, about = self.state()  # every process takes part
@@ -434,7 +445,7 @@ class MetaTrainer:
             if about[name] != ours:
                 raise FileError(f"{path} is of a run with {name}={about[name]}, this one has {name}={ours}")
         self._set(kinds["now"])
-        device = self.episode.program.device
+        device = self.episode.device
         held = [{n: t.to(device) for n, t in kinds[kind].items()} for kind in ("previous", "mean", "best")]
         self._previous, self._mean, self._best = held
         checkpoint.load_optimizer(self.optimizer, kinds.get("optimizer", {}), about["optimizer"])

@@ -17,9 +17,11 @@ import operator
 import sys
 import time
 import types
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, fx
@@ -28,6 +30,7 @@ from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 
 from mpgraph.errors import BackendError, InputError, unknown
+from mpgraph.lowering.derivative import Differentiable
 
 Function = Callable[..., Any]
 
@@ -82,7 +85,7 @@ class Backend:
             module: generated code ``(state, parameters, noise, *inputs)``, complete and on its device.
             what: its name for people, such as ``"step"``.
         """
-        return module.forward
+        return Differentiable(module)
 
     @contextmanager
     def compiling_nothing(self) -> Iterator[None]:
@@ -93,15 +96,14 @@ class Backend:
         finally:
             self.closed = before
 
-    def refuse_if_closed(self, what: str, why: str) -> None:
-        """Raise the error of :meth:`compiling_nothing`, if inside it."""
-        if self.closed:
-            known = "; ".join(f"{c.what}, {c.why}" for c in self.compilations)
-            raise BackendError(
-                f"backend {self.name!r}: inside program.compiling_nothing(), and {what} would have to be compiled for "
-                f"{why}. Compiled so far: {known or 'nothing'}. Make one such call before, or keep batch sizes and "
-                "gradients as they were"
-            )
+    def refuse(self, what: str, why: str) -> NoReturn:
+        """The error of :meth:`compiling_nothing`."""
+        known = "; ".join(f"{c.what}, {c.why}" for c in self.compilations)
+        raise BackendError(
+            f"backend {self.name!r}: inside program.compiling_nothing(), and {what} would have to be compiled for "
+            f"{why}. Compiled so far: {known or 'nothing'}. Make one such call before, or keep batch sizes and "
+            "gradients as they were"
+        )
 
 
 class Inductor(Backend):
@@ -125,52 +127,62 @@ class Inductor(Backend):
         """A function that compiles the code for each signature once."""
         return _BySignature(self, module, what)
 
-    def make(self, function: Function, what: str, why: str) -> Function:
-        """Compile a function of flat tensors; torch does it on the first call."""
-        compiled = torch.compile(_own_code(function), fullgraph=True, dynamic=False, backend=self._watched(what, why))
+    def make(self, function: Function, what: str, words: Callable[[Sequence[Tensor]], str]) -> Function:
+        """Compile a function of flat tensors; torch does it on the first call, and again where guards of its fail."""
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # takes seconds to import
+
+        started: list[float] = []  # compilations of the call that runs
+
+        def compiler(module: fx.GraphModule, inputs: list[Tensor]) -> Any:
+            started.append(time.perf_counter())
+            if self.closed:
+                raise _Closed
+            return self._compile(module, inputs, what)
+
+        compiled = torch.compile(_own_code(function), fullgraph=True, dynamic=False, backend=compiler)
         known = False
 
         def call(*tensors: Tensor) -> Any:
             nonlocal known
-            before, start = len(self.compilations), time.perf_counter()
+            start = time.perf_counter()
             try:
-                with _telling(f"{self._compiler}: compiling {what} for {why}") if not known else nullcontext():
+                with nullcontext() if known else _first_call(f"{self.name}: compiling {what}"):
                     results = compiled(*tensors)
-            except torch._dynamo.exc.TorchDynamoException as error:
+            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+                if started and self.closed:
+                    started.clear()
+                    self.refuse(what, words(tensors))
                 raise BackendError(
-                    f"backend {self.name!r} cannot compile {what} for {why}: {_first_line(error)}. "
+                    f"backend {self.name!r} cannot compile {what} for {words(tensors)}: {_first_line(error)}. "
                     'mg.compile(..., backend="eager") runs it as it is'
                 ) from error
-            if len(self.compilations) > before:
-                self.compilations[before] = Compilation(what, why, time.perf_counter() - start)
-                if known:  # torch saw a difference that the signature does not tell
-                    self.refuse_if_closed(what, why)
-                known = True
+            known = True
+            if started:
+                started.clear()
+                self.compilations.append(Compilation(what, words(tensors), time.perf_counter() - start))
             return results
 
         return call
 
-    def _watched(self, what: str, why: str) -> Function:
-        """A backend of ``torch.compile`` that notes each compilation."""
+    def _compile(self, module: fx.GraphModule, inputs: list[Tensor], what: str) -> Any:
+        """What a backend of ``torch.compile`` does, and note how long the backward pass takes, later."""
+        if self._compiler != "inductor":
+            return torch._dynamo.lookup_backend(self._compiler)(module, inputs)
+        from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
-        def backward(module: fx.GraphModule, inputs: Any, **options: Any) -> Any:
-            from torch._inductor.compile_fx import compile_fx_inner
-
+        def timed(module: fx.GraphModule, inputs: Any, **options: Any) -> Any:
             start = time.perf_counter()
             made = compile_fx_inner(module, inputs, **options)
             if options.get("is_backward"):
-                self.compilations.append(Compilation(f"{what}, backward", why, time.perf_counter() - start))
+                seconds = time.perf_counter() - start
+                self.compilations.append(Compilation(what, "its backward pass", seconds))
             return made
 
-        def compiler(module: fx.GraphModule, inputs: list[Tensor]) -> Any:
-            self.compilations.append(Compilation(what, why, 0.0))
-            if self._compiler != "inductor":
-                return torch._dynamo.lookup_backend(self._compiler)(module, inputs)
-            from torch._inductor.compile_fx import compile_fx  # takes seconds to import
+        return compile_fx(module, inputs, inner_compile=timed)
 
-            return compile_fx(module, inputs, inner_compile=backward)
 
-        return compiler
+class _Closed(Exception):
+    """Nothing may be compiled."""
 
 
 class CudaGraphs(Backend):
@@ -232,16 +244,17 @@ class _BySignature:
     """
 
     def __init__(self, backend: Inductor, module: fx.GraphModule, what: str) -> None:
-        self._backend, self._module, self._what, self._flat = backend, module, what, Flat(module)
+        self._backend, self._what, self._flat = backend, what, Flat(module)
+        self._eager = Backend.prepare(backend, module, what)
         self._known: dict[Any, Function] = {}
 
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling() or not _compiles_here():
-            return self._module.forward(*args)
-        tensors = self._flat.given(args)
+            return self._eager(*args)
+        tensors = self._flat.given(*args)
         if tensors[-1].is_meta:
-            return self._module.forward(*args)
-        return self._flat.returned(self._mapped((), tensors))
+            return self._eager(*args)
+        return self._flat.returned(*self._mapped((), tensors))
 
     def _mapped(self, dims: tuple[Any, ...], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """Results, with what ``vmap`` maps over unwrapped level by level; ``dims`` are its axes, innermost first."""
@@ -257,16 +270,16 @@ class _BySignature:
         return [torch._C._functorch._add_batch_dim(r, 0, level) for r in results] if mapped else results
 
     def _compiled(self, dims: tuple[Any, ...], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Results of plain tensors."""
-        signature = (dims, torch.is_grad_enabled(), torch.get_num_threads(), *map(_kind, tensors))
+        """Results of plain tensors; torch looks for what else differs, such as strides and the number of threads."""
+        wanted = torch.is_grad_enabled() and tuple(tensor.requires_grad for tensor in tensors)
+        signature = dims, tensors[-1].shape, wanted
         function = self._known.get(signature)
         if function is None:
-            why = self._flat.in_words(dims, tensors)
-            self._backend.refuse_if_closed(self._what, why)
             nested = self._flat.function
             for axes in dims:
                 nested = torch.vmap(nested, in_dims=axes)
-            function = self._known[signature] = self._backend.make(nested, self._what, why)
+            words = partial(self._flat.in_words, dims)
+            function = self._known[signature] = self._backend.make(nested, self._what, words)
         return function(*tensors)
 
 
@@ -280,24 +293,26 @@ class _Recorded:
     """
 
     def __init__(self, backend: CudaGraphs, module: fx.GraphModule, what: str) -> None:
-        self._backend, self._module, self._what, self._flat = backend, module, what, Flat(module)
+        self._backend, self._what, self._flat = backend, what, Flat(module)
+        self._eager = Backend.prepare(backend, module, what)
         self._known: dict[Any, Function] = {}
 
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling() or not _compiles_here() or torch._C._functorch.peek_interpreter_stack():
-            return self._module.forward(*args)
-        tensors = self._flat.given(args)
+            return self._eager(*args)
+        tensors = self._flat.given(*args)
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-            return self._module.forward(*args)
+            return self._eager(*args)
         signature = tuple(map(_kind, tensors))
         function = self._known.get(signature)
         if function is None:
             why = self._flat.in_words((), tensors)
-            self._backend.refuse_if_closed(self._what, why)
+            if self._backend.closed:
+                self._backend.refuse(self._what, why)
             start = time.perf_counter()
             function = self._known[signature] = self._recorded(tensors)
             self._backend.compilations.append(Compilation(self._what, why, time.perf_counter() - start))
-        return self._flat.returned(function(tensors))
+        return self._flat.returned(*function(tensors))
 
     def _recorded(self, tensors: Sequence[Tensor]) -> Function:
         """A call of the recording: tensors in, tensors out."""
@@ -327,54 +342,52 @@ class Flat:
         module: ``(state, parameters, noise, *inputs) -> nested dictionaries and tuples``.
 
     Attributes:
-        function: ``(*tensors) -> (*results)``.
+        given: the arguments of the generated code to the tensors that it reads.
+        function: from those to a tuple of tensors.
+        returned: from these to what the generated code returns.
     """
 
+    DEPTH = (2, 1, 1)  # of state[node][channel], parameters[i] and noise[name]; inputs are tensors
+
     def __init__(self, module: fx.GraphModule) -> None:
-        self._paths: list[tuple[Any, ...]] = []  # the number of an argument, then keys
-        self._names: list[str] = []
-        paths: dict[fx.Node, tuple[Any, ...]] = {}
-        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-        for place, node in enumerate(n for n in module.graph.nodes if n.op == "placeholder"):
-            paths[node] = (place,)
-        depth = {0: 3, 1: 2, 2: 2}  # state[node][channel], parameters[i], noise[name]
+        given, flat, returned = fx.Graph(), fx.Graph(), fx.Graph()
+        read: dict[fx.Node, fx.Node] = {}  # of the code, to those of ``given``
+        copies: dict[fx.Node, fx.Node] = {}  # to those of ``flat``
+        left: dict[fx.Node, int] = {}  # how many keys lead from here to a tensor
+        tensors, self._names = list[fx.Node](), list[str]()
         for node in module.graph.nodes:
-            if node.op == "call_function" and node.target is operator.getitem and node.args[0] in paths:
-                above = paths[node.args[0]]
-                if len(above) < depth.get(above[0], 1):
-                    paths[node] = (*above, node.args[1])
-            if node in paths:
-                if len(paths[node]) == depth.get(paths[node][0], 1):
-                    copies[node] = graph.placeholder(node.name)
-                    self._paths.append(paths[node])
-                    self._names.append(str(node.target if node.op == "placeholder" else ""))
+            holder = node.args[0] if node.target is operator.getitem else None
+            if node.op == "placeholder":
+                place = len(read)
+                read[node] = given.placeholder(node.target)
+                left[node] = self.DEPTH[place] if place < len(self.DEPTH) else 0
+            elif isinstance(holder, fx.Node) and left.get(holder):
+                read[node] = given.node_copy(node, read.__getitem__)
+                left[node] = left[holder] - 1
             elif node.op == "output":
-                found: list[fx.Node] = []
-                self._shape = _numbered(node.args[0], found)
-                kept = set[fx.Node]()
-                fx.map_arg(node.args[0][:1] if isinstance(node.args[0], tuple) else (), kept.add)
-                results = [
-                    graph.call_method("contiguous", (copies[n],)) if n in kept and n not in paths else copies[n]
-                    for n in found
-                ]
-                graph.output(tuple(results))
+                state = set[fx.Node]()
+                if isinstance(node.args[0], tuple):
+                    fx.map_arg(node.args[0][0], state.add)
+                results = list[fx.Node]()
+
+                def result(one: fx.Node, state: set[fx.Node] = state, results: list[fx.Node] = results) -> fx.Node:
+                    new = one in state and one not in read
+                    results.append(flat.call_method("contiguous", (copies[one],)) if new else copies[one])
+                    return returned.placeholder(f"result_{len(results)}")
+
+                returned.output(fx.map_arg(node.args[0], result))
+                flat.output(tuple(results))
+                given.output(tuple(tensors))
+                continue
             else:
-                copies[node] = graph.node_copy(node, copies.__getitem__)
-        self.function = fx.GraphModule(module, graph, class_name="Flat").forward
-
-    def given(self, args: Sequence[Any]) -> list[Tensor]:
-        """The tensors that the code reads, of the arguments of the generated code."""
-        tensors = []
-        for place, *keys in self._paths:
-            one = args[place]
-            for key in keys:
-                one = one[key]
-            tensors.append(one)
-        return tensors
-
-    def returned(self, results: Sequence[Tensor]) -> Any:
-        """Results as the generated code returns them."""
-        return _filled(self._shape, results)
+                copies[node] = flat.node_copy(node, copies.__getitem__)
+            if left.get(node) == 0:
+                tensors.append(read[node])
+                copies[node] = flat.placeholder(node.name)
+                self._names.append(node.target if node.op == "placeholder" else "")
+        empty = torch.nn.Module()
+        self.given, self.returned = (fx.GraphModule(empty, graph).forward for graph in (given, returned))
+        self.function = fx.GraphModule(module, flat).forward
 
     def in_words(self, dims: tuple[Any, ...], tensors: Sequence[Tensor]) -> str:
         """A signature for people: shapes of the batch, gradients, threads, mapping."""
@@ -386,25 +399,6 @@ class Flat:
         return ", ".join([*shapes, gradients, f"{threads} thread{'s' * (threads > 1)}", *mapped])
 
 
-def _numbered(item: Any, found: list[fx.Node]) -> Any:
-    """Nested dictionaries and tuples with the place of each node in a list, which is filled."""
-    if isinstance(item, dict):
-        return {key: _numbered(one, found) for key, one in item.items()}
-    if isinstance(item, (tuple, list)):
-        return tuple(_numbered(one, found) for one in item)
-    found.append(item)
-    return len(found) - 1
-
-
-def _filled(shape: Any, results: Sequence[Tensor]) -> Any:
-    """Nested dictionaries and tuples with results in place of their numbers."""
-    if isinstance(shape, dict):
-        return {key: _filled(one, results) for key, one in shape.items()}
-    if isinstance(shape, tuple):
-        return tuple(_filled(one, results) for one in shape)
-    return results[shape]
-
-
 def _kind(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.shape, tensor.stride(), tensor.requires_grad
 
@@ -413,8 +407,9 @@ def _compiles_here() -> bool:
     """Whether nothing but ``vmap`` looks at single operations: no other transform, dispatch mode or dual number."""
     if torch._C._len_torch_dispatch_stack() or forward_ad._current_level >= 0:
         return False
-    stack = torch._C._functorch.get_interpreter_stack() or ()
-    return all(level.key() == TransformType.Vmap for level in stack)
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return True
+    return all(level.key() == TransformType.Vmap for level in torch._C._functorch.get_interpreter_stack())
 
 
 def _own_code(function: Function) -> Function:
@@ -431,19 +426,21 @@ _numbers = itertools.count()
 
 
 @contextmanager
-def _telling(text: str) -> Iterator[None]:
-    """Say what a person waits for, on a terminal, if it takes long."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    start = time.perf_counter()
-    print(f"{text} ...", end="", file=sys.stderr, flush=True)
+def _first_call(text: str) -> Iterator[None]:
+    """Say on a terminal what a person waits for, without what torch says of its own doings."""
+    start, told = time.perf_counter(), sys.stderr.isatty()
+    if told:
+        print(f"{text} ...", end="", file=sys.stderr, flush=True)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
     finally:
-        print(f" {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+        if told:
+            print(f" {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
 
 
 def _first_line(error: BaseException) -> str:
-    cause = getattr(error, "inner_exception", None) or error
+    cause = getattr(error, "inner_exception", None) or error  # torch's own error holds that of its compiler
     return (str(cause).strip().splitlines() or [type(cause).__name__])[0]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from typing import Any, Literal, NamedTuple
 
@@ -29,6 +29,7 @@ from . import build, checks, memory
 from .backends import Compilation
 from .batches import Batch, Batches
 from .execution import Execution
+from .history import Histories, Replays
 from .parameters import RuleParameters
 from .state import State, StateLayout, stack
 
@@ -100,6 +101,8 @@ class Program(nn.Module):
         self._outputs, self._phased = graph.network.outputs, bool(protocol.phases)
         self._autocast = autocast_device(device)
         self._compiled: dict[Any, Compiled] = {}
+        self._history: Histories | None = None
+        self._replays: Replays = {}
         steps = [self._function(phase=phase) for phase in protocol.phases or [None]]
         self._fresh = self._fresh_memories()
         self._seal()  # last: while code is written, agents may still note what they were compiled for
@@ -462,8 +465,30 @@ class Program(nn.Module):
         """Run generated code, in the program's own dtype whatever ``torch.autocast`` says."""
         if self._autocast is not None and torch.is_autocast_enabled(self._autocast):
             with torch.autocast(self._autocast, enabled=False):
-                return compiled.run(*args)
-        return compiled.run(*args)
+                return self._run(compiled, *args)
+        return self._run(compiled, *args)
+
+    def _run(self, compiled: Compiled, *args: Any) -> Any:
+        return compiled.run(*args) if self._history is None else self._history.step(compiled, args)
+
+    @contextmanager
+    def histories(self, every: int) -> Iterator[Histories]:
+        """Inside ``with``, autograd keeps weights as histories, where steps change them by outer products.
+
+        Of the weights of ``every`` steps one is kept; for the others what they were written from, which the backward
+        pass writes again, to the same numbers. Of an unroll of ``T`` steps ``every=round(T ** 0.5)`` keeps least. It
+        works for plain autograd, also through ``torch.func.vmap``, but not under ``torch.func.grad``, which refuses
+        it. Steps of other backends than ``eager``, and of batches whose factors are larger than their products, keep
+        their weights. Only for as long as steps are run: the backward pass may come later.
+        """
+        every = Arguments("program.histories").integer("every", every, 1)
+        before = self._history
+        with Histories(every, self._replays) as history:
+            self._history = history if self.backend.name == "eager" else None
+            try:
+                yield history
+            finally:
+                self._history = before
 
     def _parameters_now(self) -> list[Tensor]:
         """Parameters and buffers as the modules hold them at this moment (``functional_call`` replaces them)."""

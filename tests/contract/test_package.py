@@ -14,7 +14,8 @@ import mpgraph as mg
 from mpgraph import registry
 
 PUBLIC = {
-    "Activation", "Adam", "Agent", "AgentNode", "AvgPool", "BatchNorm", "BatchNormAgent", "Channel", "Connection",
+    "Activation", "Adam", "Agent", "AgentNode", "AvgPool", "Backend", "BackendError", "BatchNorm", "BatchNormAgent",
+    "Channel", "Connection", "GroupError",
     "Conv2d", "Each", "FileError", "FlatUnitWarning", "Function", "InputError", "Kind", "LayerNorm", "Loss",
     "LossAgent", "MPGraphError", "MaxPool", "Network", "NetworkError", "Number", "OneToOne", "Operation",
     "OperationAgent", "Optimizer",

@@ -1,5 +1,9 @@
 """The algebra against numpy-style einsum on full arrays: whatever is lazy must equal what is multiplied out."""
 
+import itertools
+import math
+import re
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +11,10 @@ from hypothesis import strategies as st
 from sheet import SIZES, Sheet
 
 import mpgraph as mg
-from mpgraph.network.axes import BATCH
+from mpgraph.lowering.emitter import Emitter
+from mpgraph.lowering.terms import Factor, Term
+from mpgraph.lowering.value import Value
+from mpgraph.network.axes import BATCH, Axis
 
 
 @st.composite
@@ -139,6 +146,30 @@ def test_local_axes_follow_torch():
         torch.testing.assert_close(found, array.expand(found.shape), rtol=1e-12, atol=1e-12)
 
 
+INDICES = [
+    *(0, -1, slice(None), slice(1, None), slice(-2, None), slice(0, 9), slice(2, 1), slice(None, None, 2), None, ...),
+    *((0, 1), (slice(1), -1), (..., 0), (..., slice(1, 3)), (None, 1, slice(1, 2)), (slice(None), None), (1, ...)),
+    *([2, 0], (slice(None), [0, 2]), (0, [1, 1])),
+]
+
+
+@pytest.mark.parametrize("index", INDICES, ids=str)
+@pytest.mark.parametrize("names", [["batch", "i"], ["j"]])
+def test_parts_of_a_value(index, names):
+    sheet = Sheet()
+    v, V = sheet.leaf(names, k=3)
+    value, array = torch.stack([v, 2 * v, v * v, -v]), torch.stack([V, 2 * V, V * V, -V], -2)
+    part = value[index]
+    expected = array[(slice(None),) * 3 + (index if isinstance(index, tuple) else (index,))]
+    assert tuple(part.shape) == tuple(expected.shape[3:])
+    found, module = sheet.evaluate(part)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    if not any(
+        isinstance(i, list) or i == slice(None, None, 2) for i in (index if isinstance(index, tuple) else [index])
+    ):
+        assert "[(" not in module.code  # calls by name
+
+
 @pytest.mark.parametrize(
     ("act", "message"),
     [
@@ -190,3 +221,55 @@ def test_a_vector_of_one_number_stays_a_vector():
     ):
         assert tuple(value.shape) == expected.shape[3:]
         torch.testing.assert_close(sheet.evaluate(value)[0], expected)
+
+
+def test_a_large_tensor_is_multiplied_once():
+    def make(sheet):
+        (w, W), (a, A), (b, B), (c, C) = (sheet.leaf(n) for n in (["i", "j"], [], [], []))
+        return w - a * w + 2.0 * b * c * w - 0.5 * w, W * (1.0 - A + 2.0 * B * C - 0.5)
+
+    calls = code_of(make)
+    assert len(re.findall(r"torch\.\w+\([^)]*\bt1\b", calls)) == 1  # t1 is w
+
+
+def test_a_number_less_a_tensor_is_one_call():
+    def make(sheet):
+        value, array = sheet.leaf(["batch", "i"])
+        return 1.0 - value, 1.0 - array
+
+    code = code_of(make)
+    assert code.count("torch.") == code.count("torch.rsub(") == 1
+
+
+def test_a_product_that_is_known_is_not_formed_again():
+    """y'W e by the product y'W that another message needed, though W e would be smaller."""
+
+    def make(sheet):
+        (w, W), (y, Y), (e, E) = (sheet.leaf(n) for n in (["j", "i"], ["batch", "j"], ["batch", "i"]))
+        recalled = (w * y).total([sheet.axes["j"]])
+        recalled.materialize()
+        form = (y * w * e).total([sheet.axes["i"], sheet.axes["j"]])
+        Recalled = (W * Y).sum(2, keepdim=True)
+        return recalled * form, Recalled * (Recalled * E).sum(1, keepdim=True)
+
+    assert len(re.findall(r"mm\(|linear\(|matmul\(", code_of(make))) == 1
+
+
+@pytest.mark.parametrize("sizes", [(2, 300, 400, 1), (1, 400, 300, 2)])
+def test_the_cheapest_order_of_a_chain(sizes):
+    """(A B) v costs a product of matrices, A (B v) none: counted in multiplications of the code that was written."""
+    emitter = Emitter(torch.float64)
+    axes = [Axis(f"a{i}", size) for i, size in enumerate(sizes)]
+    emitter.batched(emitter.input("anchor"))
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(m, n, generator=generator, dtype=torch.float64) for m, n in itertools.pairwise(sizes)]
+    factors = [Factor(emitter.input(f"m{i}"), pair) for i, pair in enumerate(itertools.pairwise(axes))]
+    value = Value(emitter, [Term(1.0, 0, tuple(factors), frozenset(axes[1:3]))])
+    module = emitter.finish(value.materialize().node)
+    torch.testing.assert_close(module(torch.zeros(1), *tensors), tensors[0] @ tensors[1] @ tensors[2])
+    work = [math.prod(axis.size for axis in node.meta["work"][1]) for node in module.graph.nodes if "work" in node.meta]
+    best = min(
+        sizes[0] * sizes[1] * sizes[2] + sizes[0] * sizes[2] * sizes[3],
+        sizes[1] * sizes[2] * sizes[3] + sizes[0] * sizes[1] * sizes[3],
+    )
+    assert sum(work) == best

@@ -1,6 +1,7 @@
 """`mpgraph meta-train` and `mpgraph evaluate` from settings and flags; pretrained rules by name."""
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -76,6 +77,18 @@ def test_a_run_from_settings_in_two_parts_leaves_the_rule_of_a_run_in_one(settin
     assert 0.0 <= found["rules"]["rule"]["accuracy"][0] <= 1.0
 
 
+def test_the_command_of_the_record_makes_the_same_rule(settings, tmp_path):
+    run = ["meta-train", "--settings", str(settings), "--quiet", "--lr", "1e-2", "--steps", "2"]
+    for change in ('trainer.rates={ "*.lr" = 0.5 }', "network.hidden=[4, 3]", "network.activation=relu"):
+        run += ["--set", change]
+    assert cli.main([*run, "--out", str(tmp_path / "one")]) == 0
+    command = shlex.split(mg.load_protocol(tmp_path / "one" / "rule").record["command"])
+    assert command[0] == "mpgraph"
+    assert cli.main([*command[1:], "--quiet", "--out", str(tmp_path / "two")]) == 0
+    for name in ("log.jsonl", "rule/protocol.safetensors"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
 def test_a_gradient_free_search_from_the_command_line(tmp_path, capsys):
     command = ["meta-train", "--protocol", "backprop", "--family", "sinusoids", "--estimator", "cma_es", "--quiet"]
     command += ["--set", "protocol.learn={ lr = 0.01 }", "--set", "network.loss=l2", "--set", "network.hidden=[4]"]
@@ -128,6 +141,8 @@ def test_the_command_line_refuses_in_one_line(settings, tmp_path, capsys):
     run = ["meta-train", "--settings", str(settings), "--steps", "1", "--out", str(tmp_path / "run")]
     assert cli.main([*run, "--set", "lr=3"]) == 2
     assert "--set 'lr=3' must be TABLE.KEY=VALUE" in capsys.readouterr().err
+    assert cli.main([*run, "--set", 'trainer.rates={"*": 1.0}']) == 2
+    assert '--set: {"*": 1.0} is not a value as TOML has it' in capsys.readouterr().err
     assert cli.main(["meta-train", "--settings", str(tmp_path / "no.toml"), "--steps", "1", "--out", "x"]) == 2
     assert "no.toml: No such file" in capsys.readouterr().err
     assert cli.main(["evaluate", str(tmp_path)]) == 2

@@ -319,8 +319,9 @@ def test_the_audit_names_what_has_no_gradient():
     assert list(row["audit"]) == ["optimizer.momentum"]  # a rate of zero hides the momentum
 
 
-def test_memory_is_flat_over_outer_steps():
-    made = trainer("truncated", validate_every=None)
+@pytest.mark.parametrize("name", ["unroll", "truncated", "evolution", "cloning"])
+def test_memory_is_flat_over_outer_steps(name):
+    made = trainer(name, validate_every=None, clip="usual", limit=2.0)
     import gc
 
     def tensors():
@@ -370,8 +371,10 @@ def test_rates_are_those_of_groups_of_the_optimizer():
         adam.step()
         made.update()
     torch.testing.assert_close(list(made.parameters.values()), [rate, momentum], rtol=1e-6, atol=1e-9)
-    with pytest.raises(mg.InputError, match=r"rates has 'lr', which matches no meta-parameter: optimizer.lr"):
+    with pytest.raises(mg.InputError, match=r"rates has 'lr', which matches none of the meta-parameters optimizer.lr"):
         trainer("unroll", rates={"lr": 0.1})
+    with pytest.raises(mg.InputError, match="LBFGS has 1 group"):
+        trainer("unroll", rates={"*": 0.1}, optimizer=lambda tensors: torch.optim.LBFGS(tensors))
 
 
 def test_usual_clipping_is_by_the_median_of_each():

@@ -12,7 +12,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import growth, harness, machine  # noqa: E402
+from benchmarks import gpu, growth, harness, machine  # noqa: E402
 from benchmarks.workloads import ALL  # noqa: E402
 
 
@@ -96,3 +96,49 @@ def test_an_unknown_workload_is_named_with_those_there_are():
     assert done.returncode == 2
     assert "unknown workload 'backprop_onlin'" in done.stderr
     assert "backprop_online" in done.stderr
+
+
+def test_the_page_of_a_gpu():
+    """Ten milliseconds for 2e10 operations are 2 TFLOP/s; 5e8 bytes are 50 GB/s."""
+    row = {"title": "a step", "backend": "eager", "seconds": 0.01, "kernels": 17, "flops": 2e10, "bytes": 5e8}
+    sticks = {"mm": 1e4, "tanh": 0.01, "sigmoid": 0.01, "product": 0.01, "copy": 1e3}
+    times = {harness.OURS: {"seconds": 0.02, "cpu": 0.02, "peak": 5.0}, "plain": {"seconds": 0.04, "cpu": 0.04}}
+    workload = {
+        "title": "a workload",
+        "clock": "seconds",
+        "against": "plain",
+        "contestants": times,
+        "flops": 4e10,
+        "bytes": 2e9,
+        "wanted": None,
+        "published": None,
+    }
+    suite = {"quick": False, "yardsticks": sticks, "conditions": {"card": "C"}, "workloads": [workload], "growth": []}
+    found = {
+        "date": "2030-01-02",
+        "card": "Card 9",
+        "torch": "2.9",
+        "cuda": "13",
+        "tests": {"passed": False, "said": "1 failed"},
+        "steps": [row],
+        "suite": {**suite, "failures": {"lost": "Traceback\nRuntimeError: out of memory"}},
+    }
+    page = gpu.page(found)
+    assert "on 2030-01-02: Card 9, torch 2.9, CUDA 13." in page
+    assert "CUDA tests: FAILED (1 failed)." in page
+    assert "| a step | eager | 10 | 17 | 2 | 50 |" in page
+    assert "| a workload | 2 | 100 |" in page
+    assert "`lost` failed: RuntimeError: out of memory" in page
+    assert "It wrote no figures" in gpu.page({**found, "suite": None})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_the_page_stays(tmp_path):
+    page = tmp_path / "gpu.md"
+    page.write_text("as it was")
+    command = [sys.executable, "-m", "benchmarks.gpu", "--page", str(page)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "finds no CUDA device" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert page.read_text() == "as it was"

@@ -1,6 +1,7 @@
 """The examples do what they say, in a shortened form where that suffices."""
 
 import importlib.util
+import json
 import runpy
 import statistics
 import sys
@@ -57,6 +58,28 @@ def test_a_random_graph_of_step_neurons_learns():
     points = example("step_graph").differences("erdos_renyi", 20, epochs=8, seeds=3)
     error = statistics.stdev(points) / len(points) ** 0.5
     assert statistics.mean(points) - 3 > 5 * error
+
+
+def test_figures_of_the_plasticity_paper_are_one_command_each(tmp_path, monkeypatch, capsys):
+    module = example("plasticity/figures")
+    monkeypatch.setattr(module, "BUDGETS", {"small": 2})
+    monkeypatch.setattr(module, "ROWS", ["W01 W23"])
+    monkeypatch.setitem(module.FIGURES, "fig9", ("ehebb", "backprop"))
+    tasks = [f"family.{key}" for key in ("data=digits", "ways=3", "shots=2", "queries=2")]
+    common = ["figures.py", "--budget", "small", "--episodes", "1", "--out", str(tmp_path)]
+    common += [part for setting in (*tasks, "network.sizes=[64,8,6,10]") for part in ("--set", setting)]
+    monkeypatch.setattr(sys, "argv", [*common, "fig6", "fig9", "table1"])
+    module.main()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "backprop", "ehebb", "table1_W01_W23", "fig6.png", "fig9.png"
+    }  # fmt: skip
+    printed = capsys.readouterr().out
+    for rule in ("backprop", "ehebb"):
+        assert f"{tmp_path / rule / 'rule'}: accuracy" in printed
+        reached = json.loads((tmp_path / rule / "log.jsonl").read_text().splitlines()[-1])
+        assert reached["step"] == 1
+    rows = (tmp_path / "table1_W01_W23" / "log.jsonl").read_text().splitlines()
+    assert sum("ehebb" in name for name in json.loads(rows[-1])["parameters"]) == 2
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -19,12 +19,14 @@ import torch
 from torch import Generator, Tensor
 
 from mpgraph.arguments import Arguments
+from mpgraph.budget import Memory
 from mpgraph.meta.episode import Episode, Window
 from mpgraph.meta.randomness import generator_of
 from mpgraph.meta.task import TaskBatch, Tasks
 from mpgraph.program.program import State
 
-from .base import Estimate, Estimator, Length, checked_length, length_at
+from .base import Estimate, Estimator, Length, checked_length, length_at, pieces
+from .plan import Budget, held_by_a_step
 from .workers import Workers
 
 
@@ -41,6 +43,8 @@ class Evolution(Estimator):
         accumulate: whether earlier perturbations of the episode count; ``False`` is truncated ES.
         steps: inner steps of an episode, a multiple of ``window``, or a schedule; the family's number by default.
         unlocked: spread the first episodes over all phases, so that every outer step sees all of them.
+        memory: what the pairs that run at once may take: bytes, ``"2 GiB"``, or a share of what is free, ``0.5`` or
+            ``"50%"``. What one needs is measured; by default all run at once.
     """
 
     carries = True
@@ -54,6 +58,7 @@ class Evolution(Estimator):
         accumulate: bool = True,
         steps: Length = None,
         unlocked: bool = True,
+        memory: Memory | None = None,
     ) -> None:
         check = Arguments("Evolution")
         self.sigma = check.number("sigma", sigma, above=0.0)
@@ -61,6 +66,7 @@ class Evolution(Estimator):
         self.resample = None if resample is None else check.integer("resample", resample, 1)
         self.accumulate, self.unlocked = check.flag("accumulate", accumulate), check.flag("unlocked", unlocked)
         self.steps = checked_length("Evolution", steps)
+        self.memory, self._budget = memory, Budget("Evolution", memory)
         self._workers = Workers(("plus", "minus"))
         self._present: dict[str, Tensor] = {}  # perturbation of each pair by name of the parameter
         self._sum: dict[str, Tensor] = {}
@@ -125,9 +131,46 @@ class Evolution(Estimator):
         self, episode: Episode, theta: Mapping[str, Tensor], batch: TaskBatch, start: int | Tensor, length: int
     ) -> Window:
         """A window of both networks of all pairs, ``(2, tasks, ...)``."""
-        both = {name: torch.stack([p + self._present[name], p - self._present[name]]) for name, p in theta.items()}
+        count, limit = len(batch.seeds), self._budget.limit(batch.x.device)
+        if limit is None:
+            return self._some_pairs(episode, theta, batch, start, length, slice(None))
+        each = 2 * self._budget.measured(held_by_a_step, episode, theta, batch)
+        chunk = self._budget.at_once(limit, each, count, "give more")
+        found = [
+            self._some_pairs(
+                episode,
+                theta,
+                batch.chosen(range(count)[rows]),
+                start if isinstance(start, int) else start[rows],
+                length,
+                rows,
+            )
+            for rows in pieces(count, chunk)
+        ]
+        state = {n: {c: torch.cat([w.state[n][c] for w in found], 1) for c in cs} for n, cs in found[0].state.items()}
+        names = dict.fromkeys(name for window in found for name in window.metrics)
+        metrics = {  # where no episode ends there is no accuracy
+            name: torch.cat([w.metrics.get(name, torch.full_like(w.loss, torch.nan)) for w in found], 1)
+            for name in names
+        }
+        return Window(state, torch.cat([window.loss for window in found], 1), metrics)
+
+    def _some_pairs(
+        self,
+        episode: Episode,
+        theta: Mapping[str, Tensor],
+        batch: TaskBatch,
+        start: int | Tensor,
+        length: int,
+        rows: slice,
+    ) -> Window:
+        """Those of some tasks, whose batch it is."""
+        present = {name: tensor[rows] for name, tensor in self._present.items()}
+        both = {name: torch.stack([p + present[name], p - present[name]]) for name, p in theta.items()}
         plus, minus = (self._workers.states[name] for name in self._workers.copies)
-        states: State = {n: {c: torch.stack([t, minus[n][c]]) for c, t in cs.items()} for n, cs in plus.items()}
+        states: State = {
+            n: {c: torch.stack([t[rows], minus[n][c][rows]]) for c, t in cs.items()} for n, cs in plus.items()
+        }
 
         def one(own: dict[str, Tensor], state: State) -> Window:
             return episode.window(own, state, batch, start, length, each=True)

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from mpgraph.arguments import Arguments
+from mpgraph.budget import Memory
 from mpgraph.meta.episode import Episode
 from mpgraph.meta.task import TaskBatch
 from mpgraph.program.program import State
 
 from .base import Gradient, Length, added
+from .plan import Budget, Schedule, kept_by_a_step, longest, needed, size_of
 from .unroll import Unroll
 
 
@@ -28,19 +30,44 @@ class Recomputed(Unroll):
     Args:
         steps: inner steps, as in :class:`Unroll`.
         segment: inner steps between two states that are kept; the square root of the episode's length by default,
-            which keeps least. Longer segments need more memory for their graph, shorter ones for states.
+            with which memory grows as that. Longer segments need more memory for their graph, shorter ones for states.
         chunk: tasks at once; all by default.
+        memory: what states and graphs may take together: bytes, ``"2 GiB"``, or a share of what is free, ``0.5`` or
+            ``"50%"``. What a step keeps is measured; then segments are as long as fits, and tasks are cut into pieces
+            only where no segment fits all of them.
     """
 
-    def __init__(self, steps: Length = None, segment: int | None = None, chunk: int | None = None) -> None:
-        super().__init__(steps, chunk)
+    def __init__(
+        self,
+        steps: Length = None,
+        segment: int | None = None,
+        chunk: int | None = None,
+        memory: Memory | None = None,
+    ) -> None:
+        super().__init__(steps, chunk, memory)
         self.segment = None if segment is None else Arguments("Recomputed").integer("segment", segment, 1)
+        self._budget = Budget("Recomputed", memory, chunk=chunk, segment=segment)
+
+    def _scheduled(
+        self, episode: Episode, parameters: Mapping[str, Tensor], batch: TaskBatch, limit: int | None
+    ) -> Schedule:
+        if limit is None:
+            return Schedule(self.chunk or len(batch.seeds), self.segment or math.ceil(math.sqrt(batch.steps)))
+        step = self._budget.measured(kept_by_a_step, episode, parameters, batch)
+        state = size_of(episode.begin(batch.chosen([0])))
+        lengths = range(1, batch.steps + 1)
+        least = min(needed(batch.steps, length, step, state) for length in lengths)
+        fix = f"give more, or episodes shorter than {batch.steps} inner steps"
+        count = self._budget.at_once(limit, least, len(batch.seeds), fix)
+        count = math.ceil(len(batch.seeds) / math.ceil(len(batch.seeds) / count))  # pieces of about one size
+        segment = longest(lengths, batch.steps, step, state, limit / count)
+        return Schedule(count, segment or 1)
 
     def _piece(
-        self, episode: Episode, parameters: Mapping[str, Tensor], batch: TaskBatch
+        self, episode: Episode, parameters: Mapping[str, Tensor], batch: TaskBatch, schedule: Schedule
     ) -> tuple[Gradient, dict[str, Tensor]]:
-        size = self.segment or math.ceil(math.sqrt(batch.steps))
-        bounds = [(a, min(a + size, batch.steps)) for a in range(0, batch.steps, size)]
+        segment = schedule.segment
+        bounds = [(a, min(a + segment, batch.steps)) for a in range(0, batch.steps, segment)]
         fixed = {name: tensor.detach() for name, tensor in parameters.items()}
         states = [episode.begin(batch)]
         losses, metrics = [], dict[str, Tensor]()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 from torch import Generator, Tensor
 
 from mpgraph.arguments import Arguments
+from mpgraph.budget import Memory
 from mpgraph.meta.episode import Episode
 from mpgraph.meta.task import TaskBatch, Tasks
 
@@ -23,6 +26,7 @@ from .base import (
     length_at,
     pieces,
 )
+from .plan import Budget, Schedule, kept_by_a_step, kept_with_histories, size_of
 
 
 class Unroll(Estimator):
@@ -32,30 +36,64 @@ class Unroll(Estimator):
         steps: inner steps; a schedule ``(outer step, generator) -> steps`` such as :class:`LogUniform`; the family's
             number by default.
         chunk: tasks at once; all by default. The gradient is the same, the memory smaller.
+        memory: what all inner steps of the tasks at once may keep: bytes, ``"2 GiB"``, or a share of what is free,
+            ``0.5`` or ``"50%"``. Where it is too little for all tasks, weights are kept as histories
+            (:meth:`Program.histories`) if that makes a difference, and then tasks are cut into pieces.
+
+    Attributes:
+        schedule: how the last estimate was run.
     """
 
-    def __init__(self, steps: Length = None, chunk: int | None = None) -> None:
+    def __init__(self, steps: Length = None, chunk: int | None = None, memory: Memory | None = None) -> None:
         self.steps = checked_length(type(self).__name__, steps)
         self.chunk = None if chunk is None else Arguments(type(self).__name__).integer("chunk", chunk, 1)
+        self.memory = memory
+        self._budget = Budget(type(self).__name__, memory, chunk=chunk)
+        self._last: Schedule | None = None
+
+    @property
+    def schedule(self) -> Schedule | None:  # noqa: D102
+        return self._last
 
     def estimate(  # noqa: D102
         self, episode: Episode, parameters: Mapping[str, Tensor], tasks: Tasks, generator: Generator
     ) -> Estimate:
         batch = episode.prepared(tasks.batch(steps=length_at(self.steps, tasks.step, generator)))
+        limit = self._budget.limit(batch.x.device)
+        self._last = schedule = self._scheduled(episode, parameters, batch, limit)
         gradient: Gradient = dict.fromkeys(parameters)
         parts = []
-        for rows in pieces(len(tasks), self.chunk):
-            piece = batch if self.chunk is None else batch.chosen(range(len(tasks))[rows])
-            found, metrics = self._piece(episode, parameters, piece)
+        for rows in pieces(len(tasks), schedule.tasks):
+            piece = batch if schedule.tasks >= len(tasks) else batch.chosen(range(len(tasks))[rows])
+            found, metrics = self._piece(episode, parameters, piece, schedule)
             gradient = added(gradient, found, len(piece.seeds) / len(tasks))
             parts.append(metrics)
         metrics = joined(parts)
         return Estimate(metrics["loss"].mean(), gradient, metrics)
 
+    def _scheduled(
+        self, episode: Episode, parameters: Mapping[str, Tensor], batch: TaskBatch, limit: int | None
+    ) -> Schedule:
+        count, steps = len(batch.seeds), batch.steps
+        if limit is None:
+            return Schedule(self.chunk or count, steps)
+        state = size_of(episode.begin(batch.chosen([0])))
+        each = (steps + 1) * self._budget.measured(kept_by_a_step, episode, parameters, batch) + 2 * state
+        if each * count <= limit:
+            return Schedule(count, steps)
+        every = math.ceil(math.sqrt(steps))
+        written = (steps + 1) * self._budget.measured(kept_with_histories, episode, parameters, batch)
+        written += (4 * every + 2) * state  # weights that are kept, and what is written again at once
+        fix = "give more, or take Recomputed(memory=...), which runs inner steps twice"
+        if written < each:
+            return Schedule(self._budget.at_once(limit, written, count, fix), steps, every)
+        return Schedule(self._budget.at_once(limit, each, count, fix), steps)
+
     def _piece(
-        self, episode: Episode, parameters: Mapping[str, Tensor], batch: TaskBatch
+        self, episode: Episode, parameters: Mapping[str, Tensor], batch: TaskBatch, schedule: Schedule
     ) -> tuple[Gradient, dict[str, Tensor]]:
         theta = leaves(parameters)
-        window = episode.window(theta, episode.begin(batch), batch, 0, batch.steps)
+        with nullcontext() if schedule.every is None else episode.program.histories(schedule.every):
+            window = episode.window(theta, episode.begin(batch), batch, 0, batch.steps)
         gradient = gradient_of(window.loss.mean(), theta)
         return gradient, {"loss": window.loss.detach(), **window.metrics}

@@ -15,9 +15,11 @@ import torch
 from torch import Generator, Tensor
 
 from mpgraph.arguments import Arguments
+from mpgraph.budget import Memory
 from mpgraph.meta.distributed import Group
 from mpgraph.meta.episode import Episode, Window
 from mpgraph.meta.estimators.base import Estimate, Length, checked_length, length_at, pieces
+from mpgraph.meta.estimators.plan import Budget, held_by_a_step
 from mpgraph.meta.task import Tasks
 
 
@@ -33,6 +35,8 @@ class CMAES:
         bounds: lowest and highest value of all meta-parameters.
         fitness: what is minimized: ``loss``, or ``error``, the share of wrong answers on the query.
         chunk: candidates at once; all by default.
+        memory: what the networks of the candidates at once may take, which chooses ``chunk``: bytes, ``"2 GiB"``, or a
+            share of what is free, ``0.5`` or ``"50%"``. What one needs is measured.
         steps: inner steps, or a schedule of them; the family's number by default.
         seed: of the candidates.
     """
@@ -46,6 +50,7 @@ class CMAES:
         bounds: tuple[float, float] | None = None,
         fitness: Literal["loss", "error"] = "loss",
         chunk: int | None = None,
+        memory: Memory | None = None,
         steps: Length = None,
         seed: int = 0,
     ) -> None:
@@ -57,6 +62,7 @@ class CMAES:
         self.fitness = check.choice("fitness", fitness, ("loss", "error"))
         self.chunk = None if chunk is None else check.integer("chunk", chunk, 1)
         self.steps, self.seed = checked_length("CMAES", steps), check.seed("seed", seed)
+        self.memory, self._budget = memory, Budget("CMAES", memory, chunk=chunk)
         self._told: list[Tensor] = []  # losses of each generation
         self._searches: list[Search] = []
         self._start: Tensor | None = None
@@ -92,9 +98,13 @@ class CMAES:
         def one(own: dict[str, Tensor]) -> Window:
             return episode.window(own, state, batch, 0, batch.steps)
 
+        chunk, limit = self.chunk, self._budget.limit(batch.x.device)
         parts, mine = [], group.share(rows)
+        if limit is not None:
+            each = len(tasks) * self._budget.measured(held_by_a_step, episode, parameters, batch)
+            chunk = self._budget.at_once(limit, each, len(mine), "give more, or fewer tasks in an outer step")
         with torch.no_grad():
-            for piece in pieces(len(mine), self.chunk):
+            for piece in pieces(len(mine), chunk):
                 window = torch.func.vmap(one)(_split(mine[piece], parameters))
                 parts.append({"loss": window.loss.mean(1), **{n: v.mean(1) for n, v in window.metrics.items()}})
         found = group.gathered({name: torch.cat([part[name] for part in parts]) for name in parts[0]})

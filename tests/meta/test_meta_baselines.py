@@ -1,0 +1,106 @@
+"""Baselines of learned rules: an LSTM of torch, run by hand."""
+
+import json
+
+import pytest
+import torch
+from torch.nn import functional
+
+import mpgraph as mg
+from mpgraph import cli
+from mpgraph.meta import Evolution, MetaRNN, MetaTrainer, Recomputed, Sinusoids, Tasks, Truncated, Unroll, make_family
+
+TERMS = {"query": 1.0, "stream": 0.4, "hint": 0.3, "final": 0.2}
+
+
+def by_hand(weights, tasks, loss, told, classes):
+    """Mean meta-loss of torch's own cell, which is told the error or the target of each example before the next."""
+    cell = torch.nn.LSTMCell(weights["input"].shape[1], weights["recurrent"].shape[1], dtype=torch.float64)
+    total = 0.0
+    parameters = {
+        "weight_ih": weights["input"], "weight_hh": weights["recurrent"],
+        "bias_ih": weights["bias"], "bias_hh": torch.zeros_like(weights["bias"]),
+    }  # fmt: skip
+
+    def step(x, before, h, c):
+        h, c = torch.func.functional_call(cell, parameters, (torch.cat([x, before], 1), (h, c)))
+        return h, c, functional.linear(h, weights["output"], weights["output_bias"])
+
+    def losses(predictions, y):
+        if loss == "l2":
+            return 0.5 * (predictions - y).square().sum(1)
+        return functional.cross_entropy(predictions, y, reduction="none")
+
+    def asked(x, y, before, h, c):
+        many = [step(one[None], before, h, c)[2] for one in x]
+        return losses(torch.cat(many), y).mean()
+
+    for task in tasks:
+        h = c = torch.zeros(1, cell.hidden_size, dtype=torch.float64)
+        before = torch.zeros(1, classes, dtype=torch.float64)
+        for x, y in zip(task.x.double(), task.y, strict=True):
+            seen = []
+            y = y if loss == "cross_entropy" else y.double()
+            for i in range(len(x)):
+                h, c, p = step(x[i : i + 1], before, h, c)
+                target = functional.one_hot(y[i : i + 1], classes) if loss == "cross_entropy" else y[i : i + 1]
+                link = p.softmax(1) if loss == "cross_entropy" else p
+                before = link - target if told == "error" else target.double()
+                seen.append(losses(p, y[i : i + 1]))
+            total = total + TERMS["stream"] * torch.cat(seen).mean() / len(task.x)
+            total = total + TERMS["hint"] * asked(x, y, before, h, c) / len(task.x)
+        query_y = task.query_y if loss == "cross_entropy" else task.query_y.double()
+        total = total + TERMS["query"] * asked(task.query_x.double(), query_y, before, h, c)
+        total = total + TERMS["final"] * asked(x, y, before, h, c)
+    return total / len(tasks)
+
+
+@pytest.mark.parametrize("told", ["error", "label"])
+@pytest.mark.parametrize("loss", ["l2", "cross_entropy"])
+@pytest.mark.parametrize("estimator", [Unroll, lambda: Recomputed(segment=2), lambda: Truncated(3)])
+def test_the_recurrent_baseline_is_an_lstm_of_torch(told, loss, estimator):
+    family = Sinusoids(shots=2, queries=3, steps=3)
+    if loss == "cross_entropy":
+        family = make_family("few_shot", data="digits", ways=3, shots=2, queries=1, batch=2)
+    learner = MetaRNN(family.inputs, family.outputs, 4, loss, TERMS, told=told, dtype=torch.float64)
+    tasks = Tasks(family, 4, 2)
+    found = estimator().estimate(learner, learner.parameters(), tasks, torch.Generator())
+    weights = {name: p.clone().requires_grad_() for name, p in learner.parameters().items()}
+    wanted = by_hand(weights, tasks, loss, told, family.outputs)
+    assert abs(found.loss - wanted) < 1e-12
+    slopes = dict(zip(weights, torch.autograd.grad(wanted, list(weights.values())), strict=True))
+    for name, slope in slopes.items():
+        assert (found.gradient[name] - slope).abs().max() < 1e-11
+
+
+def test_the_recurrent_baseline_is_trained_and_resumed_like_a_rule(tmp_path):
+    def trainer():
+        return MetaTrainer(MetaRNN(1, 1, 4, "l2"), Sinusoids(shots=2, steps=3), Evolution(0.01, 1), tasks=2)
+
+    trainer().run(6, tmp_path / "whole", every=2)
+    trainer().run(4, tmp_path / "parts", every=2)
+    trainer().run(6, tmp_path / "parts", every=2, resume=True)
+    for name in ("log.jsonl", "rule/meta_rnn.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+    with pytest.raises(mg.InputError, match="there is no rule"):
+        trainer().protocol()
+    with pytest.raises(mg.InputError, match="unknown term of the meta-loss 'size'"):
+        MetaRNN(1, 1, terms={"size": 1.0})
+
+
+def test_the_recurrent_baseline_from_the_command_line_beside_a_rule(tmp_path, capsys):
+    tasks = ["--family", "sinusoids", "--set", "network.loss=l2", "--quiet", "--steps", "2"]
+    rnn, rule = str(tmp_path / "rnn"), str(tmp_path / "rate")
+    assert cli.main(["meta-train", "--protocol", "meta_rnn", "--set", "protocol.hidden=4", *tasks, "--out", rnn]) == 0
+    learn = ["--protocol", "backprop", "--set", "protocol.learn={ lr = 0.01 }", "--set", "network.hidden=[4]"]
+    assert cli.main(["meta-train", *learn, *tasks, "--out", rule]) == 0
+    capsys.readouterr()
+    told = ["--tasks", "3", "--json", "--baselines"]
+    assert cli.main(["evaluate", rule + "/rule", *told, rnn + "/rule"]) == 0
+    beside = json.loads(capsys.readouterr().out)["rules"]
+    assert cli.main(["evaluate", rnn + "/rule", *told, ""]) == 0
+    alone = json.loads(capsys.readouterr().out)["rules"]
+    assert beside[rnn + "/rule"] == alone["rule"]
+    assert beside["rule"] != alone["rule"]
+    assert cli.main(["evaluate", rule + "/rule", *told, "nonsense"]) == 2
+    assert "--baselines 'nonsense'" in capsys.readouterr().err
