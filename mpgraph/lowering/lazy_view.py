@@ -146,6 +146,8 @@ class LazyView(View):
     def _over_processes(self, owner: Any, name: str, make: Callable[[], Callable[..., Any]], values: Any) -> Value:
         """The same of a function of all examples at once, of which each process has some."""
         if isinstance(owner, BatchNorm):
+            for value in values:  # else a sum that becomes a mean and a difference is computed for each
+                coerce(self._emitter, value).materialize()
             by_totals: Callable[..., Value] = getattr(owner, f"{name}_by_totals")
             return by_totals(self._total, *values)
         values = aligned(self._emitter, *values)
@@ -201,6 +203,7 @@ class LazyView(View):
     def statistics(self, z: Any) -> tuple[Value, ...]:  # noqa: D102
         kind, code, axes = self._function(), self._emitter, (BATCH, *self.node.axes)
         if code.ranks is not None and isinstance(kind, BatchNorm):
+            coerce(code, z).materialize()
             return kind.statistics_by_totals(self._total, z)
         call = kind.statistics if kind.inline else self._context.function(kind, "statistics", lambda: kind.statistics)
         if code.ranks is not None:
