@@ -1,6 +1,6 @@
-"""Plasticity rules on five-way tasks of characters: accuracy, angles, orthonormality, Table 1, time of a meta-step.
+"""Plasticity rules on five-way tasks of characters: accuracy, angles, orthonormality, Table 1.
 
-python -m benchmarks.plasticity --data FOLDER [--episodes 60] [--only rules,table,time]
+python -m benchmarks.plasticity --data FOLDER [--episodes 60] [--only rules,table]
 
 An episode is a fresh network of softplus units (beta 10, no biases), 5 of 47 classes (sampled with replacement, as in
 the published code), 50 examples of each in random order, one at a time, then 10 others of each as the query. Episodes
@@ -9,9 +9,6 @@ those of a 47-class subset of EMNIST, sampled anew in each episode.
 """
 
 import argparse
-import resource
-import statistics
-import time
 
 import torch
 
@@ -19,7 +16,6 @@ import mpgraph as mg
 from mpgraph import data, probes
 from mpgraph.architectures import mlp
 from mpgraph.protocols import Plasticity
-from mpgraph.protocols.plasticity import TERMS
 
 from .machine import line
 
@@ -42,11 +38,6 @@ ERRORS = [["bio", "Oja", *rest] for rest in (
 )]  # fmt: skip
 # The same meta-step as an efficient torch script writes it, beside ours on a quiet machine, one thread: products of
 # vectors where the rule has outer products. Written as the paper prints it, with full matrices, the pool takes 3.9 s.
-FIGURES = {
-    "pseudo": "0.28 s, 0.7 GiB",
-    "bio": "1.29 s, 1.5 GiB",
-    "pool": "0.90 s, 1.5 GiB; as printed in the paper 3.9 s, 4.7 GiB",
-}
 
 
 def rule(**arguments):
@@ -146,40 +137,13 @@ def table(tasks):
     )
 
 
-def meta_step(name, tasks, rounds):
-    """Seconds of adaptation, query, meta-gradient and Adam, for one rule in a process of its own."""
-    small = dict.fromkeys(TERMS, 1e-4)
-    theta = {"bio": RULES["bio"], "pseudo": RULES["pseudo"], "pool": {**small, **RULES["bio"]}}[name]
-    program = mg.compile(network(SIZES), rule(**{term: mg.learnable(value) for term, value in theta.items()}))
-    optimizer = torch.optim.Adam(program.parameters(), lr=1e-3)
-    wall, cpu = [], []
-    for number, (x, y, query, label) in enumerate(tasks[: rounds + 1]):
-        start = time.perf_counter(), time.process_time()
-        state = program.init(number)
-        for i in range(len(x)):
-            state, _ = program.step(state, x[i : i + 1], y[i : i + 1])
-        loss = program.step(state, query, label)[1].loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        wall.append(time.perf_counter() - start[0])
-        cpu.append(time.process_time() - start[1])
-        del state, loss
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(
-        f"{name:7} {statistics.median(wall[1:]):6.2f} s  ({statistics.median(cpu[1:]):.2f} CPU s)  {peak:5.2f} GiB   "
-        f"efficient torch script, quiet machine: {FIGURES[name]}",
-        flush=True,
-    )
-
-
 def main():
     """Print all tables."""
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", help="folder of the data files (default: MPGRAPH_DATA)")
     parser.add_argument("--episodes", type=int, default=60)
-    parser.add_argument("--only", default="rules,table,time", help="parts to run; time of one rule: bio, pool, pseudo")
+    parser.add_argument("--only", default="rules,table", help="parts to run")
     options = parser.parse_args()
     emnist = data.load("emnist47", options.data, standardise=False).flat()
     tasks = [episode(emnist.train_x, emnist.train_y, number) for number in range(options.episodes)]
@@ -190,11 +154,6 @@ def main():
         rules(tasks)
     if "table" in parts:
         table(tasks)
-    if "time" in parts:
-        print("\none meta-step: 250 points, 50 queries, meta-gradient, Adam; median of 7; peak memory of the process")
-    for name in FIGURES:
-        if name in parts or "time" in parts:
-            meta_step(name, tasks, 7)
 
 
 if __name__ == "__main__":
