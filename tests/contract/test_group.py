@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -407,14 +408,17 @@ def loses(folder, how):
     os._exit(0)
 
 
-@pytest.mark.parametrize(("how", "code", "reason"), [("dies", -signal.SIGKILL, "losed"), ("waits", 0, "imed out")])
+ENDED = "closed by peer|reset by peer|roken pipe"  # what the system calls it depends on who writes first
+
+
+@pytest.mark.parametrize(("how", "code", "reason"), [("dies", -signal.SIGKILL, ENDED), ("waits", 0, "imed out")])
 def test_a_lost_process_ends_the_step_with_its_reason(how, code, reason, tmp_path):
     distance_alone()
     begin = time.monotonic()
     assert together(loses, PROCESSES, tmp_path, how) == [0, code]
     text = (tmp_path / "text").read_text()
     assert text.startswith("process 0 of 2 could not add up over the processes: ")
-    assert reason in text
+    assert re.search(reason, text), text
     assert "init_process_group(timeout=...)" in text
     assert time.monotonic() - begin < 60
 
