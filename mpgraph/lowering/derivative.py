@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from mpgraph.environment import inside_transform
@@ -67,7 +68,7 @@ class Differentiable:
 
 def _plain() -> bool:
     """Whether nothing but autograd watches the calls."""
-    if inside_transform():
+    if inside_transform() or forward_ad._current_level >= 0:  # a dual number needs every call
         return False
     return not (torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack())
 
