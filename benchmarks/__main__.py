@@ -75,9 +75,8 @@ def _with(threads: int, function: Any) -> Any:
 def text(found: dict[str, Any]) -> str:
     """All figures as tables in markdown."""
     sticks = found["yardsticks"]
-    conditions = ", ".join(f"{key} {value}" for key, value in found["conditions"].items() if value is not None)
     lines = [
-        conditions,
+        machine.line(found["conditions"]),
         f"mm {sticks['mm']:.0f} GFLOP/s, tanh {sticks['tanh']:.2f}, sigmoid {sticks['sigmoid']:.2f}, "
         f"product {sticks['product']:.2f} ns an element, copy {sticks['copy']:.1f} GB/s",
     ]

@@ -26,9 +26,9 @@ def conditions() -> dict[str, Any]:
     }
 
 
-def line() -> str:
-    """The conditions in a line."""
-    return ", ".join(f"{key} {value}" for key, value in conditions().items() if value is not None)
+def line(found: dict[str, Any] | None = None) -> str:
+    """Conditions in a line; those of now by default."""
+    return ", ".join(f"{key} {value}" for key, value in (found or conditions()).items() if value is not None)
 
 
 def settle(device: str) -> None:

@@ -10,6 +10,7 @@ from functools import cache
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 
 from .errors import InputError
 
@@ -55,6 +56,11 @@ def generator_positions() -> bytes:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     own = [state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda)]
     return pickle.dumps((own, np.random.get_state(), random.getstate()))  # noqa: NPY002 - which functions may use
+
+
+def calls_watched() -> bool:
+    """Whether somebody needs every single call of torch: a dispatch mode, or dual numbers (forward-mode gradients)."""
+    return bool(torch._C._len_torch_dispatch_stack()) or forward_ad._current_level >= 0
 
 
 @cache

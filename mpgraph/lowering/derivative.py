@@ -20,12 +20,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.autograd import forward_ad
 from torch.nn import functional
 
-from mpgraph.environment import inside_transform
+from mpgraph.environment import calls_watched, inside_transform
 
-from .quick import quick
+from .quick import quick, slow
 from .tape import Tape
 from .transposes import STOPS, known, name_of, transpose
 
@@ -45,9 +44,7 @@ class Differentiable:
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
         self._flat: _Flat | None = None
-        graph = fx.Graph()
-        graph.output(graph.graph_copy(module.graph, {}))
-        self._quick = fx.GraphModule(module, graph).forward if quick(graph) else None
+        self._quick = _quick(module)
         self._able = all(known(node.target) for node in module.graph.nodes if node.op.startswith("call_"))
 
     def __call__(self, *args: Any) -> Any:
@@ -66,11 +63,19 @@ class Differentiable:
         return sum(plan is not None for plan in self._flat.plans.values()) if self._flat else 0
 
 
+def _quick(module: fx.GraphModule) -> Callable[..., Any] | None:
+    """The code with cheaper calls, if it has any that become cheaper."""
+    if not any(map(slow, module.graph.nodes)):
+        return None
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    quick(graph)
+    return fx.GraphModule(module, graph).forward
+
+
 def _plain() -> bool:
     """Whether nothing but autograd watches the calls."""
-    if inside_transform() or forward_ad._current_level >= 0:  # a dual number needs every call
-        return False
-    return not (torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack())
+    return not (inside_transform() or calls_watched() or torch._C._len_torch_function_stack())
 
 
 class _Flat:

@@ -21,9 +21,12 @@ def tanh(x: Tensor) -> Tensor:
     return torch.mul(x, 2.0).sigmoid_().mul_(2.0).sub_(1.0)
 
 
-def quick(graph: fx.Graph) -> bool:
-    """Put the cheaper calls into a graph; whether there were any."""
-    found = [node for node in graph.nodes if node.target is torch.tanh or node.target == "tanh"]
-    for node in found:
+def slow(node: fx.Node) -> bool:
+    """Whether a cheaper call may take its place."""
+    return node.target is torch.tanh or node.target == "tanh"
+
+
+def quick(graph: fx.Graph) -> None:
+    """Put the cheaper calls into a graph."""
+    for node in filter(slow, graph.nodes):
         node.op, node.target = "call_function", tanh
-    return bool(found)

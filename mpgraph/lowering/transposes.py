@@ -118,11 +118,7 @@ def _terms(tape: Tape, node: Any, g: fx.Node, scales: Any) -> None:
 
 @rule("add", "sub")
 def _add(tape: Tape, node: Any, g: fx.Node) -> None:
-    alpha = (
-        tape.read(node.kwargs["alpha"])
-        if isinstance(node.kwargs.get("alpha"), fx.Node)
-        else node.kwargs.get("alpha", 1)
-    )
+    alpha = _number(tape, node, "alpha")
     _terms(tape, node, g, (1, alpha if name_of(node.target) == "add" else -alpha))
 
 

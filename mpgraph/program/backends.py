@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, fx
 from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
-from torch.autograd import forward_ad
 
+from mpgraph.environment import calls_watched
 from mpgraph.errors import BackendError, InputError, unknown
 from mpgraph.lowering.derivative import Differentiable
 
@@ -234,19 +234,25 @@ def backend_of(given: Backend | str) -> Backend:
     return BACKENDS[given]()
 
 
-class _BySignature:
-    """Generated code that is compiled for each signature, and run as it is where torch cannot compile it.
+class _Known:
+    """Generated code with what a backend made of it for each signature, and as it is for everything else.
 
     Args:
-        backend: compiles.
+        backend: of the program.
         module: the generated code.
         what: its name for people.
     """
 
-    def __init__(self, backend: Inductor, module: fx.GraphModule, what: str) -> None:
+    def __init__(self, backend: Backend, module: fx.GraphModule, what: str) -> None:
         self._backend, self._what, self._flat = backend, what, Flat(module)
         self._eager = Backend.prepare(backend, module, what)
         self._known: dict[Any, Function] = {}
+
+
+class _BySignature(_Known):
+    """Compiled for each signature; run as it is where torch cannot compile it."""
+
+    _backend: Inductor
 
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling() or not _compiles_here():
@@ -283,19 +289,10 @@ class _BySignature:
         return function(*tensors)
 
 
-class _Recorded:
-    """Generated code that is recorded for each signature; what is passed in and returned is the caller's.
+class _Recorded(_Known):
+    """Recorded for each signature; what is passed in and returned is the caller's."""
 
-    Args:
-        backend: records.
-        module: the generated code.
-        what: its name for people.
-    """
-
-    def __init__(self, backend: CudaGraphs, module: fx.GraphModule, what: str) -> None:
-        self._backend, self._what, self._flat = backend, what, Flat(module)
-        self._eager = Backend.prepare(backend, module, what)
-        self._known: dict[Any, Function] = {}
+    _backend: CudaGraphs
 
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling() or not _compiles_here() or torch._C._functorch.peek_interpreter_stack():
@@ -405,7 +402,7 @@ def _kind(tensor: Tensor) -> tuple[Any, ...]:
 
 def _compiles_here() -> bool:
     """Whether nothing but ``vmap`` looks at single operations: no other transform, dispatch mode or dual number."""
-    if torch._C._len_torch_dispatch_stack() or forward_ad._current_level >= 0:
+    if calls_watched():
         return False
     if torch._C._functorch.peek_interpreter_stack() is None:
         return True

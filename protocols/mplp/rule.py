@@ -150,9 +150,8 @@ class MPLP(Protocol):
         Raises:
             ProtocolError: if the file has several to choose from, or none.
         """
-        held = {
-            name.split(".")[1] for name in (self.pending.tensors if self.pending else ()) if name[:9] == "learners."
-        }
+        saved = self.pending.tensors if self.pending else ()
+        held = {name.split(".")[1] for name in saved if name.startswith("learners.")}
         if not held or kind in held:
             return kind
         others = sorted(name for name in held if name.endswith(f"_{what}"))
