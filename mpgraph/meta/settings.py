@@ -146,6 +146,8 @@ def family_of(table: Mapping[str, Any], root: Any = None) -> TaskFamily:
     name, size, classes = given.pop("name"), given.pop("projection", None), given.pop("permuted_labels", None)
     if root is not None and ("data" in given or name == "online_stream"):
         given["root"] = root
+    if "families" in given:
+        given["families"] = [family_of(table, root) for table in given["families"]]
     family = make_family(name, **given)
     inputs, outputs = getattr(family, "inputs", None), getattr(family, "outputs", None)
     if size is not None:
