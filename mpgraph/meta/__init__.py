@@ -25,6 +25,8 @@ from .families import Sinusoids as Sinusoids
 from .guard import Guard as Guard
 from .recurrent import MetaRNN as MetaRNN
 from .search import CMAES as CMAES
+from .search import Search as Search
+from .search import Synchronised as Synchronised
 from .task import Task as Task
 from .task import TaskBatch as TaskBatch
 from .task import TaskFamily as TaskFamily

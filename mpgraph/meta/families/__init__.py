@@ -1,4 +1,4 @@
-"""Families of tasks that ship: few shots and streams of images, sinusoids, toys of two numbers, augmentations, and mixtures."""
+"""Families of tasks that ship: few shots and streams of images, sinusoids, toys, augmentations, mixtures."""
 
 from .augmentation import PermutedLabels as PermutedLabels
 from .augmentation import RandomProjection as RandomProjection

@@ -70,16 +70,16 @@ class FewShot(TaskFamily):
         found = found.flat()
         self.data, self.splits = found.name, None if splits is None else check.numbers("splits", splits, 3)
         self.inputs = found.train_x.shape[1]
-        pool = sorted(set(range(found.classes) if classes is None else classes))
-        self.classes = dict.fromkeys(SPLITS, pool)
+        chosen = sorted(set(range(found.classes) if classes is None else classes))
+        self.classes = dict.fromkeys(SPLITS, chosen)
         if self.splits is not None:
-            order = torch.randperm(len(pool), generator=generator_of(seed, "classes")).tolist()
-            bounds = [round(len(pool) * sum(self.splits[:i]) / sum(self.splits)) for i in range(4)]
-            parts = [sorted(pool[i] for i in order[a:b]) for a, b in pairwise(bounds)]
+            order = torch.randperm(len(chosen), generator=generator_of(seed, "classes")).tolist()
+            bounds = [round(len(chosen) * sum(self.splits[:i]) / sum(self.splits)) for i in range(4)]
+            parts = [sorted(chosen[i] for i in order[a:b]) for a, b in pairwise(bounds)]
             self.classes = dict(zip(SPLITS, parts, strict=True))
         self._train, self._test = (found.train_x, found.train_y), (found.test_x, found.test_y)
         self._rows = [self._by_class(labels, found.classes) for _, labels in (self._train, self._test)]
-        self._check(pool)
+        self._check()
 
     def _loaded(self, name: str, root: Any, standardise: bool) -> Dataset:
         if self.pool == 1:
@@ -91,7 +91,7 @@ class FewShot(TaskFamily):
     def _by_class(labels: Tensor, classes: int) -> list[Tensor]:
         return [(labels == label).nonzero().flatten() for label in range(classes)]
 
-    def _check(self, pool: list[int]) -> None:
+    def _check(self) -> None:
         for split, classes in self.classes.items():
             if len(classes) < (1 if self.replace else self.ways):
                 raise InputError(f"{type(self).__name__}: {len(classes)} classes for {split}, ways={self.ways} of them")
