@@ -71,8 +71,8 @@ class SynapseGenome(nn.Module):
         if not self.steps:
             return value
         now = torch.clamp(s.step, 0, self.steps - 1)
-        terms = [value[step] * torch.eq(now, step) for step in range(self.steps)]
-        return sum(terms[1:], terms[0])
+        chosen = torch.stack([torch.eq(now, step) for step in range(self.steps)])
+        return (chosen[(slice(None), *(None,) * (value.ndim - 1))] * value).sum(0)
 
 
 class Genome(SynapseGenome):

@@ -108,3 +108,14 @@ def test_pooled_images_are_means_over_squares():
     assert found.train_x[0].flatten().tolist() == [1.5, 5.5]  # of 0, 1, 2, 3 and of 4, 5, 6, 7
     with pytest.raises(InputError, match="multiples of 4"):
         images(0).pooled(4)
+
+
+def test_an_update_ends_at_the_bounds():
+    bounds = {"*.lr": (0.0, 0.012), "*.momentum": (0.29, 1.0)}
+    adam = lambda p: torch.optim.Adam(p, lr=1.0)  # noqa: E731
+    trainer = meta.MetaTrainer(episode(), FAMILY, meta.Unroll(), optimizer=adam, bounds=bounds)
+    trainer.run(1)
+    assert float(trainer.parameters["optimizer.lr"].detach()) in (0.0, 0.012)
+    assert float(trainer.parameters["optimizer.momentum"].detach()) >= 0.29
+    with pytest.raises(InputError, match=r"bounds has '\*.rate', which matches none of"):
+        meta.MetaTrainer(episode(), FAMILY, meta.Unroll(), bounds={"*.rate": (0.0, 1.0)})
