@@ -234,7 +234,7 @@ def fig8(options):
 def fig10(options):
     """The genome on other depths, with the same network's readout alone as the floor."""
     found, ours = images("mnist"), {}
-    for hidden in (1, 2, 3, 4, 6, 10):
+    for hidden in (1, 2, 3, 6, 10):
         sizes, few = (784, *[128] * hidden, 10), max(2, options.networks // 3)
         rows = {
             "genome": curve(mg.load_protocol(options.genome), found, few, (15, 45), sizes),
