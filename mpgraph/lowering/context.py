@@ -39,6 +39,7 @@ class Context:
         single: whether every batch will hold one example.
         learning: whether targets are fed and writes are kept.
         account: of what segments keep for the backward pass.
+        threads: that slices of segments are shared out to; ``None`` for torch's number.
         noise: shape of each tensor of standard normal numbers that was asked for; ``None`` stands for the batch.
         flat: units whose derivative is zero everywhere and that a backward message met.
         no_signal: trained weights whose learning signal is zero whatever the data.
@@ -53,6 +54,7 @@ class Context:
     single: bool = False
     learning: bool = True
     account: Account = field(default_factory=lambda: Account(0))
+    threads: int | None = 1
     noise: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
     flat: list[str] = field(default_factory=list)
     no_signal: list[str] = field(default_factory=list)

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from torch.nn import grad as convolution
+from torch.nn.grad import conv2d_weight
 
 from mpgraph.network.axes import BATCH, Axis
 from mpgraph.network.incidence import Edges, Incidence, Windows, sizes_of
 
+from .convolution import conv2d_input
 from .emitter import Emitter
 from .sparse import outer, product
 from .terms import Factor, Fold, Term
@@ -102,7 +103,7 @@ def _windows(
         return Factor(node, (batch, out, height, width)), bias is not None
     if term.bound == image and set(other.axes) == image | {out}:
         error, axes = code.arrange(other, (batch, out, height, width)), (out, within, *kernel)
-        node = code.emit(convolution.conv2d_weight, x.node, sizes_of(axes), error, **options, **work)
+        node = code.emit(conv2d_weight, x.node, sizes_of(axes), error, **options, **work)
         return Factor(node, axes), False
     return None
 
@@ -130,7 +131,7 @@ def _input_gradient(
         return None
     axes = (batch, *fold.unit) if channels else (batch, within, *fold.unit)
     node = code.emit(
-        convolution.conv2d_input,
+        conv2d_input,
         (code.batch_size(), *sizes_of(axes[1:])),
         code.arrange(weight, (out, within, kernel_h, kernel_w)),
         code.arrange(error, (batch, out, height, width)),

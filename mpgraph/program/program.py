@@ -138,6 +138,7 @@ class Program(nn.Module):
                         passes=passes,
                         learning=learning,
                         account=self.memory,
+                        threads=self._execution.threads,
                         single=online,
                         record=record,
                         ranks=self._ranks,
