@@ -175,7 +175,7 @@ def _tables(incidence: Edges, code: Emitter, rows: str) -> list[Any]:
     return [
         code.constant(tensor, f"{name}_{end}")
         for end in ends
-        for name, tensor in zip(("starts", "columns", "order"), incidence.pattern.side(end), strict=True)
+        for name, tensor in zip(("starts", "columns", "order", "rows"), incidence.pattern.side(end), strict=True)
     ]
 
 
