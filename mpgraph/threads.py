@@ -18,7 +18,8 @@ from torch import Tensor
 
 from .environment import calls_watched, inside_transform
 
-Piece, Result = TypeVar("Piece"), TypeVar("Result")
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
 _worker = threading.local()
 
 

@@ -181,7 +181,7 @@ def product(values: Tensor, x: Tensor, *sides: Tensor, into: Tensor | None = Non
             start = x.new_zeros(size) if into is None else into.flatten()
             result = _spread(values, rows, sides[5], sides[7], start)
             return result if x.ndim == 2 else result[0]
-        result = _multiply(values, rows, *sides[:3], into=into)
+        result = _multiply(values, rows, sides[0], sides[1], sides[2], into)
     else:
         result = _Product.apply(values, rows, *sides)
         result = result if into is None else result + into
