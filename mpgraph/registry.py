@@ -21,6 +21,7 @@ SHIPPED: dict[str, dict[str, str]] = {
         "backprop": "mpgraph.protocols:Backprop",
         "blur": "mpgraph.protocols:BLUR",
         "direct_feedback_alignment": "mpgraph.protocols:DirectFeedbackAlignment",
+        "equilibrium_propagation": "mpgraph.protocols:EquilibriumPropagation",
         "feedback_alignment": "mpgraph.protocols:FeedbackAlignment",
         "hebb": "mpgraph.protocols:Hebb",
         "information_alignment": "mpgraph.protocols:InformationAlignment",

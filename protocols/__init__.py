@@ -10,6 +10,7 @@ from .alignment import WeightMirror as WeightMirror
 from .backprop import Backprop as Backprop
 from .blur import BLUR as BLUR
 from .direct_feedback_alignment import DirectFeedbackAlignment as DirectFeedbackAlignment
+from .equilibrium_propagation import EquilibriumPropagation as EquilibriumPropagation
 from .feedback_alignment import FeedbackAlignment as FeedbackAlignment
 from .hebbian import Hebb as Hebb
 from .hebbian import Oja as Oja

@@ -8,7 +8,7 @@ nothing widens any more, mostly twice. A channel that each round writes before a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -18,12 +18,10 @@ from mpgraph.agents.repeat import Repeat
 from mpgraph.errors import ProtocolError, unknown
 from mpgraph.network.axes import Axis, local_axes, ordered
 
+from .context import Context
 from .loop import Loop, Scope, live
 from .terms import Factor
 from .value import Value, leaf
-
-if TYPE_CHECKING:
-    from .trace import Trace
 
 Key = tuple[str, str, str | None]  # node, channel, neighbor (of what holds a value for each)
 Values = dict[str, dict[str, Any]]
@@ -36,7 +34,21 @@ class _Form(NamedTuple):
     local: tuple[Axis, ...]
 
 
-def follow_repeat(trace: Trace, repeat: Repeat) -> None:
+class Rounds(Context):
+    """A context whose schedule may be repeated.
+
+    Attributes:
+        values: what each channel holds at present, by node and channel.
+    """
+
+    values: Values
+
+    def element(self, element: str | Repeat) -> None:
+        """Trace one entry of the schedule."""
+        raise NotImplementedError
+
+
+def follow_repeat(trace: Rounds, repeat: Repeat) -> None:
     """Trace a repetition and leave the trace with the values after it.
 
     Raises:
@@ -98,7 +110,7 @@ def _loop(*arguments: Any) -> Any:
 
 
 def _closed(
-    trace: Trace,
+    trace: Rounds,
     repeat: Repeat,
     scope: Scope,
     arguments: Mapping[Key, fx.Node],
@@ -133,7 +145,7 @@ def _closed(
     return Loop(repeat, scope, carried, [], {}, change), results
 
 
-def _tensor(trace: Trace, value: Value, form: _Form) -> fx.Node:
+def _tensor(trace: Rounds, value: Value, form: _Form) -> fx.Node:
     """A value in the form in which it goes from round to round."""
     if value.local != form.local:
         value = value.broadcast(form.local)

@@ -25,13 +25,12 @@ from mpgraph.network.axes import BATCH, Axis
 
 from .aggregation import aggregated
 from .calls import pointwise
-from .context import Context
 from .lazy_view import LazyView
-from .repetition import follow_repeat
+from .repetition import Rounds, follow_repeat
 from .value import Value, coerce
 
 
-class Trace(Context):
+class Trace(Rounds):
     """One run of all agents on lazy values.
 
     Attributes:
