@@ -30,6 +30,7 @@ SHIPPED: dict[str, dict[str, str]] = {
         "node_perturbation": "mpgraph.protocols:NodePerturbation",
         "oja": "mpgraph.protocols:Oja",
         "plasticity": "mpgraph.protocols:Plasticity",
+        "predictive_coding": "mpgraph.protocols:PredictiveCoding",
         "sanger": "mpgraph.protocols:Sanger",
         "sign_symmetry": "mpgraph.protocols:SignSymmetry",
         "symmetric_alignment": "mpgraph.protocols:SymmetricAlignment",

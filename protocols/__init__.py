@@ -18,5 +18,6 @@ from .hebbian import Sanger as Sanger
 from .mplp import MPLP as MPLP
 from .node_perturbation import NodePerturbation as NodePerturbation
 from .plasticity import Plasticity as Plasticity
+from .predictive_coding import PredictiveCoding as PredictiveCoding
 from .sign_symmetry import SignSymmetry as SignSymmetry
 from .vsml import VSML as VSML

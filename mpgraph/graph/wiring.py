@@ -96,6 +96,9 @@ class AgentGraph:
         self.protocol.check_schedules()
         for agent in agents:
             agent.check_same_as()
+        for name in names_of(self.protocol.predict_passes):
+            if name not in self.protocol.all_passes:
+                raise ProtocolError(f"{rule}.predict_passes: " + unknown("pass", name, self.protocol.all_passes))
         schedules = self.protocol.phases.values() if self.protocol.phases else [self.protocol.passes]
         for passes in schedules:
             if self.protocol.moment(passes) is None:
@@ -103,9 +106,6 @@ class AgentGraph:
                     f"{rule}: the schedule {passes} lacks {self.protocol.predicting}, which predicts; name the passes "
                     "of a prediction in predict_passes"
                 )
-        for name in names_of(self.protocol.predict_passes):
-            if name not in self.protocol.all_passes:
-                raise ProtocolError(f"{rule}.predict_passes: " + unknown("pass", name, self.protocol.all_passes))
         for name in self.protocol.all_passes:
             if not any(agent.update_of(name) or agent.sends(name) for agent in agents):
                 raise ProtocolError(f"{rule}: no agent has a {name}_update or {name}_message; is the pass misspelt?")
