@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Generator, Tensor
+from torch.nn.functional import avg_pool2d
 
 from mpgraph.arguments import Arguments
 from mpgraph.errors import FileError, InputError, unknown
@@ -90,6 +91,20 @@ class Dataset:
     def flat(self) -> Dataset:
         """The same with each image as one row of pixels."""
         return replace(self, train_x=self.train_x.flatten(1), test_x=self.test_x.flatten(1))
+
+    def pooled(self, size: int) -> Dataset:
+        """The same with images that are ``size`` times smaller on each side: means over squares of pixels.
+
+        Raises:
+            InputError: for examples that are not images, or a size that does not divide their sides.
+        """
+        size = Arguments("pooled", InputError).integer("size", size, 1)
+        if len(self.shape) != 3 or any(side % size for side in self.shape[1:]):
+            raise InputError(
+                f"data set {self.name!r}: pooled({size}) needs images (channels, height, width) whose sides are "
+                f"multiples of {size}; an example has shape {self.shape}"
+            )
+        return replace(self, train_x=avg_pool2d(self.train_x, size), test_x=avg_pool2d(self.test_x, size))
 
     def to(self, *args: Any, **options: Any) -> Dataset:
         """The same with images on another device or of another dtype; labels follow the device."""

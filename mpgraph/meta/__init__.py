@@ -16,6 +16,7 @@ from .estimators import Truncated as Truncated
 from .estimators import Unroll as Unroll
 from .families import Boolean as Boolean
 from .families import FewShot as FewShot
+from .families import Mixture as Mixture
 from .families import OnlineStream as OnlineStream
 from .families import PermutedLabels as PermutedLabels
 from .families import Plane as Plane
@@ -24,6 +25,8 @@ from .families import Sinusoids as Sinusoids
 from .guard import Guard as Guard
 from .recurrent import MetaRNN as MetaRNN
 from .search import CMAES as CMAES
+from .search import Search as Search
+from .search import Synchronised as Synchronised
 from .task import Task as Task
 from .task import TaskBatch as TaskBatch
 from .task import TaskFamily as TaskFamily

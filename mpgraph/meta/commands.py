@@ -93,6 +93,7 @@ def meta_train(options: argparse.Namespace) -> int:
         "settings": given,
         "commit": _commit(),
         "versions": {"mpgraph": mg.__version__, "torch": torch.__version__},
+        **given.get("record", {}),
     }
     try:
         trainer.run(

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import mpgraph as mg
 from mpgraph.agents.protocol import Protocol, learnable, list_protocols
+from mpgraph.arguments import Arguments
 from mpgraph.errors import FileError, InputError, unknown
 from mpgraph.network.activations import Softplus
 from mpgraph.network.network import Network
@@ -24,7 +26,7 @@ from .episode import Episode
 from .estimators import Cloning, Evolution, Growing, LogUniform, NeverEnding, Recomputed, Truncated, Unroll
 from .families import PermutedLabels, RandomProjection
 from .guard import Guard
-from .search import CMAES
+from .search import CMAES, Synchronised
 from .task import TaskFamily, make_family
 from .trainer import MetaTrainer
 
@@ -35,6 +37,7 @@ ESTIMATORS: dict[str, Any] = {
     "evolution": Evolution,
     "cma_es": CMAES,
     "cloning": Cloning,
+    "synchronised": Synchronised,
 }
 LENGTHS: dict[str, Any] = {"growing": Growing, "log_uniform": LogUniform, "never_ending": NeverEnding}
 FRESH = ("pool", "prior")  # settings of [network] that say what fresh networks begin with; those of Episode
@@ -45,7 +48,7 @@ USUAL: dict[str, Any] = {
     "terms": {"query": 1.0},
     "trainer": {"optimizer": "adam", "lr": 1e-3, "tasks": 1, "seed": 0},
 }
-TABLES = ("protocol", "network", "family", "estimator", "terms", "trainer", "guard")
+TABLES = ("protocol", "network", "family", "estimator", "terms", "trainer", "guard", "record")
 
 
 def read(path: Any) -> dict[str, Any]:
@@ -146,6 +149,8 @@ def family_of(table: Mapping[str, Any], root: Any = None) -> TaskFamily:
     name, size, classes = given.pop("name"), given.pop("projection", None), given.pop("permuted_labels", None)
     if root is not None and ("data" in given or name == "online_stream"):
         given["root"] = root
+    if "families" in given:
+        given["families"] = [family_of(table, root) for table in given["families"]]
     family = make_family(name, **given)
     inputs, outputs = getattr(family, "inputs", None), getattr(family, "outputs", None)
     if size is not None:
@@ -158,8 +163,14 @@ def family_of(table: Mapping[str, Any], root: Any = None) -> TaskFamily:
     return family
 
 
-def estimator_of(table: Mapping[str, Any], episode: Episode) -> Any:
-    """An estimator, or the search; its ``steps`` may be a schedule, as ``{ log_uniform = [10, 60] }``."""
+def estimator_of(table: Mapping[str, Any], episode: Episode, rule: Mapping[str, Any] | None = None) -> Any:
+    """An estimator, or a search; its ``steps`` may be a schedule, as ``{ log_uniform = [10, 60] }``.
+
+    Args:
+        table: the settings.
+        episode: what it is for.
+        rule: settings of the rule, of which ``synchronised`` makes several, ``genomes``, with one seed after the other.
+    """
     given = dict(table)
     name = given.pop("name")
     if name not in ESTIMATORS:
@@ -177,10 +188,21 @@ def estimator_of(table: Mapping[str, Any], episode: Episode) -> Any:
             raise InputError(f"estimator cloning: {recurrent.NAME} has no network that a teacher could have too")
         network = episode.program.graph.network
         given["teacher"] = mg.compile(network, protocol_of(given["teacher"]), dtype=episode.dtype)
+    if name == "synchronised":
+        count = Arguments("settings", InputError).integer("estimator.genomes", given.pop("genomes", 8), 2)
+        given["starts"] = [_start({**(rule or {}), "seed": (rule or {}).get("seed", 0) + i}) for i in range(count)]
     try:
         return ESTIMATORS[name](**given)
     except TypeError as error:
         raise InputError(f"estimator {name}: {error}") from None
+
+
+def _start(table: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The meta-parameters of a rule as the table makes it."""
+    made = protocol_of(table)
+    if not isinstance(made, Protocol):
+        raise InputError("estimator synchronised: it takes one rule for all nodes, not regions")
+    return dict(made.named_parameters())
 
 
 def episode_of(settings: Mapping[str, Any], family: TaskFamily, rule: Protocol | None = None) -> Episode:
@@ -239,7 +261,7 @@ def trainer_of(
         return MetaTrainer(
             episode,
             family,
-            estimator_of(given["estimator"], episode),
+            estimator_of(given["estimator"], episode, given["protocol"]),
             optimizer=maker,
             schedule=None if schedule == "constant" else lambda t: 0.5 * (1.0 + math.cos(math.pi * t / max(1, steps))),
             guard=Guard(**given.get("guard", {})),

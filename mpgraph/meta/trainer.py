@@ -25,7 +25,7 @@ from .episode import Episode
 from .estimators.base import Estimate, Estimator
 from .guard import Guard, audit, broken
 from .randomness import generator_of
-from .search.cma_es import CMAES
+from .search import Search
 from .task import TaskFamily, Tasks
 
 LAST = 50  # outer steps whose means a training record gives
@@ -45,7 +45,7 @@ class MetaTrainer:
     Args:
         episode: what is run in an outer step.
         family: tasks are drawn from.
-        estimator: of the meta-gradient, or a search (:class:`CMAES`), which needs no optimizer.
+        estimator: of the meta-gradient, or a search (:class:`CMAES`, :class:`Synchronised`), which needs no optimizer.
         optimizer: makes a ``torch.optim`` optimizer of a list of tensors; Adam at 1e-3 by default.
         tasks: in an outer step.
         seed: of all that is random.
@@ -78,7 +78,7 @@ class MetaTrainer:
         self,
         episode: Episode,
         family: TaskFamily,
-        estimator: Estimator | CMAES,
+        estimator: Estimator | Search,
         *,
         optimizer: Callable[[list[Tensor]], torch.optim.Optimizer] | None = None,
         tasks: int = 1,
@@ -154,7 +154,7 @@ class MetaTrainer:
         generator = generator_of(self.seed, "estimator", self.step)
         row: dict[str, Any] = {"step": self.step}
         found: dict[str, Tensor] | None = None
-        if isinstance(self.estimator, CMAES):
+        if isinstance(self.estimator, Search):
             found, estimate = self.estimator.improve(self.episode, self.parameters, tasks, generator, self.group)
         else:
             mine = tasks.shard(self.group.rank, self.group.size)
@@ -398,7 +398,7 @@ class MetaTrainer:
     def _save(self, place: Path, record: Mapping[str, Any] | None) -> None:
         """Write the rule with its training record."""
         if self.group.rank == 0:
-            about = {**(record or {}), **self.describe(), "reached": self._reached(place / "log.jsonl")}
+            about = {**self.describe(), **(record or {}), "reached": self._reached(place / "log.jsonl")}
             self.episode.save(self.rule(), place / "rule", _strict(about))
 
     def _keep(self, place: Path, position: int, keep: int) -> None:

@@ -23,8 +23,10 @@ from mpgraph.meta.estimators.plan import Budget, held_by_a_step
 from mpgraph.meta.task import Tasks
 from mpgraph.threads import side_by_side
 
+from .base import Search
 
-class CMAES:
+
+class CMAES(Search):
     """A population of candidates, all on the same tasks, in one vmapped program.
 
     Args:
@@ -66,7 +68,7 @@ class CMAES:
         self.steps, self.seed = checked_length("CMAES", steps), check.seed("seed", seed)
         self.memory, self._budget = memory, Budget("CMAES", memory, chunk=chunk)
         self._told: list[Tensor] = []  # losses of each generation
-        self._searches: list[Search] = []
+        self._searches: list[Round] = []
         self._start: Tensor | None = None
         self._search: Any = None
 
@@ -78,15 +80,7 @@ class CMAES:
         generator: Generator,
         group: Group | None = None,
     ) -> tuple[dict[str, Tensor], Estimate]:
-        """One generation: the new favorite, and the losses of the candidates.
-
-        Args:
-            episode: what is run.
-            parameters: where the search starts, at its first generation.
-            tasks: that every candidate of this generation learns.
-            generator: of what else is random: the length of episodes.
-            group: the processes that share the candidates.
-        """
+        """One generation: the new favorite, and the losses of the candidates."""
         group = group or Group()
         if self._start is None:
             self._start = torch.cat([p.detach().double().cpu().flatten() for p in parameters.values()])
@@ -165,14 +159,9 @@ class CMAES:
         self._told = [state[name] for name in sorted(state) if name != "start"]
         self._search = None
 
-    def describe(self) -> dict[str, Any]:
-        """What a training record says of it."""
-        shown = {k: repr(v) if callable(v) else v for k, v in vars(self).items() if not k.startswith("_")}
-        return {"class": "CMAES", **shown}
-
 
 @dataclass
-class Search:
+class Round:
     """One search between restarts.
 
     Attributes:
@@ -190,15 +179,15 @@ class Search:
     candidates: int = 0
 
 
-def _next(before: list[Search], population: int, restarts: str, random: np.random.RandomState) -> Search:
+def _next(before: list[Round], population: int, restarts: str, random: np.random.RandomState) -> Round:
     """What comes after some searches: twice the large population, or a small one if those have run less."""
     large, small = ([search for search in before if search.small is kind] for kind in (False, True))
     spent = [sum(search.candidates for search in kind) for kind in (large, small)]
     if restarts == "bipop" and len(large) > 1 and spent[1] < spent[0]:
         ratio = large[-1].population / (2.0 * population)
         size = int(population * ratio ** (random.uniform() ** 2))
-        return Search(max(size, 2), 0.01 ** random.uniform(), True, large[-1].candidates / 2.0)
-    return Search(population * 2 ** len(large))
+        return Round(max(size, 2), 0.01 ** random.uniform(), True, large[-1].candidates / 2.0)
+    return Round(population * 2 ** len(large))
 
 
 def _split(rows: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
