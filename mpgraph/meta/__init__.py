@@ -16,6 +16,7 @@ from .estimators import Truncated as Truncated
 from .estimators import Unroll as Unroll
 from .families import Boolean as Boolean
 from .families import FewShot as FewShot
+from .families import Minibatches as Minibatches
 from .families import OnlineStream as OnlineStream
 from .families import PermutedLabels as PermutedLabels
 from .families import Plane as Plane

@@ -13,10 +13,12 @@ import torch
 
 import mpgraph as mg
 from mpgraph.agents.protocol import Protocol, learnable, list_protocols
+from mpgraph.arguments import Arguments
 from mpgraph.errors import FileError, InputError, unknown
 from mpgraph.network.activations import Softplus
 from mpgraph.network.network import Network
 from mpgraph.registry import lookup, registered
+from mpgraph.serialization.protocol import load_protocol
 
 from . import recurrent
 from .distributed import Group
@@ -24,6 +26,7 @@ from .episode import Episode
 from .estimators import Cloning, Evolution, Growing, LogUniform, NeverEnding, Recomputed, Truncated, Unroll
 from .families import PermutedLabels, RandomProjection
 from .guard import Guard
+from .randomness import generator_of, seed_of
 from .search import CMAES
 from .task import TaskFamily, make_family
 from .trainer import MetaTrainer
@@ -45,7 +48,7 @@ USUAL: dict[str, Any] = {
     "terms": {"query": 1.0},
     "trainer": {"optimizer": "adam", "lr": 1e-3, "tasks": 1, "seed": 0},
 }
-TABLES = ("protocol", "network", "family", "estimator", "terms", "trainer", "guard")
+TABLES = ("protocol", "network", "family", "estimator", "terms", "trainer", "guard", "statistics")
 
 
 def read(path: Any) -> dict[str, Any]:
@@ -90,7 +93,7 @@ def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     made = {**{name: dict(table) for name, table in USUAL.items()}, **{n: dict(t) for n, t in settings.items()}}
     made["trainer"] = {**USUAL["trainer"], **made["trainer"]}
     for name in ("protocol", "family"):
-        if "name" not in made.get(name, {}):
+        if "name" not in made.get(name, {}) and not (name == "protocol" and "from" in made.get(name, {})):
             raise InputError(f"settings: say which {name}, by name = ... in [{name}], or --{name} NAME")
     for name in ("network", "estimator"):
         made[name].setdefault("name", USUAL[name]["name"])
@@ -100,9 +103,15 @@ def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
 def protocol_of(table: Mapping[str, Any]) -> Protocol | dict[str, Protocol]:
     """A rule; its ``learn`` table names the numbers that are meta-parameters, with their initial values.
 
-    ``regions`` is a table of such tables by pattern of node names, for a rule of its own at each place.
+    ``regions`` is a table of such tables by pattern of node names, for a rule of its own at each place. ``from`` is the
+    folder of a saved rule, or the name of a pretrained one, to go on with: the next stage of a training in stages.
     """
     given = dict(table)
+    if "from" in given:
+        if len(given) > 1:
+            others = ", ".join(sorted(given.keys() - {"from"}))
+            raise InputError(f"protocol: from={given['from']!r} is a whole rule; leave out {others}")
+        return load_protocol(given["from"])
     regions, learned, name = given.pop("regions", None), given.pop("learn", {}), given.pop("name")
     if regions is not None:
         return {pattern: protocol_of({"name": name, **given, **part}) for pattern, part in regions.items()}  # type: ignore[misc]
@@ -186,7 +195,7 @@ def estimator_of(table: Mapping[str, Any], episode: Episode) -> Any:
 def episode_of(settings: Mapping[str, Any], family: TaskFamily, rule: Protocol | None = None) -> Episode:
     """The episode of complete settings, with a rule of one's own in place of theirs if given."""
     shared = {"terms": settings["terms"], "penalised": settings["trainer"].get("penalised", "*")}
-    if settings["protocol"]["name"] == recurrent.NAME:
+    if settings["protocol"].get("name") == recurrent.NAME:
         options = {"loss": settings["network"].get("loss", "cross_entropy"), **settings["protocol"]}
         options |= {key: getattr(family, key) for key in ("inputs", "outputs") if hasattr(family, key)}
         del options["name"]
@@ -196,10 +205,40 @@ def episode_of(settings: Mapping[str, Any], family: TaskFamily, rule: Protocol |
             raise InputError(f"protocol {recurrent.NAME}: {error}") from None
     network = network_of(settings["network"], family)
     made = rule or protocol_of(settings["protocol"])
+    if rule is None and "statistics" in settings:
+        record_statistics(made, network, family, settings["statistics"], settings["trainer"]["seed"])
     fresh = {key: value for key, value in settings["network"].items() if key in FRESH}
     backend = settings["trainer"].get("backend", "eager")
     program = mg.compile(network, made, dtype=torch.get_default_dtype(), backend=backend)
     return Episode(program, **shared, **fresh)
+
+
+def record_statistics(
+    rule: Protocol | dict[str, Protocol], network: Network, family: TaskFamily, table: Mapping[str, Any], seed: int
+) -> None:
+    """Have a rule record what its learners read, before it is trained; a function of the seed alone.
+
+    Args:
+        rule: that standardises what its learners read by recorded statistics, with a method ``measure``.
+        network: whose nodes are recorded.
+        family: of the batches; each round is a task of its own and a fresh network.
+        table: ``rounds`` (5) and ``share`` (0.5), what each replaces of what was recorded before; ``steps``, those of
+            the family by default.
+        seed: of the run.
+
+    Raises:
+        InputError: for a rule that records nothing, or another setting.
+    """
+    if not hasattr(rule, "measure"):
+        raise InputError(f"settings: [statistics] is for rules that record what they read; {rule!r} has no measure")
+    given = {"rounds": 5, "share": 0.5, "steps": None, **table}
+    check = Arguments("settings: [statistics]", InputError)
+    for name in given.keys() - {"rounds", "share", "steps"}:
+        raise InputError("settings: [statistics]: " + unknown("setting", name, ("rounds", "share", "steps")))
+    for i in range(check.integer("rounds", given["rounds"], 1)):
+        task = family.draw(generator_of(seed, "statistics", i), given["steps"])
+        batches = list(zip(task.x, task.y, strict=True))
+        rule.measure(network, batches, share=given["share"], seed=seed_of(seed, "statistics", "network", i))
 
 
 def optimizer_of(name: str, lr: float, options: Mapping[str, Any]) -> Callable[..., torch.optim.Optimizer]:

@@ -128,6 +128,8 @@ class MPLP(Protocol):
         kind = what if what in ("weight", "bias") else f"{node.function.name}_{what}".replace(".", "/")
         kind = self.known(kind, what, node) if how != "node" else kind
         key, place = own if how == "node" else kind, kind if how == "all" else own
+        if place == "weight" and "input_weight" in node.types:
+            place = "input_weight"  # reads numbers of the task, not activities
         states = make.states + self.gradient
         if key not in self.learners:
             own_generator = Generator().manual_seed(self.seed ^ crc32(key.encode()))  # whatever was made before
