@@ -4,6 +4,7 @@ from .distributed import Group as Group
 from .distributed import join as join
 from .distributed import leave as leave
 from .episode import Episode as Episode
+from .estimators import Alone as Alone
 from .estimators import Cloning as Cloning
 from .estimators import Estimate as Estimate
 from .estimators import Estimator as Estimator

@@ -46,7 +46,10 @@ def add_commands(commands: Any) -> None:
     train = commands.add_parser("meta-train", help="train a learning rule on a family of tasks")
     train.add_argument("--settings", type=Path, metavar="FILE", help="TOML with all settings; flags win over it")
     train.add_argument(
-        "--from", dest="start", metavar="RULE", help="go on with a saved rule: its folder, or the name of a pretrained one"
+        "--from",
+        dest="start",
+        metavar="RULE",
+        help="go on with a saved rule, by its folder or pretrained name",
     )
     for flag, (_, text) in FLAGS.items():
         train.add_argument(f"--{flag}", help=text)

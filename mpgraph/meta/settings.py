@@ -23,7 +23,7 @@ from mpgraph.serialization.protocol import load_protocol
 from . import recurrent
 from .distributed import Group
 from .episode import Episode
-from .estimators import Cloning, Evolution, Growing, LogUniform, NeverEnding, Recomputed, Truncated, Unroll
+from .estimators import Alone, Cloning, Evolution, Growing, LogUniform, NeverEnding, Recomputed, Truncated, Unroll
 from .families import PermutedLabels, RandomProjection
 from .guard import Guard
 from .randomness import generator_of, seed_of
@@ -32,6 +32,7 @@ from .task import TaskFamily, make_family
 from .trainer import MetaTrainer
 
 ESTIMATORS: dict[str, Any] = {
+    "alone": Alone,
     "unroll": Unroll,
     "truncated": Truncated,
     "recomputed": Recomputed,
@@ -213,9 +214,7 @@ def episode_of(settings: Mapping[str, Any], family: TaskFamily, rule: Protocol |
     return Episode(program, **shared, **fresh)
 
 
-def record_statistics(
-    rule: Protocol | dict[str, Protocol], network: Network, family: TaskFamily, table: Mapping[str, Any], seed: int
-) -> None:
+def record_statistics(rule: Any, network: Network, family: TaskFamily, table: Mapping[str, Any], seed: int) -> None:
     """Have a rule record what its learners read, before it is trained; a function of the seed alone.
 
     Args:
@@ -223,7 +222,8 @@ def record_statistics(
         network: whose nodes are recorded.
         family: of the batches; each round is a task of its own and a fresh network.
         table: ``rounds`` (5) and ``share`` (0.5), what each replaces of what was recorded before; ``steps``, those of
-            the family by default.
+            the family by default. Or ``alone``, how many random examples of what each agent reads, for
+            :class:`Alone`.
         seed: of the run.
 
     Raises:
@@ -231,10 +231,17 @@ def record_statistics(
     """
     if not hasattr(rule, "measure"):
         raise InputError(f"settings: [statistics] is for rules that record what they read; {rule!r} has no measure")
-    given = {"rounds": 5, "share": 0.5, "steps": None, **table}
+    known = ("rounds", "share", "steps") if "alone" not in table else ("alone",)
+    for name in table.keys() - set(known):
+        raise InputError("settings: [statistics]: " + unknown("setting", name, known))
     check = Arguments("settings: [statistics]", InputError)
-    for name in given.keys() - {"rounds", "share", "steps"}:
-        raise InputError("settings: [statistics]: " + unknown("setting", name, ("rounds", "share", "steps")))
+    if "alone" in table:
+        count = check.integer("alone", table["alone"], 2)
+        if not hasattr(rule, "measure_alone"):
+            raise InputError(f"settings: [statistics]: {rule!r} does not say what its agents would do alone")
+        rule.measure_alone(mg.compile(network, rule).graph, generator_of(seed, "statistics"), count)
+        return
+    given = {"rounds": 5, "share": 0.5, "steps": None, **table}
     for i in range(check.integer("rounds", given["rounds"], 1)):
         task = family.draw(generator_of(seed, "statistics", i), given["steps"])
         batches = list(zip(task.x, task.y, strict=True))

@@ -31,6 +31,7 @@ from mpgraph.agents.options import option
 from mpgraph.arguments import Arguments
 
 from .agents import role
+from .imitation import Numbers, error, example, kinds, step
 from .learned import Learned
 from .learners import LEARNERS
 from .statistics import Measuring, Output, Standardiser
@@ -128,8 +129,9 @@ class MPLP(Protocol):
         kind = what if what in ("weight", "bias") else f"{node.function.name}_{what}".replace(".", "/")
         kind = self.known(kind, what, node) if how != "node" else kind
         key, place = own if how == "node" else kind, kind if how == "all" else own
-        if place == "weight" and "input_weight" in node.types:
-            place = "input_weight"  # reads numbers of the task, not activities
+        # A learner that all weights share reads the same numbers everywhere; how far it may move them depends on what
+        # is below: numbers of the task, or activities.
+        scaled = "input_weight" if place == "weight" and "input_weight" in node.types else place
         states = make.states + self.gradient
         if key not in self.learners:
             own_generator = Generator().manual_seed(self.seed ^ crc32(key.encode()))  # whatever was made before
@@ -137,11 +139,11 @@ class MPLP(Protocol):
             self.learners[key] = LEARNERS[self.learner](message + states, make.updates, self, own_generator)
         if place not in self.standardisers:
             self.standardisers[place] = Standardiser(1 + states, self.floor)
-        if make.updates and place not in self.outputs:
-            self.outputs[place] = Output(self.scale)
+        if make.updates and scaled not in self.outputs:
+            self.outputs[scaled] = Output(self.scale)
         learner: Any = self.learners[key]
         standardiser: Any = self.standardisers[place]
-        output: Any = self.outputs[place] if make.updates else None
+        output: Any = self.outputs[scaled] if make.updates else None
         return make(self, learner, standardiser, output, measures)
 
     def known(self, kind: str, what: str, node: Any) -> str:
@@ -204,6 +206,47 @@ class MPLP(Protocol):
         after, _ = program.run({n: {**c, **held.get(n, {})} for n, c in fresh.items()}, batches)
         rule.keep(program.graph, after, len(batches), share)
         return after
+
+    def alone(self, graph: Any, generator: Generator, examples: int) -> dict[str, Tensor]:
+        """How far the agents of each kind are from gradient descent, each alone, see ``imitation.py``.
+
+        Args:
+            graph: of a program of this rule.
+            generator: of the random numbers that agents read.
+            examples: how many of each kind.
+
+        Returns:
+            Relative squared errors of messages and updates, by name.
+
+        Raises:
+            ProtocolError: for another than the recurrent learner, with ``gradient``, or for a loss or link that
+                gradient descent does not serve here.
+        """
+        draw, found = Numbers(generator, examples, self.k), {}
+        for name, (what, agent, node) in kinds(graph).items():
+            message, update = error(agent, example(what, node, draw), draw)
+            found[f"{name}.message"] = message
+            if update is not None:
+                found[f"{name}.update"] = update
+        return found
+
+    def measure_alone(self, graph: Any, generator: Generator, examples: int) -> None:
+        """Record the statistics of the numbers that :meth:`alone` draws, and set the scales of updates to fit.
+
+        Args:
+            graph: of a program of this rule.
+            generator: of the numbers.
+            examples: how many of each kind.
+        """
+        draw = Numbers(generator, examples, self.k)
+        read: dict[Standardiser, list[list[Tensor]]] = {}
+        with torch.no_grad():
+            for what, agent, node in kinds(graph).values():
+                read.setdefault(agent.standardiser, []).append(example(what, node, draw).values)
+                if agent.output is not None:
+                    agent.output.scale.fill_(step(node))
+            for standardiser, rows in read.items():
+                standardiser.fit([torch.cat(parts) for parts in zip(*rows, strict=True)])
 
     def check(self, agents: Mapping[mg.AgentNode, Agent]) -> None:
         """Warn of nodes whose inputs are standardized by nothing while those of others are."""

@@ -71,10 +71,9 @@ class Minibatches(TaskFamily):
             "test": (found.train_x, found.train_y),
         }
         self._test = (found.test_x, found.test_y)
-        if len(self._test[0]) < self.queries:
-            raise InputError(
-                f"{type(self).__name__}: queries={self.queries}, but {found.name} has {len(self._test[0])} test examples"
-            )
+        there = len(self._test[0])
+        if there < self.queries:
+            raise InputError(f"{type(self).__name__}: queries={queries}, but {found.name} has {there} test examples")
 
     def draw(self, generator: Generator, steps: int | None = None, split: str = "train") -> Task:  # noqa: D102
         x, y = self._support[checked_split(split)]
