@@ -93,6 +93,7 @@ class MPLP(Protocol):
     bias = "agent"
     loss_link = "agent"
     random_defaults = True
+    shipped = "mplp_mnist"
     source = """
 @article{randazzo2020mplp,
   title={{MPLP}: Learning a Message Passing Learning Protocol},
@@ -129,9 +130,8 @@ class MPLP(Protocol):
         kind = what if what in ("weight", "bias") else f"{node.function.name}_{what}".replace(".", "/")
         kind = self.known(kind, what, node) if how != "node" else kind
         key, place = own if how == "node" else kind, kind if how == "all" else own
-        # A learner that all weights share reads the same numbers everywhere; how far it may move them depends on what
-        # is below: numbers of the task, or activities.
-        scaled = "input_weight" if place == "weight" and "input_weight" in node.types else place
+        if place == "weight" and "input_weight" in node.types:
+            place = "input_weight"  # reads numbers of the task, not activities
         states = make.states + self.gradient
         if key not in self.learners:
             own_generator = Generator().manual_seed(self.seed ^ crc32(key.encode()))  # whatever was made before
@@ -139,11 +139,11 @@ class MPLP(Protocol):
             self.learners[key] = LEARNERS[self.learner](message + states, make.updates, self, own_generator)
         if place not in self.standardisers:
             self.standardisers[place] = Standardiser(1 + states, self.floor)
-        if make.updates and scaled not in self.outputs:
-            self.outputs[scaled] = Output(self.scale)
+        if make.updates and place not in self.outputs:
+            self.outputs[place] = Output(self.scale)
         learner: Any = self.learners[key]
         standardiser: Any = self.standardisers[place]
-        output: Any = self.outputs[scaled] if make.updates else None
+        output: Any = self.outputs[place] if make.updates else None
         return make(self, learner, standardiser, output, measures)
 
     def known(self, kind: str, what: str, node: Any) -> str:
@@ -222,12 +222,11 @@ class MPLP(Protocol):
             ProtocolError: for another than the recurrent learner, with ``gradient``, or for a loss or link that
                 gradient descent does not serve here.
         """
-        draw, found = Numbers(generator, examples, self.k), {}
+        draw = Numbers(generator, examples, self.k)
+        found: dict[str, Tensor] = {}
         for name, (what, agent, node) in kinds(graph).items():
-            message, update = error(agent, example(what, node, draw), draw)
-            found[f"{name}.message"] = message
-            if update is not None:
-                found[f"{name}.update"] = update
+            message, update = error(agent, node, example(what, node, draw), draw)
+            found |= {f"{name}.{end}": e for end, e in (("message", message), ("update", update)) if e is not None}
         return found
 
     def measure_alone(self, graph: Any, generator: Generator, examples: int) -> None:
