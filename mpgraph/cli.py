@@ -238,6 +238,8 @@ def _maker(name: str, options: argparse.Namespace) -> Callable[[], Protocol]:
         if type(found) is not cls:
             raise FileError(f"{folder} holds a {type(found).__name__}, which is not {name}")
         return lambda: load_protocol(folder)
+    if cls.random_defaults and options.run is _compare and cls.shipped in pretrained():
+        return lambda: load_protocol(cls.shipped)
     if cls.random_defaults and options.run is _compare:
         raise InputError(
             f"{name} without a folder has random numbers and learns nothing. Meta-train a "
