@@ -134,3 +134,17 @@ def test_pieces_of_estimates_in_threads():
         torch.testing.assert_close(found[0].loss, found[1].loss)
         for parameter, gradient in found[0].gradient.items():
             torch.testing.assert_close(gradient, found[1].gradient[parameter], msg=f"{name} {parameter}")
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_prepared_program_writes_no_more_code(batch, monkeypatch):
+    program = mg.compile(mlp([5, 4, 3]), Backprop())
+    program.prepare(batch)
+
+    def refused(*args, **options):
+        raise AssertionError("code was written after prepare")
+
+    monkeypatch.setattr("mpgraph.program.program.compile_passes", refused)
+    x = torch.randn(batch, 5)
+    state, _ = program.step(program.init(), x, torch.zeros(batch, dtype=torch.long))
+    program.predict(state, x)
