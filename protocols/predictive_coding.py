@@ -74,7 +74,7 @@ class Unit(mg.UnitAgent):
 
     a, mu, v, d = fast(), fast(), fast(), fast()
     first, reached = fast(), fast()
-    sends_first = ("compare", "infer", "arrive")
+    sends_first: tuple[str, ...] = ("compare", "infer", "arrive")
     operations = False
 
     def __init__(self, rule: PredictiveCoding) -> None:
@@ -194,7 +194,7 @@ class PredictiveCoding(Protocol):
 
     def setup(self) -> None:
         """The passes of an inference step."""
-        step = ("infer", "hold") if self.variant == "fixed" else ("infer", "compare")
+        step: tuple[str, ...] = ("infer", "hold") if self.variant == "fixed" else ("infer", "compare")
         step += ("arrive",) * (self.variant == "z_il")
         if self.variant == "incremental":
             self.passes = ("forward", mg.repeat((*step, "learn", "compare"), self.steps))

@@ -180,20 +180,17 @@ class AgentGraph:
 
     def _circle(self, name: str, cycle: list[str], into: Mapping[str, Mapping[str, list[Arrow]]]) -> MPGraphError:
         """Who waits for whom in a pass without an order, and what to do."""
-        waits = []
+        waits, upwards = [], True
         for source, target in pairwise(cycle):
             role = next(r for r, arrows in into[target].items() if any(a.source.name == source for a in arrows))
-            agent = type(self.agents[target]).__name__
+            agent, upwards = type(self.agents[target]).__name__, upwards and role == "pre"
             waits.append(f"{target!r} waits for {role!r} messages of {source!r} ({agent}.{name}_update)")
-        owners = [self.nodes[n].owner for n in cycle]
-        drawn = {*self.network.units, *self.network.wires, *(f"{name}.bias" for name in self.network.units)}
-        in_network = all(owner in drawn for owner in owners)
-        delay = "; or give a connection a delay (network.connect(..., delay=1) in a mg.Network(ticks=...))" * in_network
-        kind = NetworkError if in_network else ProtocolError
+        delay = "; or give a connection a delay (network.connect(..., delay=1) in a mg.Network(ticks=...))" * upwards
+        kind = NetworkError if upwards else ProtocolError  # messages go round along connections of the network
         return kind(
-            f"{type(self.protocol).__name__}, pass {name!r}: cycle without {'a delay' if in_network else 'an order'}: "
-            f"{' -> '.join(_shortened(cycle))}. In it {', '.join(_shortened(dict.fromkeys(waits)))}. Receive one of "
-            "these messages in another pass (Protocol.passes) and keep it in a channel until it is needed; or let "
+            f"{type(self.protocol).__name__}, pass {name!r}: cycle without {'a delay' if upwards else 'an order'}: "
+            f"{' -> '.join(_shortened(cycle))}: in it {', '.join(_shortened(dict.fromkeys(waits)))}. Receive one of "
+            "these messages in a later pass (Protocol.passes) and keep it in a channel until it is needed; or let "
             f"one send before it receives (sends_first = ({name!r},)){delay}"
         )
 

@@ -268,7 +268,7 @@ def test_a_prediction_is_that_of_its_moment():
             lambda: compiled(chain(), derived("begin", mg.repeat(("hear", "mov"), 3), predict=("begin",))()),
             "no agent has a mov_update",
         ),
-        (lambda: compiled(chain(), derived("hear", "learn")()), "lacks .*'begin', repeat.*, which predicts"),
+        (lambda: compiled(chain(), derived("hear", "move", "begin")()), "lacks .*'begin', repeat.*, which predicts"),
     ],
 )
 def test_mistakes(make, text):
@@ -311,12 +311,12 @@ def test_a_cycle_names_the_pass_and_the_cure():
     x = mg.Network()
     x.input("x", 2), x.unit("h", 2, "tanh"), x.unit("y", 2)
     x.connect("x", "h"), x.connect("h", "h"), x.connect("h", "y"), x.loss("y", "l2")
-    with pytest.raises(mg.NetworkError, match=r"pass 'forward': cycle .*h -> h->h -> h.*another pass.*delay=1"):
+    with pytest.raises(mg.NetworkError, match=r"pass 'forward': cycle .*h -> h->h -> h.*later pass.*delay=1"):
         mg.compile(x, Backprop())
     with pytest.raises(
         mg.ProtocolError, match=r"pass 'backward': cycle .*: (y -> loss -> y|loss -> y -> loss)"
     ) as error:
         mg.compile(chain(), Knot(weight=Weight(), output=Knot.Output(), loss=Knot.Loss(), unit=mg.UnitAgent()))
-    assert "another pass" in str(error.value)
+    assert "later pass" in str(error.value)
     assert "sends_first = ('backward',)" in str(error.value)
     assert "delay" not in str(error.value)
