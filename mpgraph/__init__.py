@@ -26,6 +26,7 @@ from .agents.protocol import learnable as learnable
 from .agents.protocol import list_protocols as list_protocols
 from .agents.protocol import make_protocol as make_protocol
 from .agents.regions import Regions as Regions
+from .agents.repeat import repeat as repeat
 from .errors import BackendError as BackendError
 from .errors import FileError as FileError
 from .errors import FlatUnitWarning as FlatUnitWarning

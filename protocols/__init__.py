@@ -10,12 +10,17 @@ from .alignment import WeightMirror as WeightMirror
 from .backprop import Backprop as Backprop
 from .blur import BLUR as BLUR
 from .direct_feedback_alignment import DirectFeedbackAlignment as DirectFeedbackAlignment
+from .direct_random_target_projection import DirectRandomTargetProjection as DirectRandomTargetProjection
+from .equilibrium_propagation import EquilibriumPropagation as EquilibriumPropagation
 from .feedback_alignment import FeedbackAlignment as FeedbackAlignment
 from .hebbian import Hebb as Hebb
 from .hebbian import Oja as Oja
 from .hebbian import Sanger as Sanger
+from .local_losses import LocalLosses as LocalLosses
 from .mplp import MPLP as MPLP
 from .node_perturbation import NodePerturbation as NodePerturbation
+from .pepita import PEPITA as PEPITA
 from .plasticity import Plasticity as Plasticity
+from .predictive_coding import PredictiveCoding as PredictiveCoding
 from .sign_symmetry import SignSymmetry as SignSymmetry
 from .vsml import VSML as VSML

@@ -25,9 +25,9 @@ class Synapse(Weight):
         super().__init__()
         self.supervised = is_on(rule.supervision)
 
-    def message_of(self, name: str) -> Any:
+    def message_of(self, name: str, to: str = "") -> Any:
         """No error goes below, unless the rule is supervised."""
-        return super().message_of(name) if self.supervised or name != "backward" else None
+        return super().message_of(name, to) if self.supervised or name != "backward" else None
 
     def meet_update(self, s: mg.View, post: Any) -> mg.View:
         """Keep what the unit above sends: its activity, the rate of the local rule, and its scaled error."""

@@ -4,6 +4,7 @@ import torch
 from hypothesis import strategies as st
 
 import mpgraph as mg
+from mpgraph.agents.repeat import repeats_of
 from mpgraph.errors import unknown
 from mpgraph.network.connections import OneToOne
 
@@ -79,6 +80,12 @@ def randomised(state, generator):
         }
         for name, channels in state.items()
     }
+
+
+def few(program, times=1):
+    """A few rounds of each repetition of a rule, for the interpreter; nothing for a rule without."""
+    names = {one.name for one in repeats_of(program.protocol.passes_of(program.protocol.phase_named()))}
+    return dict.fromkeys(names, times) or None
 
 
 def distance(one, two):

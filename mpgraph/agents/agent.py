@@ -1,6 +1,7 @@
 """What a learning rule is written for: one agent, its channels of state, and its local view.
 
 An agent class has up to two methods a pass, ``<pass>_update(self, s, <roles>)`` and ``<pass>_message(self, s)``.
+A ``<pass>_message_to_post(self, s)`` is for neighbors of that role only.
 The parameters of an update *are* its inbox, by role: ``pre`` and ``post`` are the neighbors on either side, a
 loss also has ``target``. A default (``post=None``) makes a role optional. The view ``s`` is a value: ``s.set``
 returns a new one.
@@ -34,6 +35,10 @@ class Agent(RuleModule):
     Class attributes:
         same_as: passes in which the agent does what it does in another, unless it has methods for them:
             ``{"perturb": "forward"}``.
+        sends_first: passes in which the agent sends what it holds before the pass, and receives afterwards. Nobody
+            waits for it then, so units that drive each other can send and receive in one pass.
+        answers: whether it sends its forward message in every pass in which a neighbor needs one (a role without a
+            default) and it has no other: inputs, targets and constants do. ``learn_message = None`` is none.
         aggregate: for a role, or for a role in one pass (``"project:pre"``), how the messages of all neighbors become
             one: ``sum`` (default), ``mean`` (total sum over total count), ``window_mean`` (the same, but a window of a
             convolution counts whole, also where it reaches over the edge: all pixels divide by the same number),
@@ -42,6 +47,8 @@ class Agent(RuleModule):
 
     aggregate: dict[str, str] = {}  # noqa: RUF012 - overridden whole, never changed
     same_as: Mapping[str, str] = {}
+    sends_first: tuple[str, ...] = ()
+    answers: bool = False
 
     def channels(self) -> dict[str, Channel]:
         """Channels by name, those of base classes first. Override to add some that depend on arguments."""
@@ -58,15 +65,34 @@ class Agent(RuleModule):
         """The update of a pass, if this agent has one."""
         return self._method(name, "update")
 
-    def message_of(self, name: str) -> Callable[[View], Any] | None:
-        """The message of a pass, if this agent has one."""
-        return self._method(name, "message")
+    def message_of(self, name: str, to: str = "") -> Callable[[View], Any] | None:
+        """The message of a pass, if this agent has one: that to neighbors of a role, or else that to all."""
+        return (self._method(name, f"message_to_{to}") if to else None) or self._method(name, "message")
+
+    def answer_of(self, name: str, to: str, needed: bool = True) -> Callable[[View], Any] | None:
+        """The message of a pass to neighbors of a role, which may need one."""
+        found = self.message_of(name, to)
+        if found is None and needed and self.answers and not hasattr(self, f"{name}_message"):
+            return self.message_of("forward", to)
+        return found
+
+    def sends(self, name: str) -> bool:
+        """Whether this agent has a message of a pass, to whomever."""
+        names = [name]
+        while names[-1] in self.same_as and self.same_as[names[-1]] not in names:
+            names.append(self.same_as[names[-1]])
+        to_some = any(n.startswith(f"{one}_message_to_") for one in names for n in dir(type(self)))
+        return to_some or self.message_of(name) is not None
 
     def _method(self, name: str, what: str) -> Callable[..., Any] | None:
         """The method of this pass, or of the pass that `same_as` names. ``None`` in a class means none."""
-        if not hasattr(self, f"{name}_{what}") and name in self.same_as:
+        if not hasattr(self, f"{name}_{what}") and name in self.same_as and not self._has_methods(name, what):
             return self._method(self.same_as[name], what)
         return getattr(self, f"{name}_{what}", None)
+
+    def _has_methods(self, name: str, what: str) -> bool:
+        """Whether this agent has a message of its own for a pass, to all, which goes before one to some of another."""
+        return what.startswith("message_to_") and hasattr(self, f"{name}_message")
 
     def check_same_as(self) -> None:
         """Refuse passes in ``same_as`` that lead back to themselves, or that the agent has no method for.
@@ -84,7 +110,7 @@ class Agent(RuleModule):
                     text = " -> ".join(map(repr, chain))
                     raise ProtocolError(f"{owner}.same_as: a pass cannot be the same as itself: {text}")
         for name, other in self.same_as.items():
-            if self.update_of(other) is None and self.message_of(other) is None:
+            if self.update_of(other) is None and not self.sends(other):
                 passes = {n.rsplit("_", 1)[0] for n in dir(type(self)) if n.endswith(("_update", "_message"))}
                 raise ProtocolError(f"{owner}.same_as[{name!r}]: " + unknown("pass", other, passes))
 
@@ -106,10 +132,13 @@ class Agent(RuleModule):
         return getattr(self, channel.init) if isinstance(channel.init, str) else channel.init
 
     def readout(self, s: View) -> Any:
-        """What the network predicts, if this agent is an output: by default its forward message."""
-        message = self.message_of("forward")
+        """What the network predicts, if this agent is an output: by default its message of the pass that predicts."""
+        message = self.message_of(s._pass) or self.message_of("forward")
         if message is None:
-            raise ProtocolError(f"{type(self).__name__} is used as an output but has no forward_message")
+            raise ProtocolError(
+                f"{type(self).__name__} is used as an output but has no {s._pass}_message, and no readout of its own: "
+                "def readout(self, s): return s.y"
+            )
         return message(s)
 
 

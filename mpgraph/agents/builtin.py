@@ -17,12 +17,13 @@ from .node import AgentNode
 
 
 class Input(Agent):
-    """Holds what was fed: an input of the network, or a target.
+    """Holds what was fed: an input of the network, or a target. Sends it in every pass in which it is asked for.
 
     Args:
         same_as: passes in which it does what it does in another: ``{"perturb": "forward"}``.
     """
 
+    answers = True
     value = fast()
 
     def __init__(self, same_as: Mapping[str, str] | None = None) -> None:
@@ -37,10 +38,14 @@ class Input(Agent):
 class Constant(Agent):
     """Sends the same number: one, from which biases are weights; zero to a unit whose sources are all delayed.
 
+    It sends it in every pass in which it is asked for.
+
     Args:
         number: what it sends.
         same_as: passes in which it does what it does in another.
     """
+
+    answers = True
 
     def __init__(self, number: float = 1.0, same_as: Mapping[str, str] | None = None) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -24,6 +24,7 @@ from .module import RuleModule, initialized
 from .node import AgentNode
 from .optimizers import SGD, Optimizer
 from .options import Number, Option, declare, differs, documented, option, shown, signature
+from .repeat import Repeat, names_of
 
 
 class Protocol(RuleModule):
@@ -55,8 +56,11 @@ class Protocol(RuleModule):
         agents: those of this class by type of node, besides those of its bases: a class or function, called for each
             rule, with the rule if it takes an argument; or an agent, of which each rule gets a copy.
         without: arguments of base classes that this one does not take.
-        passes: the schedule; names may repeat. A rule whose schedule depends on its arguments sets its own.
+        passes: the schedule: names of passes, which may occur several times, and :func:`mpgraph.repeat`. A rule whose
+            schedule depends on its arguments sets its own.
         predict_passes: the schedule of a prediction, whose writes are discarded; several where units settle first.
+        predicts: the pass after which a step takes its prediction and losses, for the first time that it occurs (after
+            all rounds, if it is repeated); by default the moment in a step at which all of ``predict_passes`` have run.
         phases: schedules by name, for a rule whose steps are not all alike (they replace ``passes``). Each is compiled
             to a function of its own; :meth:`phase` gives the phase of a step.
         bias: ``"synapse"`` makes a bias a weight from the number one; ``"agent"`` an agent between the sum and
@@ -68,6 +72,7 @@ class Protocol(RuleModule):
         adds_connections: pathways of connections that :meth:`rewrite` may add, each served by an agent of that name.
         random_defaults: whether the rule without arguments is a random one, which learns nothing until it is
             meta-trained.
+        shipped: name of the pretrained rule that stands for such a one on the command line, if one ships.
         plain_rate: of the gradient descent that runs without ``optimizer``, where that is not ``lr``.
     """
 
@@ -96,13 +101,15 @@ class Protocol(RuleModule):
         }
     )
     without: tuple[str, ...] = ()
-    passes: tuple[str, ...] = ("forward", "backward", "learn")
-    predict_passes: tuple[str, ...] = ("forward",)
-    phases: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    passes: tuple[str | Repeat, ...] = ("forward", "backward", "learn")
+    predict_passes: tuple[str | Repeat, ...] = ("forward",)
+    predicts: str | None = None
+    phases: Mapping[str, tuple[str | Repeat, ...]] = MappingProxyType({})
     bias: str = "synapse"
     loss_link: str = "fused"
     source: str = ""
     random_defaults: bool = False
+    shipped: str = ""
     adds_connections: tuple[str, ...] = ()
     plain_rate: float | None = None
     pending: Any = None  # of a rule read from a file, the tensors of parts that it has yet to make
@@ -203,7 +210,7 @@ class Protocol(RuleModule):
         for name, schedule in schedules.items():
             if isinstance(schedule, str):
                 given.refuse(name, schedule, f"a tuple of names of passes; write ({schedule!r},)")
-            given.annotated(name, schedule, tuple[str, ...])
+            given.annotated(name, schedule, tuple[str | Repeat, ...])
             if not schedule:
                 raise ProtocolError(f"{owner}: {name}={schedule!r} must name at least one pass, such as ('forward',)")
 
@@ -266,7 +273,7 @@ class Protocol(RuleModule):
             raise InputError(f"{type(self).__name__}: " + unknown("phase", phase, self.phases))
         return phase
 
-    def passes_of(self, phase: str | None) -> tuple[str, ...]:
+    def passes_of(self, phase: str | None) -> tuple[str | Repeat, ...]:
         """The schedule of a phase, or of a rule without."""
         return self.passes if phase is None else self.phases[phase]
 
@@ -274,7 +281,25 @@ class Protocol(RuleModule):
     def all_passes(self) -> tuple[str, ...]:
         """Every pass of any schedule, once."""
         schedules = self.phases.values() if self.phases else [self.passes]
-        return tuple(dict.fromkeys(name for passes in schedules for name in passes))
+        return tuple(dict.fromkeys(name for passes in schedules for name in names_of(passes)))
+
+    def moment(self, passes: Sequence[str | Repeat]) -> int | None:
+        """After which entry of a schedule its prediction is made; ``None`` for a schedule that makes none."""
+        if self.predicts is not None:
+            return next((i for i, one in enumerate(passes) if self.predicts in names_of([one])), None)
+        left = [tuple(names_of([one])) for one in self.predict_passes]
+        for i, one in enumerate(passes):
+            if left and tuple(names_of([one])) == left[0]:
+                left.pop(0)
+            if not left:
+                return i
+        return None
+
+    @property
+    def predicting(self) -> str:
+        """What a schedule must hold to predict, in words."""
+        names = self.predict_passes if self.predicts is None else (self.predicts,)
+        return f"a pass called {names[0]!r}" if len(names) == 1 and isinstance(names[0], str) else repr(names)
 
     def optimizer_of(self, node: AgentNode, channel: str) -> Optimizer:
         """The inner optimizer that writes a channel of a node; by default chosen by the channel's name."""

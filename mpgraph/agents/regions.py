@@ -16,6 +16,7 @@ from .module import initialized
 from .node import AgentNode
 from .optimizers import Optimizer
 from .protocol import Protocol
+from .repeat import Repeat
 
 
 class Regions(Protocol):
@@ -43,7 +44,7 @@ class Regions(Protocol):
         self,
         rules: Mapping[str, Protocol],
         *,
-        passes: Sequence[str] | None = None,
+        passes: Sequence[str | Repeat] | None = None,
         phase: Callable[[int], str] | None = None,
     ) -> None:
         super().__init__()
@@ -54,7 +55,7 @@ class Regions(Protocol):
                 raise ProtocolError(f"Regions: expected {{pattern: Protocol}}, got {pattern!r}: {rule!r}")
             initialized(rule)
         if passes is not None:
-            Arguments("Regions").annotated("passes", passes, tuple[str, ...])
+            Arguments("Regions").annotated("passes", passes, tuple[str | Repeat, ...])
         self.patterns = tuple(rules)
         self._added: dict[str, Protocol] = {}  # by name, connections that a rule added
         self.rules = nn.ModuleDict({_key(pattern): rule for pattern, rule in rules.items()})
@@ -68,7 +69,8 @@ class Regions(Protocol):
             )
         self.phase = phase or first.phase  # type: ignore[method-assign, assignment]
         self.passes = tuple(passes or max((rule.passes for rule in self.parts), key=len))
-        self.predict_passes = max((rule.predict_passes for rule in self.parts), key=len)
+        longest = max(self.parts, key=lambda rule: len(rule.predict_passes))
+        self.predict_passes, self.predicts = longest.predict_passes, longest.predicts
         if not all(_occurs(rule.passes, self.passes) for rule in self.parts):
             raise ProtocolError(
                 f"Regions: the passes of each rule must occur in {self.passes} in their order, but "
@@ -163,7 +165,7 @@ def _key(pattern: str) -> str:
     return f"{key}/" if hasattr(nn.ModuleDict, key) else key
 
 
-def _occurs(part: Sequence[str], whole: Sequence[str]) -> bool:
+def _occurs(part: Sequence[str | Repeat], whole: Sequence[str | Repeat]) -> bool:
     """Whether all of ``part`` stands in ``whole``, in this order."""
     rest = iter(whole)
     return all(name in rest for name in part)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import avg_pool2d
+from torch.nn import functional
 
 from mpgraph.arguments import Arguments
 from mpgraph.errors import FileError, InputError, unknown
@@ -104,7 +104,9 @@ class Dataset:
                 f"data set {self.name!r}: pooled({size}) needs images (channels, height, width) whose sides are "
                 f"multiples of {size}; an example has shape {self.shape}"
             )
-        return replace(self, train_x=avg_pool2d(self.train_x, size), test_x=avg_pool2d(self.test_x, size))
+        return replace(
+            self, train_x=functional.avg_pool2d(self.train_x, size), test_x=functional.avg_pool2d(self.test_x, size)
+        )
 
     def to(self, *args: Any, **options: Any) -> Dataset:
         """The same with images on another device or of another dtype; labels follow the device."""
@@ -123,6 +125,21 @@ class Dataset:
             raise InputError(f"data set {self.name!r}: all pixels of train_x are {float(low):g}")
         mean, std = self.train_x.mean(), self.train_x.std()
         return replace(self, train_x=(self.train_x - mean) / std, test_x=(self.test_x - mean) / std)
+
+    def resized(self, side: int) -> Dataset:
+        """Images ``(n, channels, side, side)``, bilinear without smoothing, as MPLP's authors shrink theirs.
+
+        Raises:
+            InputError: if ``side`` is not a positive integer, or examples are not images ``(channels, height, width)``.
+        """
+        side = Arguments("resized", InputError).integer("side", side, 1)
+        if self.train_x.ndim != 4:
+            raise InputError(
+                f"data set {self.name!r}: resized needs images (n, channels, height, width), its examples have shape "
+                f"{self.shape}"
+            )
+        train, test = (functional.interpolate(x, (side, side), mode="bilinear") for x in (self.train_x, self.test_x))
+        return replace(self, train_x=train, test_x=test)
 
     def head(self, n: int) -> Dataset:
         """The first ``n`` training examples (all, if there are fewer); the test set stays whole.

@@ -41,6 +41,7 @@ class Arrow:
     names: Mapping[Axis, Axis]  # axes of the source -> axes of the target
     how: Any  # a name of agent.AGGREGATIONS, or a module that aggregates
     incidence: Incidence | None = None
+    to: str = "post"  # what the target is to the source
 
     @property
     def looks_up(self) -> bool:

@@ -10,7 +10,7 @@ channels, a check of all that the rule names, the arrows and the order of each p
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,8 @@ from mpgraph.agents.channel import AGGREGATIONS, Channel
 from mpgraph.agents.module import initialized
 from mpgraph.agents.node import AgentNode
 from mpgraph.agents.protocol import Protocol
-from mpgraph.errors import ProtocolError, unknown
+from mpgraph.agents.repeat import names_of
+from mpgraph.errors import MPGraphError, NetworkError, ProtocolError, unknown
 from mpgraph.network.activations import Activation
 from mpgraph.network.axes import Axis
 from mpgraph.network.incidence import Incidence
@@ -44,6 +45,7 @@ class AgentGraph:
         uses: for each node that keeps a state, the nodes that use it (ticks, tied weights); mostly only itself.
         arrows: for each pass the arrows into each node (by name), grouped by role.
         order: for each pass the nodes, sources first.
+        first: for each pass the nodes whose agents send before they receive.
     """
 
     def __init__(self, network: Network, protocol: Protocol) -> None:
@@ -67,6 +69,7 @@ class AgentGraph:
             self.uses.setdefault(node.owner, []).append(name)
         self.arrows: dict[str, dict[str, dict[str, list[Arrow]]]] = {}
         self.order: dict[str, list[AgentNode]] = {}
+        self.first: dict[str, frozenset[str]] = {}
         self._check_rule()
         for name in protocol.all_passes:
             self._wire(name)
@@ -93,14 +96,18 @@ class AgentGraph:
         self.protocol.check_schedules()
         for agent in agents:
             agent.check_same_as()
-        for passes in self.protocol.phases.values() if self.protocol.phases else [self.protocol.passes]:
-            if "forward" not in passes:
-                raise ProtocolError(f"{rule}: the schedule {passes} lacks a pass called 'forward', which predicts")
-        for name in self.protocol.predict_passes:
+        for name in names_of(self.protocol.predict_passes):
             if name not in self.protocol.all_passes:
                 raise ProtocolError(f"{rule}.predict_passes: " + unknown("pass", name, self.protocol.all_passes))
+        schedules = self.protocol.phases.values() if self.protocol.phases else [self.protocol.passes]
+        for passes in schedules:
+            if self.protocol.moment(passes) is None:
+                raise ProtocolError(
+                    f"{rule}: the schedule {passes} lacks {self.protocol.predicting}, which predicts; name the passes "
+                    "of a prediction in predict_passes"
+                )
         for name in self.protocol.all_passes:
-            if not any(agent.update_of(name) or agent.message_of(name) for agent in agents):
+            if not any(agent.update_of(name) or agent.sends(name) for agent in agents):
                 raise ProtocolError(f"{rule}: no agent has a {name}_update or {name}_message; is the pass misspelt?")
         for agent in agents:
             own = [n.removesuffix("_update") for n in dir(type(agent)) if n.endswith("_update")]
@@ -128,14 +135,18 @@ class AgentGraph:
     # -- arrows -------------------------------------------------------------------------------------------
 
     def _wire(self, name: str) -> None:
-        """Derive the arrows of one pass, and an order in which sources come first."""
+        """Derive the arrows of one pass, and an order in which sources come first.
+
+        Who sends before it receives keeps nobody waiting.
+        """
+        self.first[name] = frozenset(n for n, agent in self.agents.items() if name in agent.sends_first)
         known = {"pre", "post"}.union(*((link.role, link.back) for link in self.links))
         into: dict[str, dict[str, list[Arrow]]] = {}
         before: dict[str, list[str]] = {}
         for target in self.nodes.values():
             agent = self.agents[target.name]
             roles = agent.roles(name)
-            if agent.update_of(name) is None and agent.message_of(name) is None:
+            if agent.update_of(name) is None and not agent.sends(name) and not agent.answers:
                 continue
             before[target.name], into[target.name] = [], {}
             for role, required in roles.items():
@@ -152,38 +163,43 @@ class AgentGraph:
                         f"{', '.join(AGGREGATIONS)}, or a torch_geometric.nn.aggr.Aggregation"
                     )
                 arrows = [
-                    Arrow(name, source, target, role, names, how, incidence)
-                    for source, names, incidence in self._neighbors(target, role)
-                    if self.agents[source.name].message_of(name) is not None
+                    Arrow(name, source, target, role, names, how, incidence, to)
+                    for source, names, incidence, to in self._neighbors(target, role)
+                    if self.agents[source.name].answer_of(name, to, required) is not None
                 ]
                 if required and not arrows:
                     raise ProtocolError(self._unfilled(name, target, role))
                 into[target.name][role] = arrows
-                before[target.name] += [arrow.source.name for arrow in arrows]
+                before[target.name] += [a.source.name for a in arrows if a.source.name not in self.first[name]]
         try:
             order = list(TopologicalSorter(before).static_order())
         except CycleError as error:
-            raise ProtocolError(self._circle(name, list(reversed(error.args[1])), into)) from None
+            raise self._circle(name, list(error.args[1]), into) from None
         self.arrows[name] = into
         self.order[name] = [self.nodes[n] for n in order]
 
-    def _circle(self, name: str, cycle: list[str], into: Mapping[str, Mapping[str, list[Arrow]]]) -> str:
+    def _circle(self, name: str, cycle: list[str], into: Mapping[str, Mapping[str, list[Arrow]]]) -> MPGraphError:
         """Who waits for whom in a pass without an order, and what to do."""
-        waits = []
+        waits, upwards = [], True
         for source, target in pairwise(cycle):
             role = next(r for r, arrows in into[target].items() if any(a.source.name == source for a in arrows))
-            agent = type(self.agents[target]).__name__
+            agent, upwards = type(self.agents[target]).__name__, upwards and role == "pre"
             waits.append(f"{target!r} waits for {role!r} messages of {source!r} ({agent}.{name}_update)")
-        return (
-            f"{type(self.protocol).__name__}, pass {name!r}: a cycle without an order, {' -> '.join(cycle)}: "
-            f"{', '.join(dict.fromkeys(waits))}. The agents of this rule wait for each other in one pass: receive "
-            "one of these messages in a later pass (Protocol.passes), and keep it in a channel until it is needed"
+        delay = "; or give a connection a delay (network.connect(..., delay=1) in a mg.Network(ticks=...))" * upwards
+        kind = NetworkError if upwards else ProtocolError  # messages go round along connections of the network
+        return kind(
+            f"{type(self.protocol).__name__}, pass {name!r}: cycle without {'a delay' if upwards else 'an order'}: "
+            f"{' -> '.join(_shortened(cycle))}: in it {', '.join(_shortened(dict.fromkeys(waits)))}. Receive one of "
+            "these messages in a later pass (Protocol.passes) and keep it in a channel until it is needed; or let "
+            f"one send before it receives (sends_first = ({name!r},)){delay}"
         )
 
-    def _neighbors(self, target: AgentNode, role: str) -> list[tuple[AgentNode, Mapping[Axis, Axis], Incidence | None]]:
-        below = [(k.pre, k.names, k.incidence) for k in self._to[target.name] if k.role == role]
+    def _neighbors(
+        self, target: AgentNode, role: str
+    ) -> list[tuple[AgentNode, Mapping[Axis, Axis], Incidence | None, str]]:
+        below = [(k.pre, k.names, k.incidence, k.back) for k in self._to[target.name] if k.role == role]
         above = [k for k in self._from[target.name] if k.back == role]
-        return [*below, *((k.post, {b: a for a, b in k.names.items()}, k.incidence) for k in above)]
+        return [*below, *((k.post, {b: a for a, b in k.names.items()}, k.incidence, k.role) for k in above)]
 
     def _unfilled(self, name: str, target: AgentNode, role: str) -> str:
         there = [source for source, *_ in self._neighbors(target, role)]
@@ -225,6 +241,13 @@ class AgentGraph:
         lines = [f"  {node}" for node in self.nodes.values()]
         arrows = [f"  {arrow}" for arrow in self.all_arrows()]
         return "\n".join([f"AgentGraph of {type(self.protocol).__name__}(", *lines, *arrows, ")"])
+
+
+def _shortened(parts: Iterable[str], most: int = 8) -> list[str]:
+    """The first and the last, of many."""
+    shown = list(parts)
+    more = len(shown) - most
+    return shown if more <= 1 else [*shown[: most - 1], f"({more} more)", shown[-1]]
 
 
 def _names_of(kind: type[Activation]) -> set[str]:

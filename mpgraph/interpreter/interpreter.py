@@ -18,6 +18,7 @@ from mpgraph.agents.agent import View
 from mpgraph.agents.channel import Channel
 from mpgraph.agents.each import Each
 from mpgraph.agents.node import AgentNode
+from mpgraph.agents.repeat import Repeat, counts_of, names_of
 from mpgraph.errors import ProtocolError
 from mpgraph.graph.arrows import Arrow
 from mpgraph.graph.wiring import AgentGraph
@@ -46,6 +47,7 @@ def step(
     targets: Mapping[str, Tensor],
     noise: Mapping[str, Tensor] | None = None,
     phase: str | None = None,
+    repeat: Mapping[str, int] | int | None = None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """One learning step: the new state, and the predictions by output.
 
@@ -56,14 +58,19 @@ def step(
         targets: for each output a batch of numbers, labels already as one-hot vectors.
         noise: as from ``program.noise``, for rules that use it.
         phase: which one, of a rule that has several; by default the one whose turn it is.
+        repeat: other numbers of rounds, by the name of a repetition.
     """
     fed = {**inputs, **{f"{k}.target": v for k, v in targets.items()}}
     run = _Run(program.graph, state, fed, noise or {}, program.dtype)
-    for name in program.graph.protocol.passes_of(program.protocol.phase_at(state, phase)):
-        for node in program.graph.order[name]:
-            run.update(name, node)
-        run.merge()
-    return run.state(state), {name: run.prediction(name) for name in program.graph.network.outputs}
+    passes = program.graph.protocol.passes_of(program.protocol.phase_at(state, phase))
+    run.times, moment = counts_of(passes, repeat), program.graph.protocol.moment(passes)
+    predictions: dict[str, Tensor] = {}
+    for number, element in enumerate(passes):
+        run.element(element)
+        if number == moment:
+            *_, run.pass_name = names_of([element])
+            predictions = {name: run.prediction(name) for name in program.graph.network.outputs}
+    return run.state(state), predictions
 
 
 class _Run:
@@ -79,6 +86,9 @@ class _Run:
         self.batch = len(next(iter(fed.values())))
         self.noise_count = 0
         self.pass_name = ""
+        self.times: dict[str, int] = {}  # rounds of repetitions, where they are not those of the schedule
+        self.rounds: tuple[int, ...] = ()  # numbers of the present ones
+        self.first: dict[str, tuple[Any, Any]] = {}  # of this pass, values before it, where agents send first
         self.kept = {n: dict(channels) for n, channels in state.items()}  # as in a state; by owner
         self.wrote: dict[tuple[str, str], list[Tensor]] = {}  # by owner and channel, what each of several uses wrote
         self.signals: dict[tuple[str, str], list[Tensor]] = {}  # likewise, what each handed to the optimizer
@@ -96,11 +106,46 @@ class _Run:
     def keys(self, node: AgentNode) -> list[Key]:
         return list(itertools.product(indices(node.shape), range(self.batch)))
 
-    def view(self, node: AgentNode, key: Key, answers: Any = None, asked: Any = None) -> ScalarView:
+    def view(self, node: AgentNode, key: Key, answers: Any = None, asked: Any = None, first: Any = None) -> ScalarView:
         """The view of one agent: its fast channels, and what its owner keeps."""
         declared = self.graph.channels[node.name]
-        kept = {c: self.kept[node.keeper(d)][c][_place(node, d, key)] for c, d in declared.items() if d.kept}
-        return ScalarView(self, node, key, {**self.fast[node.name][key], **kept}, answers, asked)
+        fast, owned = first or (self.fast[node.name], self.kept)
+        kept = {c: owned[node.keeper(d)][c][_place(node, d, key)] for c, d in declared.items() if d.kept}
+        return ScalarView(self, node, key, {**fast[key], **kept}, answers, asked)
+
+    # -- the schedule -------------------------------------------------------------------------------------
+
+    def element(self, element: str | Repeat) -> None:
+        """One pass, or several that are repeated."""
+        if isinstance(element, str):
+            first = self.graph.first[element]
+            fast = {n: {key: dict(own) for key, own in self.fast[n].items()} for n in first}
+            self.first = {n: (fast[n], {name: dict(kept) for name, kept in self.kept.items()}) for n in first}
+            for node in self.graph.order[element]:
+                self.update(element, node)
+            self.first = {}
+            self.merge()
+            return
+        noise = self.noise_count
+        for number in range(self.times.get(element.name, element.times)):
+            self.rounds, self.noise_count = (*self.rounds, number), noise
+            before = self.watched(element.until)
+            for inner in element.passes:
+                self.element(inner)
+            self.rounds = self.rounds[:-1]
+            after = self.watched(element.until)
+            if before and max(float((after[k] - b).abs().max()) for k, b in before.items()) <= element.tolerance:
+                break
+
+    def watched(self, channel: str | None) -> dict[Any, Tensor]:
+        """All values of a channel: those that a repetition waits for."""
+        found: dict[Any, Tensor] = {}
+        for name, node in self.graph.nodes.items():
+            for key in self.keys(node) if channel in self.graph.channels[name] else ():
+                values = self.view(node, key)._values
+                if channel in values:
+                    found[name, key] = values[channel]
+        return found
 
     # -- one pass over one node ---------------------------------------------------------------------------
 
@@ -258,9 +303,9 @@ class _Run:
         return agent == flat
 
     def message(self, arrow: Arrow, index: tuple[int, ...], example: int) -> Any:
-        send = self.graph.agents[arrow.source.name].message_of(arrow.pass_name)
+        send = self.graph.agents[arrow.source.name].answer_of(arrow.pass_name, arrow.to)
         assert send is not None
-        return send(self.view(arrow.source, (index, example)))
+        return send(self.view(arrow.source, (index, example), first=self.first.get(arrow.source.name)))
 
     # -- results ------------------------------------------------------------------------------------------
 
@@ -271,7 +316,7 @@ class _Run:
 
     def prediction(self, name: str) -> Tensor:
         node, agent = self.graph.nodes[name], self.graph.agents[name]
-        self.pass_name, rows = "forward", []
+        rows = []
         for example in range(self.batch):
             row = [torch.as_tensor(agent.readout(self.view(node, (i, example)))) for i in indices(node.shape)]
             rows.append(torch.stack(row).reshape(*node.shape, *row[0].shape))
@@ -357,7 +402,7 @@ class ScalarView(View):
         self._run.noise_count += 1
         place = dict(zip(self.node.axes, self._key[0], strict=True))
         own = tuple(place[axis] for axis in self.node.kept)
-        return self._run.noise[name][(self._key[1], *self._key[0]) if per == "example" else own]
+        return self._run.noise[name][self._run.rounds][(self._key[1], *self._key[0]) if per == "example" else own]
 
     @property
     def step(self) -> Any:  # noqa: D102

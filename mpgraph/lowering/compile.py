@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from mpgraph.agents.repeat import Repeat
 from mpgraph.budget import Account
 from mpgraph.environment import generator_positions, inside_transform
 from mpgraph.graph.wiring import AgentGraph
@@ -27,6 +28,7 @@ class Compiled:
         noise: shape of each tensor of standard normal numbers that it takes; ``None`` stands for the batch.
         notes: what fell back to a materialized form, as (origin, text).
         remembers: whether it reads a memory that is kept for each example.
+        rounds: of noise, the repetitions whose rounds are its first dimensions.
         passes: the schedule.
         flat: units whose derivative is zero everywhere and that a backward message met.
         no_signal: trained weights whose learning signal is zero whatever the data.
@@ -39,8 +41,24 @@ class Compiled:
     flat: list[str]
     no_signal: list[str]
     remembers: bool
-    passes: tuple[str, ...]
+    passes: tuple[str | Repeat, ...]
+    rounds: dict[str, tuple[str, ...]]
     run: Callable[..., Any] = field(init=False, repr=False)
+
+    def repeated(self, times: Mapping[str, int]) -> Compiled:
+        """The same function with other numbers of rounds, by name; nothing is traced again."""
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(self.module.graph, {}))
+        for node in graph.nodes:
+            if node.meta.get("times") in times:
+                node.args = (times[node.meta["times"]],)
+        module = fx.GraphModule(self.module, graph, class_name="Step")
+        module.segments, module.meta = self.module.segments, self.module.meta
+        noise = dict(self.noise)
+        for name, rounds in self.rounds.items():
+            sizes = [times.get(one, size) for one, size in zip(rounds, noise[name], strict=False)]
+            noise[name] = (*sizes, *noise[name][len(rounds) :])
+        return replace(self, module=module, noise=noise)
 
 
 def compile_passes(
@@ -48,9 +66,10 @@ def compile_passes(
     modules: nn.Module,
     dtype: torch.dtype,
     *,
-    passes: Sequence[str],
+    passes: Sequence[str | Repeat],
     learning: bool,
     account: Account,
+    threads: int | None,
     single: bool = False,
     record: Mapping[str, Sequence[str]] | None = None,
     ranks: Ranks | None = None,
@@ -65,6 +84,7 @@ def compile_passes(
         learning: whether targets are fed and the new state, the losses and ``record`` are returned; otherwise
             only the predictions are.
         account: of what segments keep for the backward pass.
+        threads: that slices of segments are shared out to; ``None`` for torch's number.
         single: whether every batch will hold one example, so that sums over the batch have one term.
         record: fast channels to return, by node.
         ranks: processes that each have a slice of the batch.
@@ -74,7 +94,7 @@ def compile_passes(
     """
     watched = not inside_transform()  # generators cannot be read there
     before = generator_positions() if watched else b""
-    trace = Trace(graph, dtype, single, learning, account, ranks=ranks)
+    trace = Trace(graph, dtype, single, learning, account, threads, ranks=ranks)
     with trace.parameters_of(modules):
         trace.follow(passes)
         outputs = trace.results(learning, record or {})
@@ -87,4 +107,6 @@ def compile_passes(
     if ranks is not None:
         coalesce(module, ranks)
     used = {node.meta.get("carry") for node in module.graph.nodes}
-    return Compiled(module, trace.noise, trace.emitter.notes, trace.flat, trace.no_signal, True in used, tuple(passes))
+    return Compiled(
+        module, trace.noise, trace.emitter.notes, trace.flat, trace.no_signal, True in used, tuple(passes), trace.rounds
+    )

@@ -39,7 +39,9 @@ class Context:
         single: whether every batch will hold one example.
         learning: whether targets are fed and writes are kept.
         account: of what segments keep for the backward pass.
+        threads: that slices of segments are shared out to; ``None`` for torch's number.
         noise: shape of each tensor of standard normal numbers that was asked for; ``None`` stands for the batch.
+        rounds: of noise, the repetitions whose rounds are its first dimensions.
         flat: units whose derivative is zero everywhere and that a backward message met.
         no_signal: trained weights whose learning signal is zero whatever the data.
         ranks: processes that each have a slice of the batch.
@@ -53,7 +55,9 @@ class Context:
     single: bool = False
     learning: bool = True
     account: Account = field(default_factory=lambda: Account(0))
+    threads: int | None = 1
     noise: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
+    rounds: dict[str, tuple[str, ...]] = field(default_factory=dict)
     flat: list[str] = field(default_factory=list)
     no_signal: list[str] = field(default_factory=list)
     ranks: Ranks | None = None

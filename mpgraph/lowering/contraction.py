@@ -32,6 +32,8 @@ MOST_ORDERED = 6  # factors of which every order of multiplication is compared
 def materialize(code: Emitter, given: Iterable[Term]) -> Factor:
     """Write a sum of products as torch calls: small ones first, and products before contractions of their size."""
     terms = _merged(given)
+    if code.scopes:
+        terms = _outside(code, terms)
     if common := _common(terms):  # written without it, as somebody else may need it so: c and tanh(c) = 2 s(2 c) - 1
         inside = [term._replace(coefficient=term.coefficient / common) for term in terms]
         return _add(code, None, materialize(code, inside), common)
@@ -59,6 +61,16 @@ def materialize(code: Emitter, given: Iterable[Term]) -> Factor:
         if BATCH in (axes := {*one.axes, *two.axes}) and len(axes) > max(len(one.axes), len(two.axes)):
             code.note("sum materialised")
     return _added(code, sums) or Factor(code.fill(_total(code, numbers)), ())
+
+
+def _outside(code: Emitter, terms: list[Term]) -> list[Term]:
+    """In the body of a loop, contractions that are the same in every round as tensors, with what is added to them."""
+    same = [term for term in terms if all(code.same_each_round(f.node) for f in term.factors)]
+    largest = max((term.axes for term in same if term.bound), key=len, default=None)
+    if largest is None or len(same) == len(terms):
+        return terms
+    inside = [term for term in same if term.factors and term.axes <= largest]
+    return [t for t in terms if t not in inside] + [Term(1.0, factors=(materialize(code, inside),))]
 
 
 def _total(code: Emitter, numbers: Sequence[Number]) -> Number:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from mpgraph.agents.channel import Channel
 from mpgraph.agents.node import AgentNode
 from mpgraph.agents.optimizers import Optimizer
 from mpgraph.agents.protocol import Protocol
+from mpgraph.agents.repeat import Repeat
 from mpgraph.errors import MPGraphError, ProtocolError
 from mpgraph.graph.arrows import Arrow
 from mpgraph.graph.wiring import AgentGraph
@@ -41,10 +42,13 @@ class DryRun(Trace):
         self.descended: list[tuple[str, str]] = []
         self.shapes: dict[Any, Shapes] = {}
 
-    def through(self, passes: tuple[str, ...]) -> None:
+    def through(self, passes: Sequence[str | Repeat]) -> None:
         """Run the agents through a schedule."""
         with self.parameters_of(nn.ModuleList([self.graph.protocol, *dict.fromkeys(self.graph.agents.values())])):
             self.follow(passes)
+
+    def predict(self, pass_name: str) -> None:
+        """Nothing is predicted."""
 
     def descend(self, view: Any, channel: str, signal: Value) -> Any:
         """A note in place of the optimizer's step."""

@@ -21,6 +21,7 @@ from torch.nn import functional
 from mpgraph.network.axes import BATCH, Axis
 from mpgraph.network.incidence import sizes_of
 
+from .loop import LoopCode, Scope, copied, live
 from .ranks import Ranks
 from .terms import Factor
 
@@ -55,8 +56,10 @@ class Emitter:
         self.segments: dict[str, fx.GraphModule] = {}
         self.notes: list[tuple[Any, str]] = []
         self.products: set[Any] = set()
+        self.scopes: list[Scope] = []  # loops whose body is being written, outer ones first
         self._batched: fx.Node | None = None  # a tensor that tells the batch size, dtype and device
         self._written: dict[Any, fx.Node] = {}
+        self._around = [(self.graph, self._written, self.products)]  # what the code around each scope is written into
 
     # -- single calls -------------------------------------------------------------------------------------
 
@@ -66,7 +69,7 @@ class Emitter:
         while argument in {node.target for node in self.inputs.values()} or keyword.iskeyword(argument):
             argument += "_"
         key = f"{name} (own)" if own else name
-        self.inputs[key] = self.graph.placeholder(argument)
+        self.inputs[key] = self._around[0][0].placeholder(argument)
         return self.inputs[key]
 
     def batched(self, node: fx.Node) -> None:
@@ -75,6 +78,8 @@ class Emitter:
 
     def emit(self, target: Any, *args: Any, work: Iterable[Axis] = (), per: float = 1.0, **kwargs: Any) -> fx.Node:
         """Write one call, or find it written. A string is a tensor method; ``per`` operations for each of ``work``."""
+        if self.scopes:
+            args, kwargs = fx.map_arg((args, kwargs), self.local)
         key = (target, _hashable(args), _hashable(kwargs))
         if key not in self._written:
             kind = "call_method" if isinstance(target, str) else "call_function"
@@ -116,13 +121,15 @@ class Emitter:
         """A tensor that the finished function holds."""
         name = next((n for n, t in self.constants.items() if t is tensor), f"{identifier(hint)}_{len(self.constants)}")
         self.constants[name] = tensor
+        graph, written, _ = self._around[0]
         key = ("constant", name)
-        if key not in self._written:
-            self._written[key] = self.graph.create_node("get_attr", name, (), {})
-        return self._written[key]
+        if key not in written:
+            written[key] = graph.create_node("get_attr", name, (), {})
+        return written[key]
 
     def inline(self, func: Any, nodes: Sequence[fx.Node], work: Iterable[Axis]) -> Any:
         """Write the torch calls that a function of whole tensors makes; its result, or a tuple of them."""
+        nodes = [self.local(node) for node in nodes]
         last = next(reversed(self.graph.nodes))
         tracer = fx.proxy.GraphAppendingTracer(self.graph)
         result = func(*(fx.Proxy(node, tracer) for node in nodes))
@@ -137,6 +144,69 @@ class Emitter:
         """Remember what could not stay a contraction, for ``explain()``."""
         if (self.origin, text) not in self.notes:
             self.notes.append((self.origin, text))
+
+    # -- bodies of loops ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def inside(self, scope: Scope) -> Iterator[None]:
+        """Write into the body of a loop; what is read of the code around becomes an argument of it."""
+        self.scopes.append(scope)
+        self._around.append((scope.graph, {}, set()))
+        self.graph, self._written, self.products = self._around[-1]
+        try:
+            yield
+        finally:
+            self.scopes.pop()
+            self._around.pop()
+            self.graph, self._written, self.products = self._around[-1]
+
+    def local(self, node: fx.Node) -> fx.Node:
+        """A node of the code around as the code being written sees it."""
+        if node.graph is self.graph:
+            return node
+        inside = [graph for graph, _, _ in self._around].index(node.graph)
+        for scope in self.scopes[inside:]:
+            if node not in scope.given:
+                scope.given[node] = scope.graph.placeholder(node.meta.get("hint") or node.name)
+                scope.given[node].meta.update(node.meta)
+            node = scope.given[node]
+        return node
+
+    def same_each_round(self, node: fx.Node) -> bool:
+        """Whether a node is nothing that a round of the loop being written changes."""
+        known: dict[fx.Node, bool] = {}
+
+        def same(node: fx.Node) -> bool:
+            if node.graph is not self.graph:
+                return True
+            if node not in known:
+                given = node.op == "placeholder" and node in given_nodes
+                calls = node.op in ("call_function", "call_method") and "loop" not in node.meta
+                known[node] = given or (calls and all(map(same, node.all_input_nodes)))
+            return known[node]
+
+        given_nodes = set(self.scopes[-1].given.values())
+        return same(node)
+
+    def hoisted(self, scope: Scope) -> dict[fx.Node, fx.Node]:
+        """Of a body that was written, the nodes that are the same in every round, each with what computes it outside.
+
+        Their calls are written into the code around.
+        """
+        outside = {inner: outer for outer, inner in scope.given.items()}
+        for node in scope.graph.nodes:
+            calls = node.op in ("call_function", "call_method") and "loop" not in node.meta
+            if calls and all(source in outside for source in node.all_input_nodes):
+                args, kwargs = fx.map_arg((node.args, node.kwargs), outside.__getitem__)
+                outside[node] = self.emit(node.target, *args, **kwargs)
+                outside[node].meta.update(node.meta)
+        return outside
+
+    def times(self, name: str, number: int) -> fx.Node:
+        """A number of rounds that a program can be given another one for."""
+        node = self._around[0][0].create_node("call_function", int, (number,), {})
+        node.meta.update(times=name, hint=f"{identifier(name)}_times", work=(0.0, ()))
+        return node
 
     # -- layouts ------------------------------------------------------------------------------------------
 
@@ -182,32 +252,19 @@ class Emitter:
 
     def finish(self, outputs: Any) -> fx.GraphModule:
         """Copy what ``outputs`` need into a fresh graph, with readable names, and generate its code."""
-        live: set[fx.Node] = set()
-        stack: list[fx.Node] = []
-        fx.map_arg(outputs, stack.append)
-        while stack:
-            node = stack.pop()
-            if node not in live:
-                live.add(node)
-                stack.extend(node.all_input_nodes)
-        graph = fx.Graph()
-        copies: dict[fx.Node, fx.Node] = {}
-        written: dict[Any, fx.Node] = {}  # calls written inline may say the same thing twice
-        for node in self.graph.nodes:
-            if node in live or node.op == "placeholder":
-                args = fx.map_arg(node.args, copies.__getitem__)
-                kwargs = fx.map_arg(node.kwargs, copies.__getitem__)
-                key = (node.op, node.target, _hashable(args), _hashable(kwargs))
-                if key not in written:
-                    written[key] = graph.create_node(node.op, node.target, args, kwargs, name=node.meta.get("hint"))
-                    written[key].meta.update(node.meta)
-                copies[node] = written[key]
+        roots: list[fx.Node] = []
+        fx.map_arg(outputs, roots.append)
+        needed, plans = live(self.graph, roots, {})
+        graph, copies, loops = fx.Graph(), dict[fx.Node, fx.Node](), dict[str, LoopCode]()
+        chosen = [node for node in self.graph.nodes if node in needed or node.op == "placeholder"]
+        copied(chosen, graph, plans, copies, _hashable, loops)
         graph.output(fx.map_arg(outputs, copies.__getitem__))
         root = torch.nn.Module()
         for name, tensor in self.constants.items():
             root.register_buffer(name, tensor, persistent=False)
         module = fx.GraphModule(root, graph, class_name="Step")
         module.segments = torch.nn.ModuleDict(self.segments)
+        module.meta["loops"] = loops
         return module
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import fx
 
+from mpgraph.agents.repeat import names_of
 from mpgraph.budget import Account, shown
 from mpgraph.graph.arrows import Arrow
 from mpgraph.graph.wiring import AgentGraph
@@ -31,6 +32,7 @@ FREE = (
     operator.truediv,
     operator.add,
     getattr,
+    int,
 )
 
 
@@ -79,7 +81,8 @@ def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_
     """
     sizes = tensors_of(compiled.module, arguments)
     calls: dict[Any, list[fx.Node]] = {}
-    for call in _calls(compiled.module):
+    times = _times(compiled.module)
+    for call in times:
         calls.setdefault(call.meta.get("origin"), []).append(call)
     notes: dict[Any, list[str]] = {}
     for origin, text in compiled.notes:
@@ -87,7 +90,9 @@ def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_
     result = []
 
     def line(pass_name: str, what: str, origin: Any) -> None:
-        nodes, note = calls.pop(origin, []), "; ".join(notes.pop(origin, []))
+        nodes, said = calls.pop(origin, []), notes.pop(origin, [])
+        rounds = dict.fromkeys(times[n] for n in nodes if times[n] > 1)
+        note = "; ".join([*(f"{n} times" for n in rounds), *said])
         if not nodes and not isinstance(origin, Arrow):
             return
         shapes = ", ".join(_signature(n, sizes) for n in nodes)
@@ -97,14 +102,14 @@ def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_
                 what,
                 ", ".join(map(_name, nodes)) or "-",
                 shapes,
-                sum(_flops(n, sizes, batch_size) for n in nodes),
-                sum(_moved(n, sizes) for n in nodes),
-                sum(_sent(n, sizes) for n in nodes),
+                sum(times[n] * _flops(n, sizes, batch_size) for n in nodes),
+                sum(times[n] * _moved(n, sizes) for n in nodes),
+                sum(times[n] * _sent(n, sizes) for n in nodes),
                 note if nodes else "",
             )
         )
 
-    for name in dict.fromkeys(compiled.passes):
+    for name in dict.fromkeys(names_of(compiled.passes)):
         for node in graph.order[name]:
             for arrows in graph.arrows[name][node.name].values():
                 for arrow in arrows:
@@ -124,19 +129,32 @@ def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_
 def cost(compiled: Compiled, arguments: Sequence[Any], batch_size: int) -> Cost:
     """What the whole of a generated function costs; arguments as in :func:`rows`."""
     sizes = tensors_of(compiled.module, arguments)
-    nodes = [node for node in _calls(compiled.module) if not _is_view(node, sizes)]
-    flops = sum(_flops(node, sizes, batch_size) for node in nodes)
+    times = _times(compiled.module)
+    nodes = [node for node in times if not _is_view(node, sizes)]
+    flops = sum(times[node] * _flops(node, sizes, batch_size) for node in nodes)
     rounds = [node for node in compiled.module.graph.nodes if "joins" in node.meta]
-    sent = sum(_sent(node, sizes) for node in (*nodes, *rounds))
+    sent = sum(times.get(node, 1) * _sent(node, sizes) for node in (*nodes, *rounds))
     tensors = [t for name, channels in arguments[0].items() if name != "program" for t in channels.values()]
     state = sum(t.numel() * t.element_size() for t in tensors)
-    return Cost(flops, sum(_moved(node, sizes) for node in nodes), len(nodes), sent, len(rounds), state)
+    moved = sum(times[node] * _moved(node, sizes) for node in nodes)
+    return Cost(flops, moved, sum(times[node] for node in nodes), sent, len(rounds), state)
 
 
 def _calls(module: fx.GraphModule) -> list[fx.Node]:
     """Calls that may cost something; of calls of other processes, each tensor that is reduced over them."""
     calls = [node for node in module.graph.nodes if node.op in ("call_function", "call_method")]
     return [n for n in calls if "reduced" in n.meta or (n.target not in FREE and "joins" not in n.meta)]
+
+
+def _times(module: fx.GraphModule, known: int = 1) -> dict[fx.Node, int]:
+    """Calls that may cost something, those of loops too, and how many times each runs (or runs at most)."""
+    found = {node: known for node in _calls(module) if "loop" not in node.meta}
+    for node in module.graph.nodes:
+        if "loop" in node.meta:
+            times: Any = node.args[0]
+            rounds = times.args[0] if times.target is int else node.meta["loop"].repeat.times
+            found |= _times(node.meta["loop"].module, known * rounds)
+    return found
 
 
 def _flops(node: fx.Node, sizes: dict[fx.Node, Size], batch_size: int) -> float:
@@ -225,6 +243,6 @@ def _short(number: float) -> str:
 def readable(module: fx.GraphModule) -> str:
     """Generated code without the statements that free memory, and that of its segments."""
     segments: Any = module.segments
-    codes = [module.code]
+    codes = [module.code, *(loop.text() for loop in module.meta.get("loops", {}).values())]
     codes += [part.code.replace("def forward(self, ", f"def {name}(", 1) for name, part in segments.items()]
     return "\n".join(re.sub(r";  (?:\w+ = )+None", "", code).strip() + "\n" for code in codes)

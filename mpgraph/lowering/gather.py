@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 from torch.nn import functional
-from torch.nn import grad as convolution
+from torch.nn.grad import conv2d_weight
 
 from mpgraph.network.axes import BATCH, Axis, ordered
 from mpgraph.network.incidence import Edges, Incidence, Windows, sizes_of
 
+from .convolution import conv2d_input
 from .emitter import Emitter
 from .sparse import outer, product
 from .terms import Factor, Fold, Term
@@ -171,7 +172,7 @@ class _Convolution(NamedTuple):
         *below, height, width = term.fold.unit
         below = [*groups, *(below if self.channels else within)]
         node = self.code.emit(
-            convolution.conv2d_input,
+            conv2d_input,
             (self.length(batch), self.length(below), height.size, width.size),
             self.folded(weight, (*groups, *out), within, kernel),
             self.folded(error, batch, (*groups, *out), places),
@@ -189,7 +190,7 @@ class _Convolution(NamedTuple):
             return None
         above = (*groups, *out)
         node = self.code.emit(
-            convolution.conv2d_weight,
+            conv2d_weight,
             self.image(x, summed, (*groups, *(() if self.channels else inputs))),
             (self.length(above), self.length(within), *sizes_of(kernel)),
             self.folded(error, summed, above, places),
@@ -272,7 +273,7 @@ def _tables(incidence: Edges, code: Emitter, rows: str) -> list[Any]:
     return [
         code.constant(tensor, f"{name}_{end}")
         for end in ends
-        for name, tensor in zip(("starts", "columns", "order"), incidence.pattern.side(end), strict=True)
+        for name, tensor in zip(("starts", "columns", "order", "rows"), incidence.pattern.side(end), strict=True)
     ]
 
 

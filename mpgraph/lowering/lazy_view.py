@@ -105,8 +105,12 @@ class LazyView(View):
         context = self._context
         axes = (BATCH, *self.node.axes) if per == "example" else self.node.kept
         name = f"{self.node.name}.{self._pass}.{len(context.noise)}"
-        context.noise[name] = tuple(axis.size for axis in axes)
+        scopes = self._emitter.scopes  # noise of each round
+        context.noise[name] = (*(scope.rounds for scope in scopes), *(axis.size for axis in axes))
+        context.rounds[name] = tuple(scope.name for scope in scopes)
         node = context.item(context.inputs["noise"], name, f"noise_{len(context.noise)}")
+        for scope in scopes:
+            node = self._emitter.emit("select", node, 0, scope.number)
         return context.leaf(node, axes)
 
     @property

@@ -43,9 +43,14 @@ class _Sizes(fx.Interpreter):
         self.sizes: dict[fx.Node, Size] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        if "joins" in n.meta:
+        if "loop" in n.meta:
+            arguments: Any = self.map_nodes_to_values(n.args[1:], n)
+            inside = _Sizes(n.meta["loop"].module)
+            result: Any = inside.run(0, *arguments)
+            self.sizes.update(inside.sizes)
+        elif "joins" in n.meta:
             tensors: Any = self.map_nodes_to_values(n.args, n)
-            result: Any = tuple(torch.empty_like(tensor) for tensor in tensors[-n.meta["joins"] :])
+            result = tuple(torch.empty_like(tensor) for tensor in tensors[-n.meta["joins"] :])
         else:
             result = super().run_node(n)
         if isinstance(result, torch.Tensor):

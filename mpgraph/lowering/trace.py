@@ -17,38 +17,20 @@ from torch import fx
 from mpgraph.agents.channel import Channel
 from mpgraph.agents.each import Each
 from mpgraph.agents.node import AgentNode
+from mpgraph.agents.repeat import Repeat, names_of
 from mpgraph.environment import generator_positions
 from mpgraph.errors import ProtocolError, unknown
 from mpgraph.graph.arrows import Arrow
-from mpgraph.graph.wiring import AgentGraph
 from mpgraph.network.axes import BATCH, Axis
 
 from .aggregation import aggregated
 from .calls import pointwise
-from .context import Context
 from .lazy_view import LazyView
+from .repetition import Rounds, follow_repeat
 from .value import Value, coerce
 
 
-def _nodes(graph: AgentGraph, learning: bool) -> set[str]:
-    """Nodes that take part; without learning, those that need no target."""
-    if learning:
-        return set(graph.nodes)
-    left = {name for name, node in graph.nodes.items() if node.type == "target"}
-    for node in graph.order["forward"]:
-        roles = graph.arrows["forward"][node.name]
-        needs = [
-            arrow
-            for role, required in graph.agents[node.name].roles("forward").items()
-            if required
-            for arrow in roles[role]
-        ]
-        if any(arrow.source.name in left and arrow.role == "target" for arrow in needs):
-            left.add(node.name)
-    return set(graph.nodes) - left
-
-
-class Trace(Context):
+class Trace(Rounds):
     """One run of all agents on lazy values.
 
     Attributes:
@@ -62,16 +44,20 @@ class Trace(Context):
         self.kept: dict[str, dict[str, Value]] = {}
         self.values: dict[str, dict[str, Value]] = {}
         self._written: dict[str, list[tuple[dict[str, Value], dict[str, Value]]]] = {}  # by owner, of each use
-        self._messages: dict[tuple[int, str], Any] = {}
+        self._messages: dict[tuple[int, str, str], Any] = {}
+        self._count = 0  # of passes
+        self._first: dict[str, dict[str, Any]] = {}  # of this pass, values before it, where agents send first
+        self._silent: set[str] = set()  # nodes that lack the target
+        self.predictions: dict[str, fx.Node] = {}
         self.watched = False
 
     # -- leaves -------------------------------------------------------------------------------------------
 
-    def feed(self, nodes: set[str]) -> None:
+    def feed(self) -> None:
         """Placeholders for inputs and targets, and the kept channels of every node."""
         for name, node in self.graph.nodes.items():
             agent, self.values[name], self.kept[name] = self.graph.agents[name], {}, {}
-            if node.type in ("input", "target") and name in nodes:
+            if node.type in ("input", "target") and name not in self._silent:
                 self.values[name]["value"] = self.leaf(self.fed(node), (BATCH, *node.axes))
             for channel, declared in self.graph.channels[name].items():
                 if declared.kept and name == node.keeper(declared):
@@ -91,28 +77,46 @@ class Trace(Context):
             return self.emitter.emit("select", placeholder, 1, node.tick)
         return placeholder
 
-    def view(self, node: AgentNode, pass_name: str) -> LazyView:
+    def view(self, node: AgentNode, pass_name: str, values: Mapping[str, dict[str, Any]] | None = None) -> LazyView:
         """The view of a node: its own fast channels and the kept ones of its owner."""
+        values = self.values if values is None else values
         if node.name == node.owner:
-            return LazyView(self, node, pass_name, self.values[node.name])
+            return LazyView(self, node, pass_name, values[node.name])
         kept = {
-            channel: self.values[node.owner][channel].renamed({b: a for a, b in self._to_owner(node, declared).items()})
+            channel: values[node.owner][channel].renamed({b: a for a, b in self._to_owner(node, declared).items()})
             for channel, declared in self.graph.channels[node.name].items()
             if declared.kept and declared.per == "agent"
         }
-        return LazyView(self, node, pass_name, {**self.values[node.name], **kept})
+        return LazyView(self, node, pass_name, {**values[node.name], **kept})
 
     # -- running updates ----------------------------------------------------------------------------------
 
-    def follow(self, passes: Sequence[str]) -> None:
-        """The whole schedule."""
-        nodes = _nodes(self.graph, self.learning)
-        self.feed(nodes)
-        for index, name in enumerate(passes):
-            for node in self.graph.order[name]:
-                if node.name in nodes:
-                    self.run(name, index, node)
-            self.merge(name)
+    def follow(self, passes: Sequence[str | Repeat]) -> None:
+        """The whole schedule; predictions are those of the moment that the rule says."""
+        if not self.learning:
+            self._silent = {name for name, node in self.graph.nodes.items() if node.type == "target"}
+        self.feed()
+        moment = self.graph.protocol.moment(passes) if self.learning else len(passes) - 1
+        for number, element in enumerate(passes):
+            self.element(element)
+            if number == moment:
+                self.predict(list(names_of([element]))[-1])
+
+    def predict(self, pass_name: str) -> None:
+        """The predictions are those of this moment, after a pass."""
+        self.predictions = {name: self.prediction(name, pass_name) for name in self.graph.network.outputs}
+
+    def element(self, element: str | Repeat) -> None:
+        """One pass, or several that are repeated."""
+        if isinstance(element, Repeat):
+            follow_repeat(self, element)
+            return
+        self._count += 1
+        self._first = {n: self.values[n] for n in self.graph.first[element]}
+        self._first |= {self.graph.nodes[n].owner: self.values[self.graph.nodes[n].owner] for n in self._first}
+        for node in self.graph.order[element]:
+            self.run(element, self._count, node)
+        self.merge(element)
 
     def call(self, node: AgentNode, name: str, method: Callable[..., Any], *given: Any, **inbox: Any) -> Any:
         """What a method of an agent returns.
@@ -137,10 +141,12 @@ class Trace(Context):
         update = agent.update_of(name)
         if update is None:
             return
-        inbox = {}
-        for role, arrows in self.graph.arrows[name][node.name].items():
-            if arrows:
-                inbox[role] = self.bag(index, arrows)
+        received: Mapping[str, Sequence[Arrow]] = self.graph.arrows[name][node.name]
+        if self._silent:
+            received = self._without_target(name, node, received)
+            if node.name in self._silent:
+                return
+        inbox = {role: self.bag(index, arrows) for role, arrows in received.items() if arrows}
         start = self.view(node, name)
         with self.emitter.at((name, node)):
             result = self.call(node, name, update, start, **inbox)
@@ -163,6 +169,23 @@ class Trace(Context):
         for channel in [c for c in wrote if channels[c].extent == "carry"]:  # a memory goes from use to use
             self.values[node.owner][channel] = wrote.pop(channel)
         self._written.setdefault(node.owner, []).append((wrote, signals))
+
+    def _without_target(
+        self, name: str, node: AgentNode, received: Mapping[str, Sequence[Arrow]]
+    ) -> Mapping[str, Sequence[Arrow]]:
+        """The messages of a pass without those of nodes that lack the target; who needs it joins these."""
+        spoken = {role: [a for a in arrows if a.source.name not in self._silent] for role, arrows in received.items()}
+        required = self.graph.agents[node.name].roles(name)
+        lacking = {
+            a.source for r, arrows in received.items() if arrows and required[r] and not spoken[r] for a in arrows
+        }
+        if any(source.type == "target" for source in lacking):
+            self._silent.add(node.name)
+        elif lacking:
+            raise ProtocolError(f"{node.name!r} needs the target in pass {name!r}")  # said better by checks.prediction
+        elif any(spoken.values()):
+            self._silent.discard(node.name)
+        return spoken
 
     def merge(self, pass_name: str) -> None:
         """Kept channels of nodes with several uses, after a pass: the average of what the uses wrote."""
@@ -196,12 +219,13 @@ class Trace(Context):
     def delivered(self, index: int, arrow: Arrow) -> Any:
         """The message of an arrow's source, on the axes of its target."""
         source = arrow.source
-        key = (index, source.name)
+        send = self.graph.agents[source.name].answer_of(arrow.pass_name, arrow.to)
+        assert send is not None
+        key = (index, source.name, send.__name__)
         with self.emitter.at((arrow.pass_name, source)):
             if key not in self._messages:
-                view = self.view(source, arrow.pass_name)
-                send = self.graph.agents[source.name].message_of(arrow.pass_name)
-                assert send is not None
+                first = source.name in self.graph.first[arrow.pass_name]
+                view = self.view(source, arrow.pass_name, self._first if first else None)
                 self._messages[key] = self.call(source, arrow.pass_name, send, view)
             message = self._messages[key]
             if isinstance(message, Each):
@@ -257,7 +281,7 @@ class Trace(Context):
 
     def results(self, learning: bool, record: Mapping[str, Sequence[str]]) -> Any:
         """What the generated function returns."""
-        predictions = {name: self.prediction(name) for name in self.graph.network.outputs}
+        predictions = self.predictions
         if not learning:
             return predictions
         state: dict[str, Any] = {
@@ -284,11 +308,11 @@ class Trace(Context):
         recorded = {name: {c: self.recorded(name, c) for c in channels} for name, channels in record.items()}
         return state, predictions, losses, recorded
 
-    def prediction(self, name: str) -> fx.Node:
-        """The readout of an output node, ``(batch, *axes, *local)``."""
+    def prediction(self, name: str, pass_name: str) -> fx.Node:
+        """The readout of an output node after a pass, ``(batch, *axes, *local)``."""
         node, agent = self.graph.nodes[name], self.graph.agents[name]
         with self.emitter.at(("readout", node)):
-            value = coerce(self.emitter, agent.readout(self.view(node, "forward")))
+            value = coerce(self.emitter, agent.readout(self.view(node, pass_name)))
             foreign = [axis for axis in value.axes if axis not in (BATCH, *node.axes)]
             if foreign:
                 raise ProtocolError(f"the prediction of {name!r} depends on foreign axes {foreign}")

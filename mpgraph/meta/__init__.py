@@ -4,6 +4,7 @@ from .distributed import Group as Group
 from .distributed import join as join
 from .distributed import leave as leave
 from .episode import Episode as Episode
+from .estimators import Alone as Alone
 from .estimators import Cloning as Cloning
 from .estimators import Estimate as Estimate
 from .estimators import Estimator as Estimator
@@ -16,6 +17,7 @@ from .estimators import Truncated as Truncated
 from .estimators import Unroll as Unroll
 from .families import Boolean as Boolean
 from .families import FewShot as FewShot
+from .families import Minibatches as Minibatches
 from .families import Mixture as Mixture
 from .families import OnlineStream as OnlineStream
 from .families import PermutedLabels as PermutedLabels

@@ -29,7 +29,7 @@ def in_order(
     try:
         return list(TopologicalSorter(sources).static_order())
     except CycleError as error:
-        cycle = [name(node) for node in reversed(error.args[1])]
+        cycle = [name(node) for node in error.args[1]]
         more = len(cycle) - SHOWN
         shown = cycle if more <= 1 else [*cycle[: SHOWN - 1], f"({more} more)", cycle[-1]]
         raise NetworkError(f"{problem}: {' -> '.join(shown)}. {fix}") from None

@@ -20,7 +20,6 @@ from mpgraph.environment import generator_positions
 from mpgraph.errors import NetworkError
 
 from .activations import Activation
-from .cycles import in_order
 from .losses import Loss
 from .network import Network
 from .operations import Operation
@@ -145,24 +144,18 @@ def check(network: Network) -> None:
     for name in network.outputs:
         if not _reached(network, name):
             raise NetworkError(f"output {name!r} is not reached from any input ({', '.join(network.inputs)})")
-    in_order(
-        _sources(network, delayed=False),
-        "cycle without a delay",
-        "A unit cannot wait for itself: remove one of these connections, or give it a delay "
-        "(network.connect(..., delay=1) in a mg.Network(ticks=...))",
-    )
 
 
-def _sources(network: Network, delayed: bool) -> dict[str, list[str]]:
+def _sources(network: Network) -> dict[str, list[str]]:
     before: dict[str, list[str]] = {unit.name: list(unit.operands) for unit in network.units.values()}
     for wire in network.wires.values():
-        if wire.post in before and (delayed or not wire.delay):
+        if wire.post in before:
             before[wire.post].append(wire.pre)
     return before
 
 
 def _reached(network: Network, name: str) -> bool:
-    sources, stack, seen = _sources(network, delayed=True), [name], set()
+    sources, stack, seen = _sources(network), [name], set()
     while stack:
         unit = stack.pop()
         if unit in network.inputs:

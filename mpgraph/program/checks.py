@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mpgraph.agents.repeat import Repeat, names_of
 from mpgraph.errors import GroupError, InputError, ProtocolError, StateError, unknown
 from mpgraph.graph.wiring import AgentGraph
 
@@ -241,9 +242,9 @@ def examples(x: Any) -> int:
     return len(first) if isinstance(first, Tensor) and first.ndim else 0
 
 
-def prediction(graph: AgentGraph, passes: Sequence[str]) -> None:
+def prediction(graph: AgentGraph, passes: Sequence[str | Repeat]) -> None:
     """Refuse a schedule of predictions in which something receives a message that needs a target."""
-    for name in passes:
+    for name in names_of(passes):
         for node in graph.order[name]:
             if node.type in ("loss", "target"):
                 continue

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from mpgraph.agents.module import RuleModule
 from mpgraph.agents.protocol import Protocol
+from mpgraph.agents.repeat import counts_of, repeats_of
 from mpgraph.arguments import Arguments
 from mpgraph.budget import Account, bytes_of
 from mpgraph.environment import autocast_device, inside_transform, keep_freed_memory, on_cpu
@@ -35,10 +36,10 @@ from .state import State, StateLayout, stack
 
 
 class Output(NamedTuple):
-    """What a step returns beside the state; predictions and losses are those of the forward pass before the update.
+    """What a step returns beside the state; predictions and losses are those before the update.
 
-    Of a rule that clamps or nudges its outputs to the target, they have seen the target: use ``program.predict`` for
-    what the network says by itself.
+    They are what ``program.predict`` says, at the moment of the step that the rule predicts at
+    (:attr:`mpgraph.Protocol.predicts`), also of a rule that clamps or nudges its outputs to the target afterwards.
 
     Attributes:
         prediction: ``(batch, *output)``; by output name if there are several.
@@ -71,6 +72,7 @@ class Program(nn.Module):
         device, dtype: where and as what states are made.
         checks: which *values* are inspected in eager calls; see :func:`compile`.
         memory: bytes that segments keep for the backward pass, and the limit that ``mg.compile`` was given.
+        threads: that the slices of segments are shared out to; ``None`` for as many as torch has.
         backend: runs the generated code.
         group: of processes that each have a slice of every batch; ``None`` for one process.
     """
@@ -87,6 +89,7 @@ class Program(nn.Module):
         self._execution = execution
         device, dtype = self.device, self.dtype = execution.device, execution.dtype
         self.checks, self.backend, self.group = execution.checks, execution.backend, execution.group
+        self.threads = execution.threads
         self.memory = Account(bytes_of("mg.compile", execution.memory, device))
         self._network = network.copy()  # before the rule rewrites it: what a pickle compiles again
         with on_cpu(device):
@@ -118,10 +121,13 @@ class Program(nn.Module):
         learning: bool = True,
         online: bool = False,
         phase: str | None = None,
+        repeat: Mapping[str, int] | int | None = None,
     ) -> Compiled:
         """The generated function for these outputs, compiled on first use; ``online`` for batches of one."""
         if record is not None:
             checks.record(record)
+        if repeat is not None:
+            return self._repeated(repeat, record, learning, online, phase)
         key = (learning, online, phase, tuple((n, tuple(c)) for n, c in record.items()) if record else ())
         if key not in self._compiled:
             if torch.compiler.is_compiling():
@@ -138,6 +144,7 @@ class Program(nn.Module):
                         passes=passes,
                         learning=learning,
                         account=self.memory,
+                        threads=self.threads,
                         single=online,
                         record=record,
                         ranks=self._ranks,
@@ -152,6 +159,32 @@ class Program(nn.Module):
             what = " ".join(["step" if learning else "predict", *([f"of phase {phase!r}"] if phase else [])])
             compiled.run = self.backend.prepare(compiled.module, what)
             self._compiled[key] = compiled
+        return self._compiled[key]
+
+    def prepare(self, batch_size: int) -> None:
+        """Write the code of all steps and predictions for batches of this size, which the first calls else do.
+
+        Threads that share a program need it before they begin: for as long as code is written, the rule's parameters
+        are out of their places.
+        """
+        online = Arguments("program.prepare").integer("batch_size", batch_size, 1) == 1
+        for phase in self.protocol.phases or [None]:
+            self._function(online=online, phase=phase)
+        self._function(learning=False)
+
+    def _repeated(self, repeat: Any, record: Any, learning: bool, online: bool, phase: str | None) -> Compiled:
+        """The generated function with other numbers of rounds."""
+        passes = self.protocol.passes_of(phase) if learning else self.protocol.predict_passes
+        times = counts_of(passes, repeat)
+        usual = {one.name: one.times for one in repeats_of(passes)}
+        compiled = self._function(record, learning=learning, online=online, phase=phase)
+        if all(usual[name] == number for name, number in times.items()):
+            return compiled
+        key = id(compiled), tuple(sorted(times.items()))
+        if key not in self._compiled:
+            with on_cpu(self.device):
+                self._compiled[key] = other = compiled.repeated(times)
+                other.run = self.backend.prepare(other.module, "step" if learning else "predict")
         return self._compiled[key]
 
     def _fresh_memories(self) -> dict[tuple[str, str], Tensor]:
@@ -276,13 +309,20 @@ class Program(nn.Module):
         """
         return self._layout.slots(state)
 
-    def noise(self, state: State, batch_size: int, *, phase: str | None = None) -> dict[str, Tensor]:
+    def noise(
+        self,
+        state: State,
+        batch_size: int,
+        *,
+        phase: str | None = None,
+        repeat: Mapping[str, int] | int | None = None,
+    ) -> dict[str, Tensor]:
         """The standard normal numbers of the next step, from the state's seed and step; empty for most rules.
 
         Of stacked states (:func:`mpgraph.stack`), those of each, with the same leading axis.
         """
         batch_size = Arguments("program.noise").integer("batch_size", batch_size, 1)
-        needed = self._function(phase=self.protocol.phase_at(state, phase)).noise
+        needed = self._function(phase=self.protocol.phase_at(state, phase), repeat=repeat).noise
         return self._layout.noise(state, needed, batch_size) if needed else {}
 
     def save(self, state: State, path: Any) -> None:
@@ -344,6 +384,7 @@ class Program(nn.Module):
         noise: Mapping[str, Tensor] | None = None,
         phase: str | None = None,
         parameters: Mapping[str, Tensor] | None = None,
+        repeat: Mapping[str, int] | int | None = None,
     ) -> tuple[State, Output]:
         """One learning step. Pure: nothing that is passed in changes.
 
@@ -364,15 +405,17 @@ class Program(nn.Module):
             parameters: tensors that replace parameters or buffers of the rule for this call, by their names in
                 ``program.protocol.named_parameters()`` (``"optimizer.lr"``). Gradients flow to them, and
                 ``torch.func.vmap`` maps over them.
+            repeat: other numbers of rounds for the repetitions of the rule (:func:`mpgraph.repeat`), by name; a number
+                where it has one. Nothing is compiled again for them but by a backend that compiles.
 
         Raises:
-            InputError: for a batch that does not fit, or parameters that the rule does not have.
+            InputError: for a batch that does not fit, or parameters or repetitions that the rule does not have.
             StateError: for a state of another program.
         """
         tensors, size = self._batches.tensors(x, y)
         if phase is not None or self._phased:
             phase = self.protocol.phase_at(state, phase)
-        compiled = self._function(record, online=size == 1, phase=phase)
+        compiled = self._function(record, online=size == 1, phase=phase, repeat=repeat)
         self._layout.check(state, size)
         if compiled.noise and noise is None:
             if inside_transform():
@@ -396,6 +439,7 @@ class Program(nn.Module):
         *,
         memories: Literal["fresh", "state"] = "fresh",
         parameters: Mapping[str, Tensor] | None = None,
+        repeat: Mapping[str, int] | int | None = None,
     ) -> Any:
         """Predictions ``(batch, *output)`` by the rule's ``predict_passes``; the state stays as it is.
 
@@ -409,12 +453,13 @@ class Program(nn.Module):
                 example, ``"state"`` where the last step left them, for a stream that goes on. Memories that *are* what
                 was learned (``mg.carry(learned=True)``) always start from the state.
             parameters: tensors that replace parameters of the rule for this call, as in :meth:`step`.
+            repeat: other numbers of rounds, as in :meth:`step`.
 
         Raises:
             InputError: for a batch that does not fit.
             StateError: for a state of another program.
         """
-        compiled = self._function(learning=False)
+        compiled = self._function(learning=False, repeat=repeat)
         tensors, size = self._batches.tensors(x, None, learning=False)
         if memories not in ("fresh", "state"):
             raise InputError(unknown("memories", memories, ("fresh", "state")))

@@ -21,7 +21,7 @@ PUBLIC = {
     "OperationAgent", "Optimizer",
     "Output", "Program", "Protocol", "ProtocolError", "Quantizer", "Regions", "Reshape", "SGD", "Softplus",
     "Sparse", "StateError", "UnitAgent", "View", "carry", "cite", "common", "compile", "fast", "learnable",
-    "list_protocols", "load_protocol", "make_protocol", "option", "slow", "stack", "xavier_uniform",
+    "list_protocols", "load_protocol", "make_protocol", "option", "repeat", "slow", "stack", "xavier_uniform",
 }  # fmt: skip
 
 

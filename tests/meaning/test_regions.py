@@ -408,7 +408,8 @@ def test_an_agent_at_the_border_translates(problem):
     torch.testing.assert_close(after["h1->y"]["w"], state["h1->y"]["w"] - 0.1 * e.T @ h / 7)
 
 
-SPEAK_OTHERWISE = {"blur", "mplp", "vsml"}  # several numbers a message, or passes in another order
+# Several numbers a message, or passes in another order.
+SPEAK_OTHERWISE = {"blur", "equilibrium_propagation", "mplp", "predictive_coding", "vsml"}
 
 
 @pytest.mark.parametrize("name", mg.list_protocols())

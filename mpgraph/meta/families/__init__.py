@@ -4,6 +4,7 @@ from .augmentation import PermutedLabels as PermutedLabels
 from .augmentation import RandomProjection as RandomProjection
 from .few_shot import FewShot as FewShot
 from .few_shot import OnlineStream as OnlineStream
+from .minibatches import Minibatches as Minibatches
 from .mixture import Mixture as Mixture
 from .sinusoids import Sinusoids as Sinusoids
 from .toys import Boolean as Boolean

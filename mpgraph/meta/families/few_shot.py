@@ -142,10 +142,15 @@ class FewShot(TaskFamily):
 
     @cached_property
     def _checksum(self) -> str:
-        total = hashlib.sha256()
-        for tensor in (*self._train, *self._test):
-            total.update(tensor.contiguous().numpy().data)
-        return total.hexdigest()
+        return checksum(*self._train, *self._test)
+
+
+def checksum(*tensors: Tensor) -> str:
+    """Of the numbers of some tensors, in their order."""
+    total = hashlib.sha256()
+    for tensor in tensors:
+        total.update(tensor.contiguous().numpy().data)
+    return total.hexdigest()
 
 
 class OnlineStream(FewShot):

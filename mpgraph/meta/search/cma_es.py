@@ -18,9 +18,10 @@ from mpgraph.arguments import Arguments
 from mpgraph.budget import Memory
 from mpgraph.meta.distributed import Group
 from mpgraph.meta.episode import Episode, Window
-from mpgraph.meta.estimators.base import Estimate, Length, checked_length, length_at, pieces
+from mpgraph.meta.estimators.base import Estimate, Length, at_once, checked_length, length_at, pieces
 from mpgraph.meta.estimators.plan import Budget, held_by_a_step
 from mpgraph.meta.task import Tasks
+from mpgraph.threads import side_by_side
 
 from .base import Search
 
@@ -36,9 +37,10 @@ class CMAES(Search):
             candidates.
         bounds: lowest and highest value of all meta-parameters.
         fitness: what is minimized: ``loss``, or ``error``, the share of wrong answers on the query.
-        chunk: candidates at once; all by default.
-        memory: what the networks of the candidates at once may take, which chooses ``chunk``: bytes, ``"2 GiB"``, or a
-            share of what is free, ``0.5`` or ``"50%"``. What one needs is measured.
+        chunk: candidates in one call; all by default. Of several pieces as many are run side by side as the program
+            has threads (see :func:`mpgraph.compile`).
+        memory: what the networks of the candidates that are run at once may take, which chooses ``chunk``: bytes,
+            ``"2 GiB"``, or a share of what is free, ``0.5`` or ``"50%"``. What one needs is measured.
         steps: inner steps, or a schedule of them; the family's number by default.
         seed: of the candidates.
     """
@@ -92,15 +94,18 @@ class CMAES(Search):
         def one(own: dict[str, Tensor]) -> Window:
             return episode.window(own, state, batch, 0, batch.steps)
 
-        chunk, limit = self.chunk, self._budget.limit(batch.x.device)
-        parts, mine = [], group.share(rows)
+        def run(piece: slice) -> dict[str, Tensor]:
+            window = torch.func.vmap(one)(_split(mine[piece], parameters))
+            return {"loss": window.loss.mean(1), **{n: v.mean(1) for n, v in window.metrics.items()}}
+
+        mine, threads = group.share(rows), at_once(episode, batch)
+        together, limit = pieces(len(mine), self.chunk), self._budget.limit(batch.x.device)
         if limit is not None:
             each = len(tasks) * self._budget.measured(held_by_a_step, episode, parameters, batch)
-            chunk = self._budget.at_once(limit, each, len(mine), "give more, or fewer tasks in an outer step")
+            fix = "give more, or fewer tasks in an outer step"
+            together, threads = self._budget.pieces(limit, each, len(mine), threads, fix)
         with torch.no_grad():
-            for piece in pieces(len(mine), chunk):
-                window = torch.func.vmap(one)(_split(mine[piece], parameters))
-                parts.append({"loss": window.loss.mean(1), **{n: v.mean(1) for n, v in window.metrics.items()}})
+            parts = side_by_side(run, together, threads)
         found = group.gathered({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
         metrics = {name: values[: len(rows)] for name, values in found.items()}
         wanted = metrics["loss"] if self.fitness == "loss" else 1.0 - metrics["accuracy"]
