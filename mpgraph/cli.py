@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from . import __version__, experiments
 from .agents.protocol import Protocol, list_protocols
-from .errors import FileError, InputError, MPGraphError, unknown
+from .errors import FileError, InputError, MPGraphError
 from .meta.commands import add_commands
 from .network.network import Network
 from .program.compile import compile
@@ -86,10 +86,11 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", parents=[task], help="train rules side by side on real data")
     compare.add_argument(
         "--protocols",
-        type=_names,
+        type=experiments.rules_named,
         default=["backprop", "feedback_alignment"],
         metavar="A,B",
-        help="names as `mpgraph protocols` lists them; name:FOLDER for a rule that was saved",
+        help='names as `mpgraph protocols` lists them, also with arguments, "backprop(lr=0.3)"; name:FOLDER for a '
+        "rule that was saved, FILE.py:CLASS for one of your own",
     )
     compare.add_argument("--seeds", type=_positive, default=3, metavar="N", help="runs of each rule (default: 3)")
     compare.add_argument("--epochs", type=_positive, help="passes over the training set (default: by task)")
@@ -108,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.set_defaults(run=_protocols)
 
     explain = commands.add_parser("explain", parents=[task], help="show what a rule compiles to")
-    explain.add_argument("--protocol", default="backprop", help="name of the rule")
+    explain.add_argument("--protocol", default="backprop", help="the rule, named as for compare")
     explain.add_argument("--batch", type=_positive, default=32, help="examples in a step (default: 32)")
     explain.add_argument("--code", action="store_true", help="print the generated torch code")
     explain.set_defaults(run=_explain)
@@ -226,28 +227,9 @@ def _network(options: argparse.Namespace) -> Network:
 
 
 def _maker(name: str, options: argparse.Namespace) -> Callable[[], Protocol]:
-    """A function that makes the rule with the options that it takes, or loads it: pretrained, or ``name:FOLDER``."""
-    if name in pretrained():
-        return lambda: load_protocol(name)
-    name, colon, folder = name.partition(":")
-    cls = lookup("mpgraph.protocols", "backprop" if name == experiments.READOUT_ONLY else name)
-    if cls is None:
-        raise InputError(unknown("protocol", name, [*list_protocols(), *pretrained()]))
-    if colon:
-        found = load_protocol(folder)
-        if type(found) is not cls:
-            raise FileError(f"{folder} holds a {type(found).__name__}, which is not {name}")
-        return lambda: load_protocol(folder)
-    if cls.random_defaults and options.run is _compare:
-        raise InputError(
-            f"{name} without a folder has random numbers and learns nothing. Meta-train a "
-            f'{cls.__name__}, write it with protocol.save("FOLDER"), and compare {name}:FOLDER'
-        )
-    known = inspect.signature(cls).parameters
-    given = {
-        k: v for k, v in {"lr": options.lr, "surrogate": options.surrogate}.items() if k in known and v is not None
-    }
-    return lambda: cls(**given)
+    """A function that makes the rule, with the options that it takes."""
+    usual = {k: v for k, v in {"lr": options.lr, "surrogate": options.surrogate}.items() if v is not None}
+    return experiments.maker_of(name, usual, trained=options.run is _compare)
 
 
 def _sizes(text: str) -> list[int]:
@@ -258,10 +240,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
-
-
-def _names(text: str) -> list[str]:
-    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
 if __name__ == "__main__":

@@ -68,6 +68,8 @@ SHIPPED: dict[str, dict[str, str]] = {
     "mpgraph.task_families": {
         "boolean": "mpgraph.meta.families:Boolean",
         "few_shot": "mpgraph.meta.families:FewShot",
+        "mixture": "mpgraph.meta.families:Mixture",
+        "minibatches": "mpgraph.meta.families:Minibatches",
         "online_stream": "mpgraph.meta.families:OnlineStream",
         "plane": "mpgraph.meta.families:Plane",
         "sinusoids": "mpgraph.meta.families:Sinusoids",

@@ -13,11 +13,12 @@ from torch.nn import functional
 import mpgraph as mg
 from benchmarks.harness import OURS, Case, Contestant, Workload, cost
 from mpgraph.architectures import convnet, resnet
-from mpgraph.protocols import Backprop, FeedbackAlignment
+from mpgraph.protocols import BLUR, Backprop, FeedbackAlignment
 
 from .steps import AUTOGRAD, fed_back
 
 RATE = 0.01
+BACKPROP = "backprop, mpgraph"
 
 
 def lenet() -> nn.Module:
@@ -86,6 +87,18 @@ def make(
     return Case(contestants, AUTOGRAD, cost(program, shape[0], 1))
 
 
+def states(k: int, quick: bool, device: str) -> Case:
+    """A step of neurons with k states beside one of backprop, on LeNet: with its genome they compute the same."""
+    x = torch.randn(4 if quick else 64, 1, 28, 28, device=device)
+    y = torch.randint(0, 10, (len(x),), device=device)
+    rules = {OURS: BLUR(k=k, eta_tilde=-RATE, batch="mean"), BACKPROP: Backprop(lr=RATE)}
+    made: dict[str, Contestant] = {}
+    for name, rule in rules.items():
+        program = mg.compile(convnet(), rule, device=device)
+        made[name] = fed_back(program, program.init(), x, y)
+    return Case(made, BACKPROP)
+
+
 def _silent(function: Contestant) -> Contestant:
     def step() -> None:
         function()
@@ -101,4 +114,5 @@ WORKLOADS = [
         functools.partial(make, resnet20, lambda: resnet(20), (16, 3, 32, 32)),
         1.05,
     ),
+    Workload("lenet-blur", "BLUR step of LeNet, 2 states, batch 64", functools.partial(states, 2), 6.0),
 ]

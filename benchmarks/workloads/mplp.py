@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import mpgraph as mg
-from benchmarks.harness import OURS, Case, Workload, cost
+from benchmarks.harness import OURS, Case, Contestant, Workload, cost
 from mpgraph.architectures import mlp
 from mpgraph.protocols import MPLP
 
@@ -98,7 +99,12 @@ def make(quick: bool, device: str) -> Case:
     """144-50-10, batch 8."""
     sizes, steps = ([36, 16, 10], 4) if quick else ([144, 50, 10], 20)
     rule = MPLP(k=K, n=7)
-    program = mg.compile(mlp(sizes, activation="sigmoid"), rule, device=device)
+    network = mlp(sizes, activation="sigmoid")
+    programs = {
+        OURS: mg.compile(network, rule, device=device),
+        f"{OURS}, memory='3 GiB'": mg.compile(network, rule, device=device, memory="3 GiB"),
+    }
+    program = programs[OURS]
     start = program.init(batch_size=8)
     xs = torch.randn(steps + 1, 8, sizes[0], device=device)
     ys = torch.randint(0, 10, (steps + 1, 8), device=device)
@@ -111,7 +117,7 @@ def make(quick: bool, device: str) -> Case:
         adam.step()
         return loss.detach()
 
-    def ours() -> Tensor:
+    def ours(program: mg.Program) -> Tensor:
         state, hint = start, torch.zeros((), device=device)
         for x, y in zip(xs[:steps], ys, strict=False):
             state, _ = program.step(state, x, y)
@@ -134,7 +140,8 @@ def make(quick: bool, device: str) -> Case:
             hint = hint + functional.cross_entropy(predict(s, x), y)
         return learn(hint, functional.cross_entropy(predict(s, xs[steps]), ys[steps]))
 
-    return Case({OURS: ours, SCRIPT: by_hand}, SCRIPT, cost(program, 8, 3 * steps))
+    contestants: dict[str, Contestant] = {name: partial(ours, program) for name, program in programs.items()}
+    return Case({**contestants, SCRIPT: by_hand}, SCRIPT, cost(program, 8, 3 * steps))
 
 
 WORKLOADS = [

@@ -72,6 +72,7 @@ class Protocol(RuleModule):
         adds_connections: pathways of connections that :meth:`rewrite` may add, each served by an agent of that name.
         random_defaults: whether the rule without arguments is a random one, which learns nothing until it is
             meta-trained.
+        shipped: name of the pretrained rule that stands for such a one on the command line, if one ships.
         plain_rate: of the gradient descent that runs without ``optimizer``, where that is not ``lr``.
     """
 
@@ -108,6 +109,7 @@ class Protocol(RuleModule):
     loss_link: str = "fused"
     source: str = ""
     random_defaults: bool = False
+    shipped: str = ""
     adds_connections: tuple[str, ...] = ()
     plain_rate: float | None = None
     pending: Any = None  # of a rule read from a file, the tensors of parts that it has yet to make

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional
 
 from mpgraph.arguments import Arguments
 from mpgraph.errors import FileError, InputError, unknown
@@ -91,6 +92,22 @@ class Dataset:
         """The same with each image as one row of pixels."""
         return replace(self, train_x=self.train_x.flatten(1), test_x=self.test_x.flatten(1))
 
+    def pooled(self, size: int) -> Dataset:
+        """The same with images that are ``size`` times smaller on each side: means over squares of pixels.
+
+        Raises:
+            InputError: for examples that are not images, or a size that does not divide their sides.
+        """
+        size = Arguments("pooled", InputError).integer("size", size, 1)
+        if len(self.shape) != 3 or any(side % size for side in self.shape[1:]):
+            raise InputError(
+                f"data set {self.name!r}: pooled({size}) needs images (channels, height, width) whose sides are "
+                f"multiples of {size}; an example has shape {self.shape}"
+            )
+        return replace(
+            self, train_x=functional.avg_pool2d(self.train_x, size), test_x=functional.avg_pool2d(self.test_x, size)
+        )
+
     def to(self, *args: Any, **options: Any) -> Dataset:
         """The same with images on another device or of another dtype; labels follow the device."""
         x = [t.to(*args, **options) for t in (self.train_x, self.test_x)]
@@ -108,6 +125,21 @@ class Dataset:
             raise InputError(f"data set {self.name!r}: all pixels of train_x are {float(low):g}")
         mean, std = self.train_x.mean(), self.train_x.std()
         return replace(self, train_x=(self.train_x - mean) / std, test_x=(self.test_x - mean) / std)
+
+    def resized(self, side: int) -> Dataset:
+        """Images ``(n, channels, side, side)``, bilinear without smoothing, as MPLP's authors shrink theirs.
+
+        Raises:
+            InputError: if ``side`` is not a positive integer, or examples are not images ``(channels, height, width)``.
+        """
+        side = Arguments("resized", InputError).integer("side", side, 1)
+        if self.train_x.ndim != 4:
+            raise InputError(
+                f"data set {self.name!r}: resized needs images (n, channels, height, width), its examples have shape "
+                f"{self.shape}"
+            )
+        train, test = (functional.interpolate(x, (side, side), mode="bilinear") for x in (self.train_x, self.test_x))
+        return replace(self, train_x=train, test_x=test)
 
     def head(self, n: int) -> Dataset:
         """The first ``n`` training examples (all, if there are fewer); the test set stays whole.

@@ -2,6 +2,8 @@
 
 from .comparison import compare as compare
 from .comparison import shape_of as shape_of
+from .naming import maker_of as maker_of
+from .naming import rules_named as rules_named
 from .results import READOUT_ONLY as READOUT_ONLY
 from .results import Run as Run
 from .results import read as read

@@ -69,6 +69,7 @@ def compile_passes(
     passes: Sequence[str | Repeat],
     learning: bool,
     account: Account,
+    threads: int | None,
     single: bool = False,
     record: Mapping[str, Sequence[str]] | None = None,
     ranks: Ranks | None = None,
@@ -83,6 +84,7 @@ def compile_passes(
         learning: whether targets are fed and the new state, the losses and ``record`` are returned; otherwise
             only the predictions are.
         account: of what segments keep for the backward pass.
+        threads: that slices of segments are shared out to; ``None`` for torch's number.
         single: whether every batch will hold one example, so that sums over the batch have one term.
         record: fast channels to return, by node.
         ranks: processes that each have a slice of the batch.
@@ -92,7 +94,7 @@ def compile_passes(
     """
     watched = not inside_transform()  # generators cannot be read there
     before = generator_positions() if watched else b""
-    trace = Trace(graph, dtype, single, learning, account, ranks=ranks)
+    trace = Trace(graph, dtype, single, learning, account, threads, ranks=ranks)
     with trace.parameters_of(modules):
         trace.follow(passes)
         outputs = trace.results(learning, record or {})

@@ -39,6 +39,7 @@ class Context:
         single: whether every batch will hold one example.
         learning: whether targets are fed and writes are kept.
         account: of what segments keep for the backward pass.
+        threads: that slices of segments are shared out to; ``None`` for torch's number.
         noise: shape of each tensor of standard normal numbers that was asked for; ``None`` stands for the batch.
         rounds: of noise, the repetitions whose rounds are its first dimensions.
         flat: units whose derivative is zero everywhere and that a backward message met.
@@ -54,6 +55,7 @@ class Context:
     single: bool = False
     learning: bool = True
     account: Account = field(default_factory=lambda: Account(0))
+    threads: int | None = 1
     noise: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
     rounds: dict[str, tuple[str, ...]] = field(default_factory=dict)
     flat: list[str] = field(default_factory=list)

@@ -6,20 +6,26 @@ two gradients, a sparse product); everything else is an ``index_select`` or ``in
 
 from __future__ import annotations
 
+import math
+import operator
+from collections.abc import Collection, Sequence
 from functools import singledispatch
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import fx
 from torch.nn import functional
-from torch.nn import grad as convolution
+from torch.nn.grad import conv2d_weight
 
-from mpgraph.network.axes import BATCH, Axis
+from mpgraph.network.axes import BATCH, Axis, ordered
 from mpgraph.network.incidence import Edges, Incidence, Windows, sizes_of
 
+from .convolution import conv2d_input
 from .emitter import Emitter
 from .sparse import outer, product
 from .terms import Factor, Fold, Term
 
+Axes = Sequence[Axis]
 Lowered = tuple[Factor, bool]  # the result, and whether what it is added to is already in it
 
 
@@ -69,76 +75,169 @@ def _pair(
     return None
 
 
+class Roles(NamedTuple):
+    """What the axes of two factors are to each other, but for positions and kernel; each becomes one axis of a call.
+
+    Attributes:
+        groups: both have it, and so has the result: a grouped convolution.
+        summed: both have it, and it is summed.
+        one, two: only this factor has it, and the result.
+    """
+
+    groups: tuple[Axis, ...]
+    summed: tuple[Axis, ...]
+    one: tuple[Axis, ...]
+    two: tuple[Axis, ...]
+
+    @classmethod
+    def of(cls, one: Factor, two: Factor, bound: frozenset[Axis], known: Collection[Axis]) -> Roles:
+        """Those of all axes that are not ``known``."""
+        first, second = ([a for a in ordered(f.axes) if a not in known] for f in (one, two))
+        shared = [a for a in first if a in second]
+        return cls(
+            tuple(a for a in shared if a not in bound),
+            tuple(a for a in shared if a in bound),
+            tuple(a for a in first if a not in shared),
+            tuple(a for a in second if a not in shared),
+        )
+
+
 @_pair.register(Windows)
 def _windows(
     incidence: Windows, code: Emitter, factors: list[Factor], term: Term, into: Factor | None
 ) -> Lowered | None:
-    options = {k: getattr(incidence, k) for k in ("stride", "padding", "dilation", "groups")}
-    if term.fold is not None:
-        return _input_gradient(code, factors, term.bound, term.fold, options)
+    """Convolutions; axes beside those of one become part of the batch, of the channels, or groups."""
     x = next((f for f in factors if f.gathered is incidence), None)
-    (other,) = (f for f in factors if f is not x) if x else (None,)
-    count = len(incidence.sites)
-    if x is None or other is None or other.gathered or len(x.axes) != 6 + (count == 6):
+    if sum(f.gathered is not None for f in factors) != (x is not None) or (x is None) != (term.fold is not None):
         return None
-    batch, *channels = x.axes[: -count or None]
-    names = (*channels, *x.axes[-count:])
-    if count == 6:
-        out, within, *kernel, height, width = names
-    else:
-        within, *kernel, height, width = names
-        outer = [a for a in other.axes if a not in names and a is not batch]
-        if len(outer) != 1:
-            return None
-        out = outer[0]
-    if any(a.is_local for a in (batch, within, out)):
+    sites = x.axes[-len(incidence.sites) :] if x else term.fold.sites if term.fold else ()  # as this product calls them
+    *channels, kernel_h, kernel_w, height, width = sites
+    kernel, places = (kernel_h, kernel_w), (height, width)
+    options = {k: getattr(incidence, k) for k in ("stride", "padding", "dilation")}
+    others = [f for f in factors if f is not x]
+    weight = next((f for f in others if set(kernel) <= set(f.axes) and not set(places) & set(f.axes)), None)
+    error = next((f for f in others if set(places) <= set(f.axes) and not set(kernel) & set(f.axes)), None)
+    one, two = (error, weight) if x is None else (x, weight or error)
+    if one is None or two is None or any(set(channels) - {*one.axes, *two.axes}):
         return None
-    window, image = {within, *kernel}, {batch, height, width}
-    work: dict[str, Any] = {"work": (batch, out, height, width, *window), "per": 2}
-    if term.bound == window and set(other.axes) == window | {out}:
-        weight = code.arrange(other, (out, within, *kernel))
-        bias = into if into is not None and into.axes == (out,) else None
-        node = code.emit(functional.conv2d, x.node, weight, bias and bias.node, **options, **work)
-        return Factor(node, (batch, out, height, width)), bias is not None
-    if term.bound == image and set(other.axes) == image | {out}:
-        error, axes = code.arrange(other, (batch, out, height, width)), (out, within, *kernel)
-        node = code.emit(convolution.conv2d_weight, x.node, sizes_of(axes), error, **options, **work)
-        return Factor(node, axes), False
-    return None
+    known = {*channels, *kernel, *places}
+    roles = Roles.of(one, two, term.bound, known)
+    if any(a in term.bound for a in (*roles.one, *roles.two)):
+        return None
+    made = _Convolution(code, incidence, roles, tuple(channels), options)
+    if x is None:
+        return made.input_gradient(one, two, term, kernel, places)
+    if weight is not None:
+        return made.forward(x, weight, term, kernel, places, into)
+    return made.weight_gradient(x, two, term, kernel, places)
 
 
-def _input_gradient(
-    code: Emitter, factors: list[Factor], bound: frozenset[Axis], fold: Fold, options: dict[str, Any]
-) -> Lowered | None:
-    *channels, kernel_h, kernel_w, height, width = fold.sites
-    weight = next((f for f in factors if kernel_h in f.axes and height not in f.axes), None)
-    error = next((f for f in factors if height in f.axes and kernel_h not in f.axes), None)
-    if weight is None or error is None or any(f.gathered for f in factors) or len(weight.axes) != 4:
-        return None
-    if channels:
-        out, within = channels
-    else:
-        outer = [a for a in error.axes if a in bound and a not in fold.sites]
-        inner = [a for a in weight.axes if a not in bound]
-        if len(outer) != 1 or len(inner) != 1:
+class _Convolution(NamedTuple):
+    """One call for a product over windows, whatever other axes its factors have."""
+
+    code: Emitter
+    incidence: Windows
+    roles: Roles
+    channels: tuple[Axis, ...]  # outputs, and inputs of a group, of a convolution with groups
+    options: dict[str, Any]
+
+    def forward(
+        self, x: Factor, weight: Factor, term: Term, kernel: Axes, places: Axes, into: Factor | None
+    ) -> Lowered | None:
+        """A convolution."""
+        groups, summed, batch, outputs = self.roles
+        out, within = (self.channels[:1], self.channels[1:]) if self.channels else (outputs, summed)
+        if term.bound != {*within, *kernel} or (self.channels and (summed or outputs)):
             return None
-        (out,), (within,) = outer, inner
-    batch = BATCH
-    if set(weight.axes) != {out, within, kernel_h, kernel_w} or set(error.axes) != {batch, out, height, width}:
-        return None
-    if bound != {*fold.sites, out}:
-        return None
-    axes = (batch, *fold.unit) if channels else (batch, within, *fold.unit)
-    node = code.emit(
-        convolution.conv2d_input,
-        (code.batch_size(), *sizes_of(axes[1:])),
-        code.arrange(weight, (out, within, kernel_h, kernel_w)),
-        code.arrange(error, (batch, out, height, width)),
-        **options,
-        work=(batch, out, height, width, within, kernel_h, kernel_w),
-        per=2,
-    )
-    return Factor(node, axes), False
+        above = [*groups, *out]
+        bias = into if into is not None and not groups and into.axes == out else None
+        node = self.code.emit(
+            functional.conv2d,
+            self.image(x, batch, (*groups, *(() if self.channels else summed))),
+            self.folded(weight, above, within, kernel),
+            bias and bias.node,
+            **self.settings(),
+            work=(*batch, *above, *places, *within, *kernel),
+            per=2,
+        )
+        return self.unfolded(node, (batch, above), places), bias is not None
+
+    def input_gradient(self, error: Factor, weight: Factor, term: Term, kernel: Axes, places: Axes) -> Lowered | None:
+        """Its transpose: what flows back to the unit below."""
+        groups, summed, batch, inputs = self.roles
+        assert term.fold is not None
+        out, within = (self.channels[:1], self.channels[1:]) if self.channels else (summed, inputs)
+        if term.bound != {*term.fold.sites, *out} or (self.channels and (summed or inputs)):
+            return None
+        *below, height, width = term.fold.unit
+        below = [*groups, *(below if self.channels else within)]
+        node = self.code.emit(
+            conv2d_input,
+            (self.length(batch), self.length(below), height.size, width.size),
+            self.folded(weight, (*groups, *out), within, kernel),
+            self.folded(error, batch, (*groups, *out), places),
+            **self.settings(),
+            work=(*batch, *groups, *out, *places, *within, *kernel),
+            per=2,
+        )
+        return self.unfolded(node, (batch, below), (height, width)), False
+
+    def weight_gradient(self, x: Factor, error: Factor, term: Term, kernel: Axes, places: Axes) -> Lowered | None:
+        """A product of the units at both ends, summed over positions."""
+        groups, summed, inputs, outputs = self.roles
+        out, within = (self.channels[:1], self.channels[1:]) if self.channels else (outputs, inputs)
+        if term.bound != {*summed, *places} or (self.channels and (inputs or outputs)):
+            return None
+        above = (*groups, *out)
+        node = self.code.emit(
+            conv2d_weight,
+            self.image(x, summed, (*groups, *(() if self.channels else inputs))),
+            (self.length(above), self.length(within), *sizes_of(kernel)),
+            self.folded(error, summed, above, places),
+            **self.settings(),
+            work=(*summed, *above, *places, *within, *kernel),
+            per=2,
+        )
+        return self.unfolded(node, (above, within), kernel), False
+
+    def settings(self) -> dict[str, Any]:
+        """Stride, padding, dilation and groups."""
+        return {**self.options, "groups": self.incidence.groups * math.prod(sizes_of(self.roles.groups))}
+
+    def image(self, x: Factor, batch: Axes, channels: Axes) -> fx.Node:
+        """What is looked up, before that: ``(batch, channels, height, width)``."""
+        sites, unit = self.incidence.sites, self.incidence.unit
+        whole = Factor(x.node, (*x.axes[: -len(sites)], *unit))
+        return self.folded(whole, batch, (*channels, *unit[:-2]), unit[-2:])
+
+    def folded(self, factor: Factor, first: Axes, second: Axes, last: Axes) -> fx.Node:
+        """The tensor with two groups of axes as one dimension each, and then the last two."""
+        node = self.code.arrange(factor, (*first, *second, *last))
+        for position, axes in ((len(first), second), (0, first)):
+            if len(axes) > 1:
+                node = self.code.emit("flatten", node, position, position + len(axes) - 1)
+            elif not axes:
+                node = self.code.emit("unsqueeze", node, position)
+        return node
+
+    def unfolded(self, node: fx.Node, groups: tuple[Axes, Axes], last: Axes) -> Factor:
+        """Its inverse, for a result."""
+        for position, axes in ((1, groups[1]), (0, groups[0])):
+            if len(axes) > 1:
+                sizes = [self.code.batch_size() if a is BATCH else a.size for a in axes]
+                node = self.code.emit("unflatten", node, position, sizes)
+            elif not axes:
+                node = self.code.emit("squeeze", node, position)
+        made = Factor(node, (*groups[0], *groups[1], *last))
+        axes = ordered(made.axes)
+        return Factor(self.code.arrange(made, axes), axes)
+
+    def length(self, axes: Axes) -> Any:
+        """Of several axes as one dimension."""
+        size = math.prod(a.size for a in axes if a.size is not None)
+        if BATCH not in axes:
+            return size
+        return self.code.emit(operator.mul, self.code.batch_size(), size) if size > 1 else self.code.batch_size()
 
 
 @_pair.register(Edges)
@@ -174,7 +273,7 @@ def _tables(incidence: Edges, code: Emitter, rows: str) -> list[Any]:
     return [
         code.constant(tensor, f"{name}_{end}")
         for end in ends
-        for name, tensor in zip(("starts", "columns", "order"), incidence.pattern.side(end), strict=True)
+        for name, tensor in zip(("starts", "columns", "order", "rows"), incidence.pattern.side(end), strict=True)
     ]
 
 

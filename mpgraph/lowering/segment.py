@@ -24,6 +24,7 @@ from torch import Tensor, fx
 from mpgraph.budget import Account, Saved, Share
 from mpgraph.environment import inside_transform
 from mpgraph.network.axes import BATCH, Axis, local_axes, ordered
+from mpgraph.threads import number, side_by_side
 
 from .context import Context
 from .emitter import Emitter, identifier
@@ -34,6 +35,7 @@ from .value import Value, coerce, leaf
 # Bytes of intermediate values of a slice: on a CPU what stays in the cache, elsewhere what keeps the device busy.
 BUDGET = {"cpu": 16 << 20}
 ELSEWHERE = 256 << 20
+WORTH_A_THREAD = 256 << 10  # bytes of a slice below which handing it to another thread costs more than it saves
 
 
 class Segment:
@@ -45,14 +47,22 @@ class Segment:
         width: how many intermediate numbers there are for each row.
         kept: bytes that autograd keeps for each row, unless they are computed again.
         account: of what all segments of a program keep.
+        threads: that slices are shared out to; ``None`` for torch's number.
         name: of the node whose agents it serves.
     """
 
     def __init__(
-        self, function: Callable[..., Any], varies: Sequence[bool], width: int, kept: int, account: Account, name: str
+        self,
+        function: Callable[..., Any],
+        varies: Sequence[bool],
+        width: int,
+        kept: int,
+        account: Account,
+        threads: int | None,
+        name: str,
     ) -> None:
         self.function, self.varies, self.width = function, tuple(varies), width
-        self.kept, self.account, self.name = kept, account, name
+        self.kept, self.account, self.threads, self.name = kept, account, threads, name
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Results, in slices."""
@@ -60,15 +70,24 @@ class Segment:
             return self.function(*tensors)
         learning = torch.is_grad_enabled()
         if not inside_transform() and not (learning and any(tensor.requires_grad for tensor in tensors)):
-            return _joined([self.function(*self.part(tensors, rows)) for rows in self.slices(tensors)])
+            return self.run(tensors)
         return _Sliced.apply(_Call(self, learning), *tensors)
 
-    def slices(self, tensors: Sequence[Tensor]) -> list[slice]:
-        """Rows that are run together."""
+    def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Results, without a gradient of the whole."""
+        threads = number(self.threads, tensors)
+        slices = self.slices(tensors, threads)
+        return _joined(side_by_side(lambda rows: self.function(*self.part(tensors, rows)), slices, threads))
+
+    def slices(self, tensors: Sequence[Tensor], threads: int) -> list[slice]:
+        """Rows that are run together: as many slices as there are threads, or a multiple, unless they get too small."""
         first = tensors[self.varies.index(True)]
         budget = BUDGET.get(first.device.type, ELSEWHERE)
-        size = max(1, budget // (self.width * first.element_size()))
-        rows = first.shape[0]
+        rows, row = first.shape[0], self.width * first.element_size()
+        size = max(1, budget // row)
+        if threads > 1 and rows * row >= threads * WORTH_A_THREAD:
+            rounds = math.ceil(rows / (size * threads))
+            size = math.ceil(rows / (rounds * threads))
         return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
     def rows(self, tensors: Sequence[Tensor]) -> int:
@@ -83,7 +102,8 @@ class Segment:
     def mapped(self, dims: Sequence[int | None], size: int) -> Segment:
         """The same for many networks: ``vmap`` over a dimension of each argument, over the second one of results."""
         function = torch.func.vmap(self.function, in_dims=tuple(dims), out_dims=1)
-        return Segment(function, self.varies, size * self.width, size * self.kept, self.account, self.name)
+        width, kept = size * self.width, size * self.kept
+        return Segment(function, self.varies, width, kept, self.account, self.threads, self.name)
 
 
 class _Call:
@@ -97,31 +117,44 @@ class _Call:
     def __init__(self, segment: Segment, learning: bool) -> None:
         self.segment, self.learning = segment, learning
         self.share: Share | None = None
-        self.runs: list[_Run] = []  # by slice, the last one first
+        self.slices: list[slice] = []
+        self.runs: list[_Run] = []  # of each slice
 
     def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The results, with their graph kept aside if the account has room for it."""
-        segment, slices = self.segment, self.segment.slices(tensors)
+        segment = self.segment
         wanted = [i for i, tensor in enumerate(tensors) if self.learning and tensor.requires_grad]
         self.share = segment.account.take(segment.kept * segment.rows(tensors)) if wanted else None
         if self.share is None:
-            return _joined([segment.function(*segment.part(tensors, rows)) for rows in slices])
-        runs = [_Run(segment.function, segment.part(tensors, rows), wanted) for rows in slices]
-        self.runs = runs[::-1]
-        return _joined([tuple(result.detach() for result in run.results) for run in runs])
+            return segment.run(tensors)
+        threads = number(segment.threads, tensors)
+        self.slices = segment.slices(tensors, threads)
+        self.runs = side_by_side(
+            lambda rows: _Run(segment.function, segment.part(tensors, rows), wanted), self.slices, threads
+        )
+        return _joined([tuple(result.detach() for result in run.results) for run in self.runs])
 
-    def pullback(self, given: Sequence[Tensor], wanted: Sequence[int]) -> Callable[..., Any]:
-        """Errors of the results for the next slice to errors of the wanted arguments."""
-        if torch.is_grad_enabled() or inside_transform():  # the errors will be differentiated themselves
-            return _differentiable(self.segment.function, given, wanted)
-        run = self.runs.pop() if self.runs else _Run(self.segment.function, given, wanted)
-        return lambda errors: run.back(errors, wanted)
+    def backward(
+        self, tensors: Sequence[Tensor], errors: Sequence[Tensor], wanted: Sequence[int]
+    ) -> list[Sequence[Tensor]]:
+        """Of each slice, the errors of the wanted arguments."""
+        segment, threads = self.segment, number(self.segment.threads, tensors)
+        slices = self.slices or segment.slices(tensors, threads)
+        runs: list[_Run | None] = [*self.runs] or [None] * len(slices)
+        self.slices, self.runs = [], []  # if the backward pass runs once more, all is computed again
 
-    def forget(self) -> None:
-        """The backward pass has run. If it runs once more, all is computed again."""
-        self.runs = []
+        def back(index: int) -> Sequence[Tensor]:
+            rows, run, runs[index] = slices[index], runs[index], None
+            heard = [error[rows] for error in errors]
+            given = segment.part(tensors, rows)
+            if torch.is_grad_enabled() or inside_transform():  # the errors will be differentiated themselves
+                return _differentiable(segment.function, given, wanted)(tuple(heard))
+            return (run or _Run(segment.function, given, wanted)).back(heard, wanted)
+
+        found = side_by_side(back, range(len(slices)), threads)
         if self.share is not None:
             self.share.release()
+        return found
 
 
 class _Sliced(torch.autograd.Function):
@@ -137,16 +170,11 @@ class _Sliced(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *errors: Tensor) -> tuple[Tensor | None, ...]:
         call, tensors = ctx.call, ctx.saved_tensors
-        segment = call.segment
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
-        parts = []
-        for rows in segment.slices(tensors):
-            back = call.pullback(segment.part(tensors, rows), wanted)
-            parts.append(back(tuple(e[rows] for e in errors)))
-        call.forget()
+        parts = call.backward(tensors, errors, wanted)
         gradients: list[Tensor | None] = [None] * len(tensors)
         for i, found in zip(wanted, zip(*parts, strict=True), strict=True):
-            gradients[i] = torch.cat(found) if segment.varies[i] else sum(found[1:], found[0])
+            gradients[i] = torch.cat(found) if call.segment.varies[i] else sum(found[1:], found[0])
         return (None, *gradients)
 
     @staticmethod
@@ -243,7 +271,7 @@ def lower_segment(context: Context, function: Callable[..., Any], values: Sequen
     width = _width(traced, context.dtype)
     varies = [a.varies for a in traced.arguments]
     kept = _kept(traced, context.dtype, width)
-    segment = Segment(traced.module.forward, varies, width, kept, context.account, name)
+    segment = Segment(traced.module.forward, varies, width, kept, context.account, context.threads, name)
     made = identifier(getattr(function, "__name__", type(function).__name__))
     if f"{identifier(name)}_{made}" in code.segments:  # an agent may have several
         made = f"{made}_{len(code.segments)}"

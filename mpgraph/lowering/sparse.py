@@ -40,29 +40,29 @@ def _multiply(
     return result.contiguous().t()
 
 
-def _spread(values: Tensor, x: Tensor, starts: Tensor, columns: Tensor, into: Tensor) -> Tensor:
+def _spread(values: Tensor, x: Tensor, columns: Tensor, ends: Tensor, into: Tensor) -> Tensor:
     """The same for one example and few edges, from the form by the rows of ``x``: nothing happens for rows without."""
-    each = torch.repeat_interleave(x[0], starts.diff(), output_size=len(values))
-    return torch.index_add(into, 0, columns, each.mul_(values))[None]
+    return torch.index_add(into, 0, columns, x[0].index_select(0, ends).mul_(values))[None]
 
 
-def _sample(rows: Tensor, columns_: Tensor, starts: Tensor, columns: Tensor, order: Tensor) -> Tensor:
-    if len(columns) > rows.shape[-1] * columns_.shape[-1]:  # so many parallel edges that torch refuses the matrix
-        ends = torch.repeat_interleave(starts.diff(), output_size=len(columns))
+def _sample(rows: Tensor, columns_: Tensor, starts: Tensor, columns: Tensor, order: Tensor, ends: Tensor) -> Tensor:
+    if len(rows) == 1:  # two look-ups, in half of the kernel's time
+        sampled = rows[0].index_select(0, ends).mul_(columns_[0].index_select(0, columns))
+    elif len(columns) > rows.shape[-1] * columns_.shape[-1]:  # so many parallel edges that torch refuses the matrix
         sampled = (rows.index_select(1, ends) * columns_.index_select(1, columns)).sum(0)
-        return torch.empty_like(sampled).index_copy_(0, order, sampled) if len(order) else sampled
-    like = _matrix(starts, columns, rows.new_zeros(len(columns)), columns_.shape[-1])
-    sampled = torch.sparse.sampled_addmm(like, rows.t().contiguous(), columns_, beta=0.0).values()
+    else:
+        like = _matrix(starts, columns, rows.new_zeros(len(columns)), columns_.shape[-1])
+        sampled = torch.sparse.sampled_addmm(like, rows.t().contiguous(), columns_, beta=0.0).values()
     return torch.empty_like(sampled).index_copy_(0, order, sampled) if len(order) else sampled
 
 
 @torch.library.custom_op("mpgraph::sparse_product", mutates_args=())
-def _product(values: Tensor, x: Tensor, starts: Tensor, columns: Tensor, order: Tensor) -> Tensor:
+def _product(values: Tensor, x: Tensor, starts: Tensor, columns: Tensor, order: Tensor, ends: Tensor) -> Tensor:
     return _multiply(values, x, starts, columns, order)
 
 
 @_product.register_fake
-def _(values: Tensor, x: Tensor, starts: Tensor, columns: Tensor, order: Tensor) -> Tensor:
+def _(values: Tensor, x: Tensor, starts: Tensor, columns: Tensor, order: Tensor, ends: Tensor) -> Tensor:
     return x.new_empty(starts.shape[0] - 1, x.shape[0]).t()
 
 
@@ -77,12 +77,12 @@ def _(info: Any, dims: Any, values: Tensor, x: Tensor, *pattern: Tensor) -> tupl
 
 
 @torch.library.custom_op("mpgraph::sparse_outer", mutates_args=())
-def _outer(rows: Tensor, columns_: Tensor, starts: Tensor, columns: Tensor, order: Tensor) -> Tensor:
-    return _sample(rows, columns_, starts, columns, order)
+def _outer(rows: Tensor, columns_: Tensor, starts: Tensor, columns: Tensor, order: Tensor, ends: Tensor) -> Tensor:
+    return _sample(rows, columns_, starts, columns, order, ends)
 
 
 @_outer.register_fake
-def _(rows: Tensor, columns_: Tensor, starts: Tensor, columns: Tensor, order: Tensor) -> Tensor:
+def _(rows: Tensor, columns_: Tensor, starts: Tensor, columns: Tensor, order: Tensor, ends: Tensor) -> Tensor:
     return rows.new_empty(columns.shape[0])
 
 
@@ -100,9 +100,18 @@ class _Product(torch.autograd.Function):
 
     @staticmethod  # no *sides: torch.compile would take the first argument for the context
     def forward(
-        values: Tensor, x: Tensor, starts: Tensor, columns: Tensor, order: Tensor, a: Tensor, b: Tensor, c: Tensor
+        values: Tensor,
+        x: Tensor,
+        starts: Tensor,
+        columns: Tensor,
+        order: Tensor,
+        ends: Tensor,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        d: Tensor,
     ) -> Tensor:
-        return _product(values, x, starts, columns, order)
+        return _product(values, x, starts, columns, order, ends)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -113,8 +122,8 @@ class _Product(torch.autograd.Function):
         values, x, *sides = ctx.saved_tensors
         needs = ctx.needs_input_grad
         by_values = _Outer.apply(grad, x, *sides) if needs[0] else None
-        by_x = _Product.apply(values, grad, *sides[3:], *sides[:3]) if needs[1] else None
-        return by_values, by_x, None, None, None, None, None, None
+        by_x = _Product.apply(values, grad, *sides[4:], *sides[:4]) if needs[1] else None
+        return by_values, by_x, *[None] * 8
 
 
 class _Outer(torch.autograd.Function):
@@ -122,9 +131,18 @@ class _Outer(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        rows: Tensor, x: Tensor, starts: Tensor, columns: Tensor, order: Tensor, a: Tensor, b: Tensor, c: Tensor
+        rows: Tensor,
+        x: Tensor,
+        starts: Tensor,
+        columns: Tensor,
+        order: Tensor,
+        ends: Tensor,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        d: Tensor,
     ) -> Tensor:
-        return _outer(rows, x, starts, columns, order)
+        return _outer(rows, x, starts, columns, order, ends)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -135,8 +153,8 @@ class _Outer(torch.autograd.Function):
         rows, columns, *sides = ctx.saved_tensors
         needs = ctx.needs_input_grad
         by_rows = _Product.apply(grad, columns, *sides) if needs[0] else None
-        by_columns = _Product.apply(grad, rows, *sides[3:], *sides[:3]) if needs[1] else None
-        return by_rows, by_columns, None, None, None, None, None, None
+        by_columns = _Product.apply(grad, rows, *sides[4:], *sides[:4]) if needs[1] else None
+        return by_rows, by_columns, *[None] * 8
 
 
 def direct(*tensors: Tensor | None) -> bool:
@@ -153,15 +171,15 @@ def product(values: Tensor, x: Tensor, *sides: Tensor, into: Tensor | None = Non
     Args:
         values: one number for each edge, ``(edges,)``.
         x: ``(batch, agents)`` at the other end, or ``(agents,)``.
-        sides: the pattern's CSR form by the rows of the result, then by those of ``x``: six tensors.
+        sides: the pattern's CSR form by the rows of the result, then by those of ``x``: eight tensors.
         into: what the sums are added to: of the shape of the result, or ``(agents,)`` for every example.
     """
     rows = x if x.ndim == 2 else x[None]
     if direct(values, x, into):
         size = len(sides[0]) - 1
-        if len(rows) == 1 and x.device.type == "cpu" and len(sides[2]) and not len(sides[5]) and len(values) < 4 * size:
+        if len(rows) == 1 and x.device.type == "cpu" and len(sides[2]) and not len(sides[6]) and len(values) < 4 * size:
             start = x.new_zeros(size) if into is None else into.flatten()
-            result = _spread(values, rows, sides[3], sides[4], start)
+            result = _spread(values, rows, sides[5], sides[7], start)
             return result if x.ndim == 2 else result[0]
         result = _multiply(values, rows, sides[0], sides[1], sides[2], into)
     else:
@@ -176,8 +194,8 @@ def outer(rows: Tensor, columns: Tensor, *sides: Tensor) -> Tensor:
     Args:
         rows: ``(batch, agents)`` at the end whose CSR form comes first.
         columns: ``(batch, agents)`` at the other end.
-        sides: six tensors, as in :func:`product`.
+        sides: eight tensors, as in :func:`product`.
     """
     if direct(rows, columns):
-        return _sample(rows, columns, *sides[:3])
+        return _sample(rows, columns, *sides[:4])
     return _Outer.apply(rows, columns, *sides)

@@ -163,11 +163,30 @@ class Value:
             terms = []
             for term in value.terms:
                 if self._better_written(term):
-                    whole = collectives.materialize(self.emitter, (term._replace(coefficient=1.0, power=0),))
+                    one = term._replace(coefficient=1.0, power=0)
+                    whole = self._before_look_up(one) or collectives.materialize(self.emitter, (one,))
                     term = Term(term.coefficient, term.power, (whole,))
                 terms.append(term)
             return Value(self.emitter, terms, self.local)
         return value
+
+    def _before_look_up(self, term: Term) -> Factor | None:
+        """A contraction with what is looked up, where all sites have the same other factors: for each agent, once.
+
+        So a convolution of ``nu @ states`` stays one. What is outside the image stays zero.
+        """
+        looked_up = [f for f in term.factors if f.gathered]
+        if len(looked_up) != 1 or term.fold:
+            return None
+        (x,) = looked_up
+        incidence, others = x.gathered, [f for f in term.factors if f is not x]
+        assert incidence is not None
+        place = {*x.axes[-len(incidence.sites) :], *incidence.unit}  # sites as this product calls them
+        if place & term.bound or any(place & set(f.axes) for f in others):
+            return None
+        inside = Factor(x.node, (*x.axes[: -len(incidence.sites)], *incidence.unit))
+        whole = collectives.materialize(self.emitter, (term._replace(factors=(inside, *others)),))
+        return self._looked_up(whole, incidence)
 
     def _better_written(self, term: Term) -> bool:
         """Whether a contraction is written before it is multiplied; one over examples of other processes must be."""

@@ -4,6 +4,7 @@ from .distributed import Group as Group
 from .distributed import join as join
 from .distributed import leave as leave
 from .episode import Episode as Episode
+from .estimators import Alone as Alone
 from .estimators import Cloning as Cloning
 from .estimators import Estimate as Estimate
 from .estimators import Estimator as Estimator
@@ -16,6 +17,8 @@ from .estimators import Truncated as Truncated
 from .estimators import Unroll as Unroll
 from .families import Boolean as Boolean
 from .families import FewShot as FewShot
+from .families import Minibatches as Minibatches
+from .families import Mixture as Mixture
 from .families import OnlineStream as OnlineStream
 from .families import PermutedLabels as PermutedLabels
 from .families import Plane as Plane
@@ -24,6 +27,8 @@ from .families import Sinusoids as Sinusoids
 from .guard import Guard as Guard
 from .recurrent import MetaRNN as MetaRNN
 from .search import CMAES as CMAES
+from .search import Search as Search
+from .search import Synchronised as Synchronised
 from .task import Task as Task
 from .task import TaskBatch as TaskBatch
 from .task import TaskFamily as TaskFamily

@@ -45,6 +45,12 @@ def add_commands(commands: Any) -> None:
     """Add both to the sub-parsers of the command line."""
     train = commands.add_parser("meta-train", help="train a learning rule on a family of tasks")
     train.add_argument("--settings", type=Path, metavar="FILE", help="TOML with all settings; flags win over it")
+    train.add_argument(
+        "--from",
+        dest="start",
+        metavar="RULE",
+        help="go on with a saved rule, by its folder or pretrained name",
+    )
     for flag, (_, text) in FLAGS.items():
         train.add_argument(f"--{flag}", help=text)
     train.add_argument(
@@ -83,16 +89,20 @@ def meta_train(options: argparse.Namespace) -> int:
         value = getattr(options, flag)
         if value is not None:
             changes[key] = _value(value) if flag in NUMBERS else value
+    if options.start:
+        given = {**given, "protocol": {"from": options.start}}
     given = files.complete(files.changed(given, changes))
     group = join()
     trainer = files.trainer_of(given, root=options.data, steps=options.steps, group=group)
     command = ["mpgraph meta-train", *([f"--settings {options.settings}"] if options.settings else [])]
+    command += [f"--from {options.start}"] if options.start else []
     command += ["--set " + shlex.quote(f"{key}={_toml(value)}") for key, value in sorted(changes.items())]
     record = {
         "command": " ".join([*command, f"--steps {options.steps}"]),
         "settings": given,
         "commit": _commit(),
         "versions": {"mpgraph": mg.__version__, "torch": torch.__version__},
+        **given.get("record", {}),
     }
     try:
         trainer.run(

@@ -10,31 +10,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import mpgraph as mg
 from mpgraph.agents.protocol import Protocol, learnable, list_protocols
+from mpgraph.arguments import Arguments
 from mpgraph.errors import FileError, InputError, unknown
 from mpgraph.network.activations import Softplus
 from mpgraph.network.network import Network
 from mpgraph.registry import lookup, registered
+from mpgraph.serialization.protocol import load_protocol
 
 from . import recurrent
 from .distributed import Group
 from .episode import Episode
-from .estimators import Cloning, Evolution, Growing, LogUniform, NeverEnding, Recomputed, Truncated, Unroll
+from .estimators import Alone, Cloning, Evolution, Growing, LogUniform, NeverEnding, Recomputed, Truncated, Unroll
 from .families import PermutedLabels, RandomProjection
 from .guard import Guard
-from .search import CMAES
+from .randomness import generator_of, seed_of
+from .search import CMAES, Synchronised
 from .task import TaskFamily, make_family
 from .trainer import MetaTrainer
 
 ESTIMATORS: dict[str, Any] = {
+    "alone": Alone,
     "unroll": Unroll,
     "truncated": Truncated,
     "recomputed": Recomputed,
     "evolution": Evolution,
     "cma_es": CMAES,
     "cloning": Cloning,
+    "synchronised": Synchronised,
 }
 LENGTHS: dict[str, Any] = {"growing": Growing, "log_uniform": LogUniform, "never_ending": NeverEnding}
 FRESH = ("pool", "prior")  # settings of [network] that say what fresh networks begin with; those of Episode
@@ -45,7 +51,8 @@ USUAL: dict[str, Any] = {
     "terms": {"query": 1.0},
     "trainer": {"optimizer": "adam", "lr": 1e-3, "tasks": 1, "seed": 0},
 }
-TABLES = ("protocol", "network", "family", "estimator", "terms", "trainer", "guard")
+
+TABLES = ("protocol", "network", "family", "estimator", "terms", "trainer", "guard", "record", "statistics")
 
 
 def read(path: Any) -> dict[str, Any]:
@@ -90,7 +97,7 @@ def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     made = {**{name: dict(table) for name, table in USUAL.items()}, **{n: dict(t) for n, t in settings.items()}}
     made["trainer"] = {**USUAL["trainer"], **made["trainer"]}
     for name in ("protocol", "family"):
-        if "name" not in made.get(name, {}):
+        if "name" not in made.get(name, {}) and not (name == "protocol" and "from" in made.get(name, {})):
             raise InputError(f"settings: say which {name}, by name = ... in [{name}], or --{name} NAME")
     for name in ("network", "estimator"):
         made[name].setdefault("name", USUAL[name]["name"])
@@ -100,9 +107,15 @@ def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
 def protocol_of(table: Mapping[str, Any]) -> Protocol | dict[str, Protocol]:
     """A rule; its ``learn`` table names the numbers that are meta-parameters, with their initial values.
 
-    ``regions`` is a table of such tables by pattern of node names, for a rule of its own at each place.
+    ``regions`` is a table of such tables by pattern of node names, for a rule of its own at each place. ``from`` is the
+    folder of a saved rule, or the name of a pretrained one, to go on with: the next stage of a training in stages.
     """
     given = dict(table)
+    if "from" in given:
+        if len(given) > 1:
+            others = ", ".join(sorted(given.keys() - {"from"}))
+            raise InputError(f"protocol: from={given['from']!r} is a whole rule; leave out {others}")
+        return load_protocol(given["from"])
     regions, learned, name = given.pop("regions", None), given.pop("learn", {}), given.pop("name")
     if regions is not None:
         return {pattern: protocol_of({"name": name, **given, **part}) for pattern, part in regions.items()}  # type: ignore[misc]
@@ -146,6 +159,8 @@ def family_of(table: Mapping[str, Any], root: Any = None) -> TaskFamily:
     name, size, classes = given.pop("name"), given.pop("projection", None), given.pop("permuted_labels", None)
     if root is not None and ("data" in given or name == "online_stream"):
         given["root"] = root
+    if "families" in given:
+        given["families"] = [family_of(table, root) for table in given["families"]]
     family = make_family(name, **given)
     inputs, outputs = getattr(family, "inputs", None), getattr(family, "outputs", None)
     if size is not None:
@@ -158,8 +173,14 @@ def family_of(table: Mapping[str, Any], root: Any = None) -> TaskFamily:
     return family
 
 
-def estimator_of(table: Mapping[str, Any], episode: Episode) -> Any:
-    """An estimator, or the search; its ``steps`` may be a schedule, as ``{ log_uniform = [10, 60] }``."""
+def estimator_of(table: Mapping[str, Any], episode: Episode, rule: Mapping[str, Any] | None = None) -> Any:
+    """An estimator, or a search; its ``steps`` may be a schedule, as ``{ log_uniform = [10, 60] }``.
+
+    Args:
+        table: the settings.
+        episode: what it is for.
+        rule: settings of the rule, of which ``synchronised`` makes several, ``genomes``, with one seed after the other.
+    """
     given = dict(table)
     name = given.pop("name")
     if name not in ESTIMATORS:
@@ -177,16 +198,27 @@ def estimator_of(table: Mapping[str, Any], episode: Episode) -> Any:
             raise InputError(f"estimator cloning: {recurrent.NAME} has no network that a teacher could have too")
         network = episode.program.graph.network
         given["teacher"] = mg.compile(network, protocol_of(given["teacher"]), dtype=episode.dtype)
+    if name == "synchronised":
+        count = Arguments("settings", InputError).integer("estimator.genomes", given.pop("genomes", 8), 2)
+        given["starts"] = [_start({**(rule or {}), "seed": (rule or {}).get("seed", 0) + i}) for i in range(count)]
     try:
         return ESTIMATORS[name](**given)
     except TypeError as error:
         raise InputError(f"estimator {name}: {error}") from None
 
 
+def _start(table: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The meta-parameters of a rule as the table makes it."""
+    made = protocol_of(table)
+    if not isinstance(made, Protocol):
+        raise InputError("estimator synchronised: it takes one rule for all nodes, not regions")
+    return dict(made.named_parameters())
+
+
 def episode_of(settings: Mapping[str, Any], family: TaskFamily, rule: Protocol | None = None) -> Episode:
     """The episode of complete settings, with a rule of one's own in place of theirs if given."""
     shared = {"terms": settings["terms"], "penalised": settings["trainer"].get("penalised", "*")}
-    if settings["protocol"]["name"] == recurrent.NAME:
+    if settings["protocol"].get("name") == recurrent.NAME:
         options = {"loss": settings["network"].get("loss", "cross_entropy"), **settings["protocol"]}
         options |= {key: getattr(family, key) for key in ("inputs", "outputs") if hasattr(family, key)}
         del options["name"]
@@ -196,10 +228,46 @@ def episode_of(settings: Mapping[str, Any], family: TaskFamily, rule: Protocol |
             raise InputError(f"protocol {recurrent.NAME}: {error}") from None
     network = network_of(settings["network"], family)
     made = rule or protocol_of(settings["protocol"])
+    if rule is None and "statistics" in settings:
+        record_statistics(made, network, family, settings["statistics"], settings["trainer"]["seed"])
     fresh = {key: value for key, value in settings["network"].items() if key in FRESH}
     backend = settings["trainer"].get("backend", "eager")
     program = mg.compile(network, made, dtype=torch.get_default_dtype(), backend=backend)
     return Episode(program, **shared, **fresh)
+
+
+def record_statistics(rule: Any, network: Network, family: TaskFamily, table: Mapping[str, Any], seed: int) -> None:
+    """Have a rule record what its learners read, before it is trained; a function of the seed alone.
+
+    Args:
+        rule: that standardises what its learners read by recorded statistics, with a method ``measure``.
+        network: whose nodes are recorded.
+        family: of the batches; each round is a task of its own and a fresh network.
+        table: ``rounds`` (5) and ``share`` (0.5), what each replaces of what was recorded before; ``steps``, those of
+            the family by default. Or ``alone``, how many random examples of what each agent reads, for
+            :class:`Alone`.
+        seed: of the run.
+
+    Raises:
+        InputError: for a rule that records nothing, or another setting.
+    """
+    if not hasattr(rule, "measure"):
+        raise InputError(f"settings: [statistics] is for rules that record what they read; {rule!r} has no measure")
+    known = ("rounds", "share", "steps") if "alone" not in table else ("alone",)
+    for name in table.keys() - set(known):
+        raise InputError("settings: [statistics]: " + unknown("setting", name, known))
+    check = Arguments("settings: [statistics]", InputError)
+    if "alone" in table:
+        count = check.integer("alone", table["alone"], 2)
+        if not hasattr(rule, "measure_alone"):
+            raise InputError(f"settings: [statistics]: {rule!r} does not say what its agents would do alone")
+        rule.measure_alone(mg.compile(network, rule).graph, generator_of(seed, "statistics"), count)
+        return
+    given = {"rounds": 5, "share": 0.5, "steps": None, **table}
+    for i in range(check.integer("rounds", given["rounds"], 1)):
+        task = family.draw(generator_of(seed, "statistics", i), given["steps"])
+        batches = list(zip(task.x, task.y, strict=True))
+        rule.measure(network, batches, share=given["share"], seed=seed_of(seed, "statistics", "network", i))
 
 
 def optimizer_of(name: str, lr: float, options: Mapping[str, Any]) -> Callable[..., torch.optim.Optimizer]:
@@ -239,7 +307,7 @@ def trainer_of(
         return MetaTrainer(
             episode,
             family,
-            estimator_of(given["estimator"], episode),
+            estimator_of(given["estimator"], episode, given["protocol"]),
             optimizer=maker,
             schedule=None if schedule == "constant" else lambda t: 0.5 * (1.0 + math.cos(math.pi * t / max(1, steps))),
             guard=Guard(**given.get("guard", {})),

@@ -25,7 +25,7 @@ from .episode import Episode
 from .estimators.base import Estimate, Estimator
 from .guard import Guard, audit, broken
 from .randomness import generator_of
-from .search.cma_es import CMAES
+from .search import Search
 from .task import TaskFamily, Tasks
 
 LAST = 50  # outer steps whose means a training record gives
@@ -45,7 +45,7 @@ class MetaTrainer:
     Args:
         episode: what is run in an outer step.
         family: tasks are drawn from.
-        estimator: of the meta-gradient, or a search (:class:`CMAES`), which needs no optimizer.
+        estimator: of the meta-gradient, or a search (:class:`CMAES`, :class:`Synchronised`), which needs no optimizer.
         optimizer: makes a ``torch.optim`` optimizer of a list of tensors; Adam at 1e-3 by default.
         tasks: in an outer step.
         seed: of all that is random.
@@ -56,6 +56,9 @@ class MetaTrainer:
         limit: of ``clip``.
         rates: factors of the learning rate by pattern of the names of meta-parameters; the first that matches counts.
             Numbers of a rule differ in size: a decay of 1e-3 is much, a factor of an outer product of errors little.
+        bounds: lowest and highest value of some meta-parameters, by pattern of their names; an update that leads out
+            of them ends there. A weight that is multiplied by at most one in a step does not grow by itself, however
+            many steps are made.
         sparsity: weight of the sum of absolute values of the meta-parameters, added to the meta-loss so that it makes
             exact zeros: a number that is zero stays so while its gradient is smaller than the weight, and one that
             would change its sign becomes zero (as in orthant-wise descent, Andrew and Gao, 2007). The term ``l1`` of
@@ -78,7 +81,7 @@ class MetaTrainer:
         self,
         episode: Episode,
         family: TaskFamily,
-        estimator: Estimator | CMAES,
+        estimator: Estimator | Search,
         *,
         optimizer: Callable[[list[Tensor]], torch.optim.Optimizer] | None = None,
         tasks: int = 1,
@@ -87,6 +90,7 @@ class MetaTrainer:
         clip: Clip | None = None,
         limit: float = 1.0,
         rates: Mapping[str, float] | None = None,
+        bounds: Mapping[str, tuple[float, float]] | None = None,
         sparsity: float = 0.0,
         average: float | None = None,
         validate_every: int | None = None,
@@ -101,6 +105,7 @@ class MetaTrainer:
         self.clip = check.choice("clip", clip, ("norm", "value", "tensor", "usual", None))
         self.limit = check.number("limit", limit, above=0.0)
         self.rates = {pattern: check.number(f"rates[{pattern!r}]", r, 0.0) for pattern, r in (rates or {}).items()}
+        self.bounds = {p: check.numbers(f"bounds[{p!r}]", pair, 2) for p, pair in (bounds or {}).items()}
         self.norms: dict[str, list[float]] = {}
         self.sparsity = check.number("sparsity", sparsity, 0.0)
         self.average = None if average is None else check.number("average", average, 0.0, 1.0)
@@ -109,6 +114,11 @@ class MetaTrainer:
         if self.guard.policy == "restore" and self.validate_every is None:
             raise InputError("Guard(policy='restore') returns to the best parameters: give validate_every too")
         self.parameters = {name: p.detach().clone().requires_grad_() for name, p in episode.parameters().items()}
+        for pattern in self.bounds:
+            if not any(fnmatchcase(name, pattern) for name in self.parameters):
+                raise InputError(
+                    f"MetaTrainer: bounds has {pattern!r}, which matches none of {', '.join(self.parameters)}"
+                )
         self._given = optimizer or (lambda tensors: torch.optim.Adam(tensors, lr=1e-3))
         self.optimizer = self._make()
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -142,6 +152,13 @@ class MetaTrainer:
                 made.add_param_group({**group, "params": [p], "lr": group["lr"] * factors[name]})
         return made
 
+    def _bounded(self) -> None:
+        """Put meta-parameters back within their bounds."""
+        for pattern, (low, high) in self.bounds.items():
+            for name, p in self.parameters.items():
+                if fnmatchcase(name, pattern):
+                    p.clamp_(low, high)
+
     # -- one outer step -------------------------------------------------------------------------------------------
 
     def update(self) -> dict[str, Any]:
@@ -154,7 +171,7 @@ class MetaTrainer:
         generator = generator_of(self.seed, "estimator", self.step)
         row: dict[str, Any] = {"step": self.step}
         found: dict[str, Tensor] | None = None
-        if isinstance(self.estimator, CMAES):
+        if isinstance(self.estimator, Search):
             found, estimate = self.estimator.improve(self.episode, self.parameters, tasks, generator, self.group)
         else:
             mine = tasks.shard(self.group.rank, self.group.size)
@@ -222,6 +239,8 @@ class MetaTrainer:
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.step()
+        with torch.no_grad():
+            self._bounded()
         if self.sparsity:
             with torch.no_grad():
                 for name, g in given.items():
@@ -398,7 +417,7 @@ class MetaTrainer:
     def _save(self, place: Path, record: Mapping[str, Any] | None) -> None:
         """Write the rule with its training record."""
         if self.group.rank == 0:
-            about = {**(record or {}), **self.describe(), "reached": self._reached(place / "log.jsonl")}
+            about = {**self.describe(), **(record or {}), "reached": self._reached(place / "log.jsonl")}
             self.episode.save(self.rule(), place / "rule", _strict(about))
 
     def _keep(self, place: Path, position: int, keep: int) -> None:

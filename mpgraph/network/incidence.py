@@ -131,29 +131,32 @@ class Pattern:
     def __init__(self, pre: Tensor, post: Tensor, sizes: tuple[int, int]) -> None:
         self.pre, self.post, self.sizes = pre, post, sizes
 
-    def side(self, end: str) -> tuple[Tensor, Tensor, Tensor]:
-        """The CSR form whose rows are the agents of one end: row starts, columns, order of the edges."""
+    def side(self, end: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The CSR form whose rows are the agents of one end: row starts, columns, order of the edges, rows."""
         return self.by_post if end == "post" else self.by_pre
 
     @cached_property
-    def by_post(self) -> tuple[Tensor, Tensor, Tensor]:
+    def by_post(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """CSR with targets as rows."""
         return _compressed(self.post, self.pre, self.sizes[1])
 
     @cached_property
-    def by_pre(self) -> tuple[Tensor, Tensor, Tensor]:
+    def by_pre(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """CSR with sources as rows."""
         return _compressed(self.pre, self.post, self.sizes[0])
 
 
-def _compressed(row: Tensor, column: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """CSR form; the order of the edges is empty where they are in order already, which saves a permutation."""
+def _compressed(row: Tensor, column: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """CSR form; the order of the edges is empty where they are in order already, which saves a permutation.
+
+    Rows and columns are those of the edges in the order of the CSR form.
+    """
     count = torch.bincount(row, minlength=size)
     starts = torch.cat([count.new_zeros(1), count.cumsum(0)])
     order = row[:0] if bool((row[1:] >= row[:-1]).all()) else torch.argsort(row, stable=True)
-    columns = column[order] if len(order) else column
+    rows, columns = (row[order], column[order]) if len(order) else (row, column)
     small = torch.int32 if max(len(row), size) < 2**31 else torch.int64  # the kernels would convert at each call
-    return starts.to(small), columns.to(small), order
+    return starts.to(small), columns.to(small), order, rows.to(small)
 
 
 class Edges(Incidence):

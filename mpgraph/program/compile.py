@@ -10,6 +10,7 @@ import torch
 from mpgraph.agents.module import unchanged_on_error
 from mpgraph.agents.protocol import Protocol
 from mpgraph.agents.regions import Regions
+from mpgraph.arguments import Arguments
 from mpgraph.budget import DEFAULT, Memory
 from mpgraph.environment import keep_freed_memory, usable
 from mpgraph.errors import InputError, ProtocolError, unknown
@@ -32,6 +33,7 @@ def compile(
     dtype: torch.dtype | None = None,
     checks: Checks = "labels",
     memory: Memory = DEFAULT,
+    threads: int | None = None,
     backend: Literal["eager", "inductor", "cudagraphs"] | Backend = "eager",
     group: ProcessGroup | Literal["alone"] = "alone",
 ) -> Program:
@@ -51,6 +53,8 @@ def compile(
             have not run yet: bytes, a size such as ``"2 GiB"``, or a share of what is free on the device at this
             moment, ``0.5`` or ``"50%"``. Steps that find no room are computed again in the backward pass, to the same
             gradient. It says nothing of a rule without segments, nor of steps whose gradient nobody asks for.
+        threads: how many threads the slices of a segment are shared out to on the CPU; as many as torch has at the
+            moment of the call (``torch.get_num_threads()``) if not given. Other operations are torch's own.
         backend: what runs the generated code: ``"eager"`` torch's own calls one after the other, ``"inductor"``
             ``torch.compile``, on the first call for each batch size and use, ``"cudagraphs"`` a recorded CUDA graph.
             All give the same numbers to rounding.
@@ -86,8 +90,10 @@ def compile(
     place, dtype = usable(device), dtype or torch.get_default_dtype()
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(f"dtype must be a floating-point torch.dtype such as torch.float64, got {dtype!r}")
+    if threads is not None:
+        threads = Arguments("mg.compile").integer("threads", threads, 1)
     chosen = backend_of(backend)
     chosen.check(place)
     keep_freed_memory()
     with unchanged_on_error(protocol):
-        return Program(network, protocol, Execution(place, dtype, checks, memory, chosen, found))
+        return Program(network, protocol, Execution(place, dtype, checks, memory, threads, chosen, found))

@@ -26,6 +26,7 @@ class Execution:
         device, dtype: where and as what states are made.
         checks: which *values* are inspected in eager calls.
         memory: the budget of segments, as it was written.
+        threads: that slices of segments are shared out to; ``None`` for torch's number.
         backend: runs the generated code; serves one program.
         group: of processes that each have a slice of every batch; ``None`` for one process.
     """
@@ -34,6 +35,7 @@ class Execution:
     dtype: torch.dtype
     checks: Checks = "labels"
     memory: Memory = DEFAULT
+    threads: int | None = None
     backend: Backend = field(default_factory=Backend)
     group: ProcessGroup | None = None
 

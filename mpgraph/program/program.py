@@ -72,6 +72,7 @@ class Program(nn.Module):
         device, dtype: where and as what states are made.
         checks: which *values* are inspected in eager calls; see :func:`compile`.
         memory: bytes that segments keep for the backward pass, and the limit that ``mg.compile`` was given.
+        threads: that the slices of segments are shared out to; ``None`` for as many as torch has.
         backend: runs the generated code.
         group: of processes that each have a slice of every batch; ``None`` for one process.
     """
@@ -88,6 +89,7 @@ class Program(nn.Module):
         self._execution = execution
         device, dtype = self.device, self.dtype = execution.device, execution.dtype
         self.checks, self.backend, self.group = execution.checks, execution.backend, execution.group
+        self.threads = execution.threads
         self.memory = Account(bytes_of("mg.compile", execution.memory, device))
         self._network = network.copy()  # before the rule rewrites it: what a pickle compiles again
         with on_cpu(device):
@@ -142,6 +144,7 @@ class Program(nn.Module):
                         passes=passes,
                         learning=learning,
                         account=self.memory,
+                        threads=self.threads,
                         single=online,
                         record=record,
                         ranks=self._ranks,
@@ -157,6 +160,17 @@ class Program(nn.Module):
             compiled.run = self.backend.prepare(compiled.module, what)
             self._compiled[key] = compiled
         return self._compiled[key]
+
+    def prepare(self, batch_size: int) -> None:
+        """Write the code of all steps and predictions for batches of this size, which the first calls else do.
+
+        Threads that share a program need it before they begin: for as long as code is written, the rule's parameters
+        are out of their places.
+        """
+        online = Arguments("program.prepare").integer("batch_size", batch_size, 1) == 1
+        for phase in self.protocol.phases or [None]:
+            self._function(online=online, phase=phase)
+        self._function(learning=False)
 
     def _repeated(self, repeat: Any, record: Any, learning: bool, online: bool, phase: str | None) -> Compiled:
         """The generated function with other numbers of rounds."""

@@ -20,9 +20,14 @@ class Input(States):
 
     value = fast()
 
+    def __init__(self, rule: Any) -> None:
+        super().__init__(rule)
+        self.first: torch.Tensor
+        self.register_buffer("first", torch.eye(rule.k)[0], persistent=False)
+
     def forward_update(self, s: mg.View) -> mg.View:
         """Begin."""
-        return s.set(a=vector(s.value, 0.0 * s.value, self.k))
+        return s.set(a=s.value * self.first)  # a product, so that no zeros are multiplied by weights
 
 
 class Constant(Agent):

@@ -31,6 +31,7 @@ from mpgraph.agents.options import option
 from mpgraph.arguments import Arguments
 
 from .agents import role
+from .imitation import Numbers, error, example, kinds, step
 from .learned import Learned
 from .learners import LEARNERS
 from .statistics import Measuring, Output, Standardiser
@@ -92,6 +93,7 @@ class MPLP(Protocol):
     bias = "agent"
     loss_link = "agent"
     random_defaults = True
+    shipped = "mplp_mnist"
     source = """
 @article{randazzo2020mplp,
   title={{MPLP}: Learning a Message Passing Learning Protocol},
@@ -128,6 +130,8 @@ class MPLP(Protocol):
         kind = what if what in ("weight", "bias") else f"{node.function.name}_{what}".replace(".", "/")
         kind = self.known(kind, what, node) if how != "node" else kind
         key, place = own if how == "node" else kind, kind if how == "all" else own
+        if place == "weight" and "input_weight" in node.types:
+            place = "input_weight"  # reads numbers of the task, not activities
         states = make.states + self.gradient
         if key not in self.learners:
             own_generator = Generator().manual_seed(self.seed ^ crc32(key.encode()))  # whatever was made before
@@ -202,6 +206,46 @@ class MPLP(Protocol):
         after, _ = program.run({n: {**c, **held.get(n, {})} for n, c in fresh.items()}, batches)
         rule.keep(program.graph, after, len(batches), share)
         return after
+
+    def alone(self, graph: Any, generator: Generator, examples: int) -> dict[str, Tensor]:
+        """How far the agents of each kind are from gradient descent, each alone, see ``imitation.py``.
+
+        Args:
+            graph: of a program of this rule.
+            generator: of the random numbers that agents read.
+            examples: how many of each kind.
+
+        Returns:
+            Relative squared errors of messages and updates, by name.
+
+        Raises:
+            ProtocolError: for another than the recurrent learner, with ``gradient``, or for a loss or link that
+                gradient descent does not serve here.
+        """
+        draw = Numbers(generator, examples, self.k)
+        found: dict[str, Tensor] = {}
+        for name, (what, agent, node) in kinds(graph).items():
+            message, update = error(agent, node, example(what, node, draw), draw)
+            found |= {f"{name}.{end}": e for end, e in (("message", message), ("update", update)) if e is not None}
+        return found
+
+    def measure_alone(self, graph: Any, generator: Generator, examples: int) -> None:
+        """Record the statistics of the numbers that :meth:`alone` draws, and set the scales of updates to fit.
+
+        Args:
+            graph: of a program of this rule.
+            generator: of the numbers.
+            examples: how many of each kind.
+        """
+        draw = Numbers(generator, examples, self.k)
+        read: dict[Standardiser, list[list[Tensor]]] = {}
+        with torch.no_grad():
+            for what, agent, node in kinds(graph).values():
+                read.setdefault(agent.standardiser, []).append(example(what, node, draw).values)
+                if agent.output is not None:
+                    agent.output.scale.fill_(step(node))
+            for standardiser, rows in read.items():
+                standardiser.fit([torch.cat(parts) for parts in zip(*rows, strict=True)])
 
     def check(self, agents: Mapping[mg.AgentNode, Agent]) -> None:
         """Warn of nodes whose inputs are standardized by nothing while those of others are."""

@@ -51,6 +51,13 @@ class Standardiser(nn.Module):
         factors = [1.0 / d for d in divisors]
         return [v * factor for v, factor in zip(centred, factors, strict=True)], [*shifts, *factors]
 
+    def fit(self, values: Sequence[Tensor]) -> None:
+        """Record the mean and deviation of these numbers, in place of what was recorded."""
+        for i, v in enumerate(values):
+            self.shift[i] = -v.mean()
+            deviation = v.std(correction=0).clamp(min=self.floor)
+            self.factor[i] = 1.0 if deviation < CONSTANT else 1.0 / deviation
+
     def mix(self, measured: Tensor, share: float) -> None:
         """Replace a share of what is recorded."""
         self.shift.lerp_(measured[: self.inputs], share)

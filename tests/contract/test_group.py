@@ -376,6 +376,7 @@ def distance_alone():
     program.step(program.init(), *problem(program.graph.network, 2))
 
 
+@pytest.mark.xdist_group("two processes")  # follow all cases once, not once for each worker
 @pytest.mark.parametrize("case", [name for name, _, _ in cases()])
 def test_two_processes_have_the_states_of_one(case, followed):
     for found in followed:

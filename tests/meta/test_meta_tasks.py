@@ -10,6 +10,7 @@ from mpgraph.data import Dataset
 from mpgraph.meta import (
     Boolean,
     FewShot,
+    Minibatches,
     OnlineStream,
     PermutedLabels,
     Plane,
@@ -52,6 +53,37 @@ def test_few_shots_are_distinct_images_of_the_right_classes(numbered, relabel):
         else:
             assert torch.equal(task.y.flatten(), classes)
             assert torch.equal(task.query_y, query // 100)
+
+
+def test_minibatches_are_fresh_examples_and_the_splits_do_not_meet(numbered):
+    family = Minibatches(numbered, batch=3, steps=4, queries=5, held_out=60, standardise=False)
+    seen = {}
+    for split in ("train", "validation", "test"):
+        for number in range(30):
+            task = family.draw(seeded(number), 6, split)
+            assert task.x.shape == (6, 3, 1)
+            support, query = (x.flatten().long() for x in (task.x, task.query_x))
+            assert len({*support.tolist(), *query.tolist()}) == 18 + 5
+            assert torch.equal(support // 100, task.y.flatten())
+            asked = {*query.tolist()}
+            assert all((x % 100 >= 50) == (split == "test") for x in asked)
+            seen.setdefault(split, set()).update(support.tolist(), asked)
+    assert not seen["train"] & seen["validation"]
+    assert seen["validation"] <= {int(x) for x in numbered.train_x[-60:]}
+    with pytest.raises(mg.InputError, match="held_out=355 leaves 5 for train"):
+        Minibatches(numbered, batch=3, queries=5, held_out=355)
+    with pytest.raises(mg.InputError, match="need more than the 60 examples"):
+        Minibatches(numbered, batch=3, queries=5, held_out=60).draw(seeded(), 30, "validation")
+
+
+def test_images_are_resized_as_published(tmp_path):
+    """Bilinear without smoothing: of every 2x2 pixels the mean, at half the size."""
+    images = torch.rand(3, 1, 4, 4)
+    found = Dataset("images", images, torch.arange(3), images, torch.arange(3), 3).resized(2)
+    wanted = images.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2))
+    torch.testing.assert_close(found.train_x, wanted)
+    with pytest.raises(mg.InputError, match="needs images"):
+        found.flat().resized(2)
 
 
 def test_classes_of_the_splits_do_not_meet(numbered):
@@ -175,7 +207,8 @@ def test_a_task_depends_on_names_only_and_shards_are_parts():
 
 def test_registered_families_make_tasks(numbered):
     for name in list_families():
-        given = {"data": numbered} if name in ("few_shot", "online_stream") else {}
+        given = {"data": numbered} if name in ("few_shot", "online_stream", "minibatches") else {}
         more = {"shots": 2, "queries": 2} if given else {}
+        more = {"queries": 2, "held_out": 20} if name == "minibatches" else more
         batch = Tasks(make_family(name, **given, **more), count=2).batch()
         assert len(batch.x) == len(batch.seeds) == 2

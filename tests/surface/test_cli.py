@@ -259,9 +259,17 @@ def test_a_saved_rule_runs_beside_the_others(tmp_path, capsys):
         assert words in captured.err
 
 
-@pytest.mark.parametrize("name", [n for n in mg.list_protocols() if lookup("mpgraph.protocols", n).random_defaults])
+RANDOM = {name: cls for name in mg.list_protocols() if (cls := lookup("mpgraph.protocols", name)).random_defaults}
+
+
+@pytest.mark.parametrize("name", [name for name, cls in RANDOM.items() if not cls.shipped])
 def test_a_random_rule_is_refused_with_the_way_to_a_trained_one(name, capsys):
     status, captured = run("compare", "--protocols", name, "--quiet", capsys=capsys)
     assert status == 2
     assert f"{name}:FOLDER" in captured.err
     assert "protocol.save" in captured.err
+
+
+@pytest.mark.parametrize("cls", [cls for cls in RANDOM.values() if cls.shipped])
+def test_in_place_of_a_random_rule_the_trained_one_of_its_class_is_compared(cls):
+    assert isinstance(mg.load_protocol(cls.shipped), cls)

@@ -1,5 +1,6 @@
 """Estimators of the meta-gradient, interchangeable."""
 
+from .alone import Alone as Alone
 from .base import Estimate as Estimate
 from .base import Estimator as Estimator
 from .base import Growing as Growing

@@ -13,7 +13,8 @@ from torch import Generator, Tensor
 from mpgraph.arguments import Arguments
 from mpgraph.errors import InputError
 from mpgraph.meta.episode import Episode
-from mpgraph.meta.task import Tasks
+from mpgraph.meta.task import TaskBatch, Tasks
+from mpgraph.threads import number
 
 Gradient = dict[str, Tensor | None]
 Length = int | Callable[[int, Generator], int | None] | None
@@ -178,6 +179,20 @@ def pieces(count: int, size: int | None) -> list[slice]:
     """``count`` tasks in pieces of at most ``size``."""
     size = size or count
     return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+
+
+def at_once(episode: Episode, batch: TaskBatch) -> int:
+    """How many pieces of an estimate run side by side: as many as the program of the episode has threads.
+
+    One where a backend compiles what it runs.
+    """
+    program = getattr(episode, "program", None)  # without a rule there is none
+    if program is not None and program.backend.name != "eager":
+        return 1
+    threads = number(None if program is None else program.threads, [batch.x])
+    if program is not None and threads > 1:
+        program.prepare(batch.x.shape[2])
+    return threads
 
 
 def whole(episode_steps: int, window: int, owner: str) -> int:

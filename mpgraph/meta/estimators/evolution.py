@@ -24,8 +24,9 @@ from mpgraph.meta.episode import Episode, Window
 from mpgraph.meta.randomness import generator_of
 from mpgraph.meta.task import TaskBatch, Tasks
 from mpgraph.program.program import State
+from mpgraph.threads import side_by_side
 
-from .base import Estimate, Estimator, Length, checked_length, length_at, pieces
+from .base import Estimate, Estimator, Length, at_once, checked_length, length_at
 from .plan import Budget, held_by_a_step
 from .workers import Workers
 
@@ -135,18 +136,13 @@ class Evolution(Estimator):
         if limit is None:
             return self._some_pairs(episode, theta, batch, start, length, slice(None))
         each = 2 * self._budget.measured(held_by_a_step, episode, theta, batch)
-        chunk = self._budget.at_once(limit, each, count, "give more")
-        found = [
-            self._some_pairs(
-                episode,
-                theta,
-                batch.chosen(range(count)[rows]),
-                start if isinstance(start, int) else start[rows],
-                length,
-                rows,
-            )
-            for rows in pieces(count, chunk)
-        ]
+        parts, threads = self._budget.pieces(limit, each, count, at_once(episode, batch), "give more")
+
+        def run(rows: slice) -> Window:
+            begin = start if isinstance(start, int) else start[rows]
+            return self._some_pairs(episode, theta, batch.chosen(range(count)[rows]), begin, length, rows)
+
+        found = side_by_side(run, parts, threads)
         state = {n: {c: torch.cat([w.state[n][c] for w in found], 1) for c in cs} for n, cs in found[0].state.items()}
         names = dict.fromkeys(name for window in found for name in window.metrics)
         metrics = {  # where no episode ends there is no accuracy

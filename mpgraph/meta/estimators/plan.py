@@ -17,7 +17,7 @@ from mpgraph.errors import InputError
 from mpgraph.meta.episode import Episode
 from mpgraph.meta.task import TaskBatch
 
-from .base import leaves
+from .base import leaves, pieces
 
 FEW, STEPS = 2, 5  # tasks and steps that are measured; a single task, and the first steps, go by code of their own
 
@@ -86,6 +86,16 @@ class Budget:
                 f"{self.owner}: memory={self.memory!r} is {shown(limit)}, but one needs {shown(each)}; {fix}"
             )
         return min(count, int(limit // max(each, 1)))
+
+    def pieces(self, limit: int, each: float, count: int, threads: int, fix: str) -> tuple[list[slice], int]:
+        """``count`` that need ``each`` bytes cut into pieces, and how many of these are run side by side.
+
+        Raises:
+            InputError: as :meth:`at_once`.
+        """
+        fitting = self.at_once(limit, each, count, fix)
+        threads = min(threads, fitting)
+        return pieces(count, fitting if fitting == count else fitting // threads), threads
 
 
 def kept_by_a_step(episode: Episode, parameters: Mapping[str, Tensor], batch: TaskBatch) -> float:

@@ -12,6 +12,7 @@ from mpgraph.arguments import Arguments
 from mpgraph.budget import Memory
 from mpgraph.meta.episode import Episode
 from mpgraph.meta.task import TaskBatch, Tasks
+from mpgraph.threads import side_by_side
 
 from .base import (
     Estimate,
@@ -19,6 +20,7 @@ from .base import (
     Gradient,
     Length,
     added,
+    at_once,
     checked_length,
     gradient_of,
     joined,
@@ -35,9 +37,10 @@ class Unroll(Estimator):
     Args:
         steps: inner steps; a schedule ``(outer step, generator) -> steps`` such as :class:`LogUniform`; the family's
             number by default.
-        chunk: tasks at once; all by default. The gradient is the same, the memory smaller.
-        memory: what all inner steps of the tasks at once may keep: bytes, ``"2 GiB"``, or a share of what is free,
-            ``0.5`` or ``"50%"``. Where it is too little for all tasks, weights are kept as histories
+        chunk: tasks in one call; all by default. The gradient is the same. Of several pieces as many are run side by
+            side as the program has threads (see :func:`mpgraph.compile`).
+        memory: what all inner steps of the tasks that are run at once may keep: bytes, ``"2 GiB"``, or a share of what
+            is free, ``0.5`` or ``"50%"``. Where it is too little for all tasks, weights are kept as histories
             (:meth:`Program.histories`) if that makes a difference, and then tasks are cut into pieces.
 
     Attributes:
@@ -62,13 +65,21 @@ class Unroll(Estimator):
         limit = self._budget.limit(batch.x.device)
         self._last = schedule = self._scheduled(episode, parameters, batch, limit)
         gradient: Gradient = dict.fromkeys(parameters)
-        parts = []
-        for rows in pieces(len(tasks), schedule.tasks):
-            piece = batch if schedule.tasks >= len(tasks) else batch.chosen(range(len(tasks))[rows])
-            found, metrics = self._piece(episode, parameters, piece, schedule)
-            gradient = added(gradient, found, len(piece.seeds) / len(tasks))
-            parts.append(metrics)
-        metrics = joined(parts)
+        threads = 1 if schedule.every else at_once(episode, batch)  # a program has one history at a time
+        together = schedule.tasks
+        if limit is not None and together < len(tasks):
+            threads = min(threads, together)
+            together //= threads
+        parts = pieces(len(tasks), together)
+
+        def run(rows: slice) -> tuple[Gradient, dict[str, Tensor]]:
+            piece = batch if len(parts) == 1 else batch.chosen(range(len(tasks))[rows])
+            return self._piece(episode, parameters, piece, schedule)
+
+        found = side_by_side(run, parts, threads)
+        for rows, (part, _) in zip(parts, found, strict=True):
+            gradient = added(gradient, part, len(range(len(tasks))[rows]) / len(tasks))
+        metrics = joined([metrics for _, metrics in found])
         return Estimate(metrics["loss"].mean(), gradient, metrics)
 
     def _scheduled(

@@ -36,6 +36,8 @@ class FewShot(TaskFamily):
         seed: which classes are in which split.
         root: folder of the files, for a data set given by name.
         standardise: shift and scale pixels, for a data set given by name.
+        pool: images are so many times smaller on each side, by means over squares of pixels, before they are
+            standardised; for a data set given by name.
 
     Raises:
         InputError: for more classes or examples than there are.
@@ -56,32 +58,40 @@ class FewShot(TaskFamily):
         seed: int = 0,
         root: Any = None,
         standardise: bool = True,
+        pool: int = 1,
     ) -> None:
         check = Arguments(type(self).__name__)
         self.ways, self.shots = check.integer("ways", ways, 1), check.integer("shots", shots, 1)
         self.queries = check.integer("queries", queries, 1)
         self.batch = check.integer("batch", batch or self.ways * self.shots, 1)
         self.relabel, self.replace, self.seed = check.flag("relabel", relabel), check.flag("replace", replace), seed
-        found = load(data, root, standardise=standardise) if isinstance(data, str) else data
+        self.pool = check.integer("pool", pool, 1)
+        found = self._loaded(data, root, standardise) if isinstance(data, str) else data
         found = found.flat()
         self.data, self.splits = found.name, None if splits is None else check.numbers("splits", splits, 3)
         self.inputs = found.train_x.shape[1]
-        pool = sorted(set(range(found.classes) if classes is None else classes))
-        self.classes = dict.fromkeys(SPLITS, pool)
+        chosen = sorted(set(range(found.classes) if classes is None else classes))
+        self.classes = dict.fromkeys(SPLITS, chosen)
         if self.splits is not None:
-            order = torch.randperm(len(pool), generator=generator_of(seed, "classes")).tolist()
-            bounds = [round(len(pool) * sum(self.splits[:i]) / sum(self.splits)) for i in range(4)]
-            parts = [sorted(pool[i] for i in order[a:b]) for a, b in pairwise(bounds)]
+            order = torch.randperm(len(chosen), generator=generator_of(seed, "classes")).tolist()
+            bounds = [round(len(chosen) * sum(self.splits[:i]) / sum(self.splits)) for i in range(4)]
+            parts = [sorted(chosen[i] for i in order[a:b]) for a, b in pairwise(bounds)]
             self.classes = dict(zip(SPLITS, parts, strict=True))
         self._train, self._test = (found.train_x, found.train_y), (found.test_x, found.test_y)
         self._rows = [self._by_class(labels, found.classes) for _, labels in (self._train, self._test)]
-        self._check(pool)
+        self._check()
+
+    def _loaded(self, name: str, root: Any, standardise: bool) -> Dataset:
+        if self.pool == 1:
+            return load(name, root, standardise=standardise)
+        found = load(name, root, standardise=False).pooled(self.pool)
+        return found.standardised() if standardise else found
 
     @staticmethod
     def _by_class(labels: Tensor, classes: int) -> list[Tensor]:
         return [(labels == label).nonzero().flatten() for label in range(classes)]
 
-    def _check(self, pool: list[int]) -> None:
+    def _check(self) -> None:
         for split, classes in self.classes.items():
             if len(classes) < (1 if self.replace else self.ways):
                 raise InputError(f"{type(self).__name__}: {len(classes)} classes for {split}, ways={self.ways} of them")
@@ -132,10 +142,15 @@ class FewShot(TaskFamily):
 
     @cached_property
     def _checksum(self) -> str:
-        total = hashlib.sha256()
-        for tensor in (*self._train, *self._test):
-            total.update(tensor.contiguous().numpy().data)
-        return total.hexdigest()
+        return checksum(*self._train, *self._test)
+
+
+def checksum(*tensors: Tensor) -> str:
+    """Of the numbers of some tensors, in their order."""
+    total = hashlib.sha256()
+    for tensor in tensors:
+        total.update(tensor.contiguous().numpy().data)
+    return total.hexdigest()
 
 
 class OnlineStream(FewShot):

@@ -18,12 +18,15 @@ from mpgraph.arguments import Arguments
 from mpgraph.budget import Memory
 from mpgraph.meta.distributed import Group
 from mpgraph.meta.episode import Episode, Window
-from mpgraph.meta.estimators.base import Estimate, Length, checked_length, length_at, pieces
+from mpgraph.meta.estimators.base import Estimate, Length, at_once, checked_length, length_at, pieces
 from mpgraph.meta.estimators.plan import Budget, held_by_a_step
 from mpgraph.meta.task import Tasks
+from mpgraph.threads import side_by_side
+
+from .base import Search
 
 
-class CMAES:
+class CMAES(Search):
     """A population of candidates, all on the same tasks, in one vmapped program.
 
     Args:
@@ -34,9 +37,10 @@ class CMAES:
             candidates.
         bounds: lowest and highest value of all meta-parameters.
         fitness: what is minimized: ``loss``, or ``error``, the share of wrong answers on the query.
-        chunk: candidates at once; all by default.
-        memory: what the networks of the candidates at once may take, which chooses ``chunk``: bytes, ``"2 GiB"``, or a
-            share of what is free, ``0.5`` or ``"50%"``. What one needs is measured.
+        chunk: candidates in one call; all by default. Of several pieces as many are run side by side as the program
+            has threads (see :func:`mpgraph.compile`).
+        memory: what the networks of the candidates that are run at once may take, which chooses ``chunk``: bytes,
+            ``"2 GiB"``, or a share of what is free, ``0.5`` or ``"50%"``. What one needs is measured.
         steps: inner steps, or a schedule of them; the family's number by default.
         seed: of the candidates.
     """
@@ -64,7 +68,7 @@ class CMAES:
         self.steps, self.seed = checked_length("CMAES", steps), check.seed("seed", seed)
         self.memory, self._budget = memory, Budget("CMAES", memory, chunk=chunk)
         self._told: list[Tensor] = []  # losses of each generation
-        self._searches: list[Search] = []
+        self._searches: list[Round] = []
         self._start: Tensor | None = None
         self._search: Any = None
 
@@ -76,15 +80,7 @@ class CMAES:
         generator: Generator,
         group: Group | None = None,
     ) -> tuple[dict[str, Tensor], Estimate]:
-        """One generation: the new favorite, and the losses of the candidates.
-
-        Args:
-            episode: what is run.
-            parameters: where the search starts, at its first generation.
-            tasks: that every candidate of this generation learns.
-            generator: of what else is random: the length of episodes.
-            group: the processes that share the candidates.
-        """
+        """One generation: the new favorite, and the losses of the candidates."""
         group = group or Group()
         if self._start is None:
             self._start = torch.cat([p.detach().double().cpu().flatten() for p in parameters.values()])
@@ -98,15 +94,18 @@ class CMAES:
         def one(own: dict[str, Tensor]) -> Window:
             return episode.window(own, state, batch, 0, batch.steps)
 
-        chunk, limit = self.chunk, self._budget.limit(batch.x.device)
-        parts, mine = [], group.share(rows)
+        def run(piece: slice) -> dict[str, Tensor]:
+            window = torch.func.vmap(one)(_split(mine[piece], parameters))
+            return {"loss": window.loss.mean(1), **{n: v.mean(1) for n, v in window.metrics.items()}}
+
+        mine, threads = group.share(rows), at_once(episode, batch)
+        together, limit = pieces(len(mine), self.chunk), self._budget.limit(batch.x.device)
         if limit is not None:
             each = len(tasks) * self._budget.measured(held_by_a_step, episode, parameters, batch)
-            chunk = self._budget.at_once(limit, each, len(mine), "give more, or fewer tasks in an outer step")
+            fix = "give more, or fewer tasks in an outer step"
+            together, threads = self._budget.pieces(limit, each, len(mine), threads, fix)
         with torch.no_grad():
-            for piece in pieces(len(mine), chunk):
-                window = torch.func.vmap(one)(_split(mine[piece], parameters))
-                parts.append({"loss": window.loss.mean(1), **{n: v.mean(1) for n, v in window.metrics.items()}})
+            parts = side_by_side(run, together, threads)
         found = group.gathered({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
         metrics = {name: values[: len(rows)] for name, values in found.items()}
         wanted = metrics["loss"] if self.fitness == "loss" else 1.0 - metrics["accuracy"]
@@ -160,14 +159,9 @@ class CMAES:
         self._told = [state[name] for name in sorted(state) if name != "start"]
         self._search = None
 
-    def describe(self) -> dict[str, Any]:
-        """What a training record says of it."""
-        shown = {k: repr(v) if callable(v) else v for k, v in vars(self).items() if not k.startswith("_")}
-        return {"class": "CMAES", **shown}
-
 
 @dataclass
-class Search:
+class Round:
     """One search between restarts.
 
     Attributes:
@@ -185,15 +179,15 @@ class Search:
     candidates: int = 0
 
 
-def _next(before: list[Search], population: int, restarts: str, random: np.random.RandomState) -> Search:
+def _next(before: list[Round], population: int, restarts: str, random: np.random.RandomState) -> Round:
     """What comes after some searches: twice the large population, or a small one if those have run less."""
     large, small = ([search for search in before if search.small is kind] for kind in (False, True))
     spent = [sum(search.candidates for search in kind) for kind in (large, small)]
     if restarts == "bipop" and len(large) > 1 and spent[1] < spent[0]:
         ratio = large[-1].population / (2.0 * population)
         size = int(population * ratio ** (random.uniform() ** 2))
-        return Search(max(size, 2), 0.01 ** random.uniform(), True, large[-1].candidates / 2.0)
-    return Search(population * 2 ** len(large))
+        return Round(max(size, 2), 0.01 ** random.uniform(), True, large[-1].candidates / 2.0)
+    return Round(population * 2 ** len(large))
 
 
 def _split(rows: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:

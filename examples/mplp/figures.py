@@ -1,0 +1,205 @@
+"""The experiments of MPLP with rules that we trained: accuracy, transfer, baselines; and curves of the training.
+
+MPGRAPH_DATA=FOLDER python examples/mplp/figures.py mnist step big fashion --priors 100
+MPGRAPH_DATA=FOLDER python examples/mplp/figures.py baselines --priors 20
+MPGRAPH_DATA=FOLDER python examples/mplp/figures.py networks
+python examples/mplp/figures.py sinusoids --priors 100
+python examples/mplp/figures.py training runs/alone runs/tune runs/grow
+
+mnist (section 4.2, Figure 4, Table 1): 144-50-10, images of 12x12; step: step units in place of sigmoids; big:
+784-100-10, 28x28; fashion: Fashion-MNIST at 12x12. Batches of 8 training images, 20 updates, and on to 60 and 200 to
+see whether what was learned stays. After them accuracy is taken on the whole test set, and on 100 test images as the
+authors do it: for each prior the next 100. baselines: SGD and Adam from the same priors, N(0, 0.05) and biases of
+zero, by their best rate. networks: others than the rule was trained on, digits, beside the readout alone. sinusoids
+(4.1): L2 loss, fresh points in every step.
+"""
+
+import argparse
+import json
+import math
+import warnings
+from pathlib import Path
+
+import torch
+
+import mpgraph as mg
+from mpgraph import data
+from mpgraph.architectures import convnet, mlp, random_graph
+from mpgraph.meta import Tasks, make_family
+from mpgraph.protocols import Backprop
+
+TASKS = {  # data, sizes, activation, updates at which accuracy is taken
+    "mnist": ("mnist", (144, 50, 10), "sigmoid", (5, 10, 20, 60, 200)),
+    "step": ("mnist", (144, 50, 10), "step", (5, 10, 20, 60)),
+    "big": ("mnist", (784, 100, 10), "sigmoid", (20,)),
+    "fashion": ("fashion_mnist", (144, 50, 10), "sigmoid", (5, 10, 20, 60)),
+}
+RATES = {"SGD": (0.1, 0.3, 1.0, 3.0), "Adam": (0.003, 0.01, 0.02, 0.03)}
+BATCH, BLOCK, DEVIATION = 8, 100, 0.05
+
+
+def images(name, side):
+    """Flat images of ``side`` pixels, bilinear without smoothing, with one mean and one deviation."""
+    return data.load(name, standardise=False).resized(side).standardised().flat()
+
+
+def prior(program, seed):
+    """Fresh weights N(0, 0.05) and biases of zero, whatever the rule begins with."""
+    state, generator = program.init(seed, batch_size=BATCH), torch.Generator().manual_seed(seed)
+    for name, channels in state.items():
+        if "w" in channels:
+            w = channels["w"]
+            fresh = DEVIATION * torch.randn(w.shape, generator=generator)
+            state[name] = {**channels, "w": torch.zeros_like(w) if name.endswith(".bias") else fresh}
+    return state
+
+
+@torch.no_grad()
+def learned(program, found, priors, at, begin):
+    """Accuracies in percent after updates ``at``: of each prior on the whole test set, and on its 100 images."""
+    whole, block = {t: [] for t in at}, {t: [] for t in at}
+    for i in range(priors):
+        state, generator = begin(1000 + i), torch.Generator().manual_seed(i)
+        for t in range(1, max(at) + 1):
+            rows = torch.randint(len(found.train_x), (BATCH,), generator=generator)
+            state, _ = program.step(state, found.train_x[rows], found.train_y[rows])
+            if t in at:
+                right = 100.0 * (program.predict(state, found.test_x).argmax(1) == found.test_y).double()
+                whole[t].append(right.mean())
+                block[t].append(right.roll(-BLOCK * i)[:BLOCK].mean())
+    return tuple({t: torch.stack(scores) for t, scores in part.items()} for part in (whole, block))
+
+
+def shown(scores):
+    return "  ".join(f"{t}: {s.mean():.1f} +- {s.std(correction=0):.1f}" for t, s in scores.items())
+
+
+def classify(task, options):
+    name, sizes, activation, at = TASKS[task]
+    program = mg.compile(mlp(list(sizes), activation), mg.load_protocol(options.rule))
+    found = images(name, math.isqrt(sizes[0]))
+    whole, block = learned(program, found, options.priors, at, lambda seed: program.init(seed, batch_size=BATCH))
+    print(f"{task}, {options.priors} priors, accuracy in % after updates, whole test set: {shown(whole)}")
+    print(f"{task}, 100 images each: {shown({20: block[20]})}", flush=True)
+
+
+def baselines(options):
+    """SGD and Adam from the same priors; the best rate of each on other priors is what counts."""
+    for task in ("mnist", "fashion", "big"):
+        name, sizes, activation, _ = TASKS[task]
+        found = images(name, math.isqrt(sizes[0]))
+        for optimizer, rates in RATES.items():
+            scores = {}
+            for rate in rates:
+                rule = Backprop(lr=rate) if optimizer == "SGD" else Backprop(optimizer=mg.Adam(rate))
+                program = mg.compile(mlp(list(sizes), activation), rule)
+                whole, block = learned(program, found, options.priors, (20, 60), lambda s, p=program: prior(p, s))
+                scores[rate] = (whole, block[20])
+            best = max(scores, key=lambda rate: float(scores[rate][0][20].mean()))
+            listed = ", ".join(f"{rate:g}: {whole[20].mean():.1f}" for rate, (whole, _) in scores.items())
+            whole, block = scores[best]
+            print(
+                f"{task}, {optimizer} ({listed}), best {best:g}: {shown(whole)}; 100 images {shown({20: block})}",
+                flush=True,
+            )
+
+
+def skip():
+    """Two hidden layers, and connections past them."""
+    network = mg.Network()
+    x, a, b, y = (network.input("x", 64), *(network.unit(n, 32, "sigmoid") for n in "ab"), network.unit("y", 10))
+    for pre, post in ((x, a), (a, b), (b, y), (x, y), (a, y)):
+        network.connect(pre, post)
+    network.loss(y, "cross_entropy")
+    return network
+
+
+NETWORKS = {
+    "64-32-10 tanh": lambda: mlp([64, 32, 10], "tanh"),
+    "64-32-10 relu": lambda: mlp([64, 32, 10], "relu"),
+    "64-32-32-10 sigmoid": lambda: mlp([64, 32, 32, 10], "sigmoid"),
+    "two hidden layers and skips": skip,
+    "convolution": lambda: convnet((1, 8, 8), (4,), (16,), kernel=3, activation="sigmoid"),
+    "random graph of step neurons": lambda: random_graph(100, activation="step"),
+}
+
+
+@torch.no_grad()
+def networks(options):
+    """Networks that the rule never met, on digits, beside the readout alone."""
+    found = data.load("digits").flat()
+    for name, build in NETWORKS.items():
+        cells = []
+        for network in (build(), build().readout_only()):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of units that use the learner of sigmoids
+                program = mg.compile(network, mg.load_protocol(options.rule))
+            shape = (-1, *network.units["x"].shape) if "x" in network.units else (-1, 64)
+            part = [t.reshape(shape) for t in (found.train_x, found.test_x)]
+            scores = []
+            for seed in range(min(5, options.priors)):
+                state, generator = program.init(seed, batch_size=BATCH), torch.Generator().manual_seed(seed)
+                for _ in range(60):
+                    rows = torch.randint(len(part[0]), (BATCH,), generator=generator)
+                    state, _ = program.step(state, part[0][rows], found.train_y[rows])
+                scores.append(100.0 * (program.predict(state, part[1]).argmax(1) == found.test_y).double().mean())
+            cells.append(torch.stack(scores))
+        print(
+            f"{name}, after 60 updates of 8: {cells[0].mean():.1f} %, readout alone {cells[1].mean():.1f} %", flush=True
+        )
+
+
+@torch.no_grad()
+def sinusoids(options):
+    """L2 loss after 0..5 steps of ten points, on 100 points, tasks and priors fresh."""
+    rule = mg.load_protocol(options.rule if options.rule != "mplp_mnist" else "mplp_sinusoid")
+    program = mg.compile(mlp([1, 20, 20, 1], "relu", "l2"), rule)
+    family = make_family("sinusoids", amplitude=(0.1, 0.5), fresh=True, queries=100)
+    tasks, losses = Tasks(family, 0, options.priors, 0, "test"), []
+    for i, task in enumerate(tasks):
+        state, row = program.init(1000 + i, batch_size=10), []
+        for t in range(family.steps + 1):
+            row.append(0.5 * (program.predict(state, task.query_x) - task.query_y).square().mean())
+            if t < family.steps:
+                state, _ = program.step(state, task.x[t], task.y[t])
+        losses.append(torch.stack(row))
+    found = torch.stack(losses)
+    print("sinusoids, L2 after 0..5 steps:", *(f"{v:.5f}" for v in found.mean(0)), f"({options.priors} tasks)")
+
+
+def training(options):
+    """Losses of runs, one after the other, and accuracies on their queries."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    drawing, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    for run in options.what[1:]:
+        rows = [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
+        for axis, key in zip(axes, ("loss", "accuracy"), strict=True):
+            axis.plot([row["step"] for row in rows], [row.get(key) for row in rows], lw=0.7, label=Path(run).name)
+            axis.set(xlabel="outer step", ylabel=key)
+    axes[0].legend()
+    drawing.savefig(options.out)
+    print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "what", nargs="+", help=f"of {', '.join(TASKS)}, baselines, networks, sinusoids; training RUN ..."
+    )
+    parser.add_argument("--rule", default="mplp_mnist", help="folder or name (default: mplp_mnist)")
+    parser.add_argument("--priors", type=int, default=100, help="fresh networks, or tasks (default: 100)")
+    parser.add_argument("--out", default="mplp_training.png", help="picture of `training`")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.what[0] == "training":
+        training(given)
+    else:
+        others = {"baselines": baselines, "networks": networks, "sinusoids": sinusoids}
+        for one in given.what:
+            if one not in TASKS and one not in others:
+                parser.error(f"unknown: {one}")
+            others[one](given) if one in others else classify(one, given)

@@ -1,0 +1,131 @@
+"""Training in stages: statistics recorded, agents that learn alone, a saved rule gone on with."""
+
+import json
+
+import pytest
+import torch
+
+import mpgraph as mg
+from mpgraph import cli
+from mpgraph.architectures import mlp
+from mpgraph.meta import Alone, Episode, Tasks, make_family
+from mpgraph.meta import settings as files
+from mpgraph.protocols import MPLP, Backprop
+from mpgraph.protocols.mplp.imitation import BELOW, MANY, Numbers, example, kinds
+
+TOML = """
+[protocol]
+name = "mplp"
+share = "all"
+memory = "synapse"
+hidden = [6, 4]
+floor = 0.05
+
+[network]
+hidden = [5]
+activation = "sigmoid"
+
+[family]
+name = "minibatches"
+data = "digits"
+batch = 4
+steps = 2
+queries = 8
+held_out = 200
+
+[trainer]
+tasks = 1
+lr = 0.01
+"""
+
+
+def learners(rule):
+    return {name: p.detach().clone() for name, p in rule.named_parameters() if name.startswith("learners")}
+
+
+def test_alone_then_tuned_from_the_saved_rule(tmp_path, capsys):
+    (tmp_path / "one.toml").write_text(TOML + '[statistics]\nalone = 500\n[estimator]\nname = "alone"\nexamples = 32\n')
+    (tmp_path / "two.toml").write_text(TOML)
+    one, two = tmp_path / "one", tmp_path / "two"
+    with pytest.warns(UserWarning, match=r"outputs\.weight\.scale: the meta-loss does not depend on it"):
+        assert cli.main(["meta-train", "--settings", f"{one}.toml", "--steps", "30", "--out", str(one), "--quiet"]) == 0
+    rows = [json.loads(line) for line in (one / "log.jsonl").read_text().splitlines()]
+    assert sum(row["loss"] for row in rows[-5:]) < 0.8 * sum(row["loss"] for row in rows[:5])
+    common = ["--settings", f"{two}.toml", "--from", str(one / "rule"), "--quiet"]
+    assert cli.main(["meta-train", *common, "--steps", "0", "--out", str(two)]) == 0
+    first, second = mg.load_protocol(one / "rule"), mg.load_protocol(two / "rule")
+    program = mg.compile(mlp([64, 5, 10], "sigmoid"), first), mg.compile(mlp([64, 5, 10], "sigmoid"), second)
+    state = program[0].init(batch_size=4)
+    x, y = torch.randn(4, 64), torch.arange(4)
+    after = [p.step(state, x, y)[0]["x->h1"]["w"] for p in program]
+    assert torch.equal(*after)
+    assert second.record["settings"]["protocol"] == {"from": str(one / "rule")}
+    assert "--from" in second.record["command"]
+
+
+def test_statistics_are_recorded_from_tasks_and_are_the_same_every_time(tmp_path):
+    (tmp_path / "s.toml").write_text(TOML + "[statistics]\nrounds = 2\nshare = 0.5\n")
+    given = files.complete(files.read(tmp_path / "s.toml"))
+    family = files.family_of(given["family"])
+    rules = [files.episode_of(given, family).program.protocol for _ in range(2)]
+    shifts = [rule.standardisers["weight"].shift for rule in rules]
+    assert torch.equal(*shifts)
+    assert bool(shifts[0].any())
+    with pytest.raises(mg.InputError, match="rules that record what they read"):
+        files.record_statistics(Backprop(), mlp([4, 2]), family, {}, 0)
+    with pytest.raises(mg.InputError, match="unknown setting 'runds'"):
+        files.record_statistics(rules[0], mlp([4, 2]), family, {"runds": 2}, 0)
+
+
+def test_a_rule_to_go_on_with_is_whole(tmp_path):
+    with pytest.raises(mg.InputError, match="leave out k"):
+        files.protocol_of({"from": str(tmp_path), "k": 3})
+
+
+def test_alone_needs_a_rule_that_knows_its_agents(tmp_path):
+    family = make_family("minibatches", data="digits", batch=4, queries=8, held_out=200)
+    episode = Episode(mg.compile(mlp([64, 10]), Backprop(lr=mg.learnable(0.1))))
+    with pytest.raises(mg.InputError, match="does not say what its agents would do alone"):
+        Alone(4).estimate(episode, episode.parameters(), Tasks(family), torch.Generator())
+
+
+class Given(Numbers):
+    """The numbers of a network, in the order in which an agent asks for them."""
+
+    def __init__(self, message, *drawn):
+        self.first, self.drawn, self.k = message, list(drawn), 1
+
+    def message(self, unit=False):
+        return self.first
+
+    def normal(self, low, high, columns=1):
+        return self.drawn.pop(0)
+
+    def uniform(self, columns=1):
+        return torch.zeros(1, 1)
+
+
+def test_messages_that_agents_imitate_are_the_gradient():
+    """Through a network by the equations of single agents, against autograd."""
+    torch.manual_seed(0)
+    w, b, t = torch.randn(int(MANY), 3), torch.randn(int(MANY)), torch.tensor([4])
+    a = torch.randn(1, 3, requires_grad=True)
+    z = torch.sigmoid(a) @ w.T + b
+    z.retain_grad()
+    (0.01 * torch.nn.functional.cross_entropy(z, t)).backward()  # little, so that tanh(x) is near x
+    graph = mg.compile(mlp([2, 3, int(MANY)], "sigmoid"), MPLP(share="all", hidden=(4, 3))).graph
+    assert set(kinds(graph)) == {"h1", "h1.bias", "loss.link", "loss", "x->h1", "h1->y"}
+    e, zeros = z.grad.T, torch.zeros(int(MANY), 1)  # a row for each output
+    sent = [example("weight", graph.nodes["h1->y"], Given(e, w[:, i : i + 1], zeros)).message for i in range(3)]
+    mean = torch.stack([m.mean() for m in sent])[:, None]  # what units receive
+    made = example("unit", graph.nodes["h1"], Given(mean, a.detach().T)).message
+    torch.testing.assert_close(made, torch.tanh(BELOW * a.grad.T))
+    assert torch.equal(example("bias", graph.nodes["h1.bias"], Given(e, zeros, zeros)).message, e)
+
+
+def test_the_loss_that_agents_imitate_sends_the_gradient():
+    graph = mg.compile(mlp([2, 3, 5], "sigmoid"), MPLP(share="all", hidden=(4, 3))).graph
+    values, message = example("loss", graph.nodes["loss"], Numbers(torch.Generator().manual_seed(0), 50, 4))
+    loss, p, t, log = values
+    torch.testing.assert_close(loss, -t * log)
+    torch.testing.assert_close(message, p - t)  # d/dz of the cross-entropy of a softmax
