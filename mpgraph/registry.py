@@ -20,6 +20,7 @@ SHIPPED: dict[str, dict[str, str]] = {
         "activation_alignment": "mpgraph.protocols:ActivationAlignment",
         "backprop": "mpgraph.protocols:Backprop",
         "blur": "mpgraph.protocols:BLUR",
+        "difference_target_propagation": "mpgraph.protocols:DifferenceTargetPropagation",
         "direct_feedback_alignment": "mpgraph.protocols:DirectFeedbackAlignment",
         "direct_random_target_projection": "mpgraph.protocols:DirectRandomTargetProjection",
         "equilibrium_propagation": "mpgraph.protocols:EquilibriumPropagation",

@@ -9,6 +9,7 @@ from .alignment import SymmetricAlignment as SymmetricAlignment
 from .alignment import WeightMirror as WeightMirror
 from .backprop import Backprop as Backprop
 from .blur import BLUR as BLUR
+from .difference_target_propagation import DifferenceTargetPropagation as DifferenceTargetPropagation
 from .direct_feedback_alignment import DirectFeedbackAlignment as DirectFeedbackAlignment
 from .direct_random_target_projection import DirectRandomTargetProjection as DirectRandomTargetProjection
 from .equilibrium_propagation import EquilibriumPropagation as EquilibriumPropagation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -67,7 +68,7 @@ class Diagram:
     Attributes:
         boxes: by name.
         lines: between boxes, either along a link or against it, or from a box to itself.
-        links: pairs of boxes of which the first lies before the second; without cycles.
+        links: pairs of boxes of which the first lies before the second; one that closes a cycle is turned round.
         strokes: of the groups of lines; groups without lines are named in the legend all the same.
     """
 
@@ -77,7 +78,7 @@ class Diagram:
     strokes: dict[str, Stroke]
 
     def __post_init__(self) -> None:
-        self.links = list(dict.fromkeys(self.links))
+        self.links = _without_cycles(self.boxes, list(dict.fromkeys(self.links)))
         self._known = set(self.links)
 
     def link_of(self, line: Line) -> tuple[str, str]:
@@ -153,3 +154,27 @@ def _html(text: str) -> str:
 
 def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+
+
+def _without_cycles(boxes: Iterable[str], links: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The links, those turned round that lead back to where a walk along the others came from."""
+    after: dict[str, list[str]] = {name: [] for name in boxes}
+    for one, two in links:
+        after.setdefault(one, []).append(two)
+    entered, left, back = set[str](), set[str](), set[tuple[str, str]]()
+    for start in after:
+        walk = [(start, iter(after[start]))] if start not in entered else []
+        entered.add(start)
+        while walk:
+            box, others = walk[-1]
+            step = next(others, None)
+            if step is None:
+                left.add(box)
+                walk.pop()
+            elif step not in entered:
+                entered.add(step)
+                walk.append((step, iter(after.get(step, ()))))
+            elif step not in left:
+                back.add((box, step))
+    turned = [link[::-1] if link in back else link for link in links]
+    return [link for link in dict.fromkeys(turned) if link[0] != link[1]]

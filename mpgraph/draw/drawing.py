@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpgraph.agents.node import AgentNode
+from mpgraph.agents.repeat import Repeat, names_of, repeats_of
 from mpgraph.errors import NetworkError, ProtocolError, unknown
 from mpgraph.graph.arrows import Arrow
 from mpgraph.network.network import Network, Wire
@@ -157,13 +158,27 @@ def _label(wire: Wire, network: Network) -> str:
 def _graph_diagram(graph: AgentGraph, passes: Sequence[str]) -> Diagram:
     boxes = {name: Box(name, _drawn_type(node), _agent_rows(node)) for name, node in graph.nodes.items()}
     arrows: list[Arrow] = [arrow for arrow in graph.all_arrows() if arrow.pass_name in passes]
-    lines = [Line(arrow.source.name, arrow.target.name, arrow.pass_name) for arrow in arrows]
+    shown = {name: _shown(name, graph) for name in passes}
+    lines = [Line(arrow.source.name, arrow.target.name, shown[arrow.pass_name]) for arrow in arrows]
     strokes = {  # a pass looks the same whichever others are drawn
-        name: Stroke(COLORS[i % len(COLORS)], DASHES[i % len(DASHES)])
+        shown[name]: Stroke(COLORS[i % len(COLORS)], DASHES[i % len(DASHES)])
         for i, name in enumerate(graph.order)
         if name in passes
     }
     return Diagram(boxes, lines, [(link.pre.name, link.post.name) for link in graph.links], strokes)
+
+
+def _shown(name: str, graph: AgentGraph) -> str:
+    """A pass in the legend: how many times it runs where the schedule repeats it."""
+
+    def times(schedule: Sequence[str | Repeat]) -> int:
+        parts = [one.times * times(one.passes) if isinstance(one, Repeat) else int(one == name) for one in schedule]
+        return sum(parts)
+
+    rule = graph.protocol
+    schedules = list(rule.phases.values()) if rule.phases else [rule.passes]
+    repeated = any(name in names_of(one.passes) for passes in schedules for one in repeats_of(passes))
+    return f"{name} ({max(map(times, schedules))} times)" if repeated else name
 
 
 def _drawn_type(node: AgentNode) -> str:

@@ -10,6 +10,7 @@ from mpgraph.data import load
 from mpgraph.experiments import train
 from mpgraph.protocols import (
     PEPITA,
+    DifferenceTargetPropagation,
     DirectRandomTargetProjection,
     EquilibriumPropagation,
     LocalLosses,
@@ -80,9 +81,48 @@ def test_pepita(problem):
     torch.testing.assert_close(out.prediction, first[-1])
 
 
+def test_difference_target_propagation(problem):
+    rule = DifferenceTargetPropagation(0.3, step=0.5, noise=0.2, inverse=0.4)
+    program = mg.compile(mlp([5, 6, 4, 3], "tanh"), rule, dtype=torch.float64)
+    state = program.init()
+    xi = {n.split(".")[0]: 0.2 * t for n, t in program.noise(state, 7).items()}
+    after, _ = program.step(state, *problem)
+    x, h1, h2, z = forward(state, problem[0])
+    w = {n: k["w"] for n, k in state.items() if "w" in k}
+    t3 = z - 0.5 * (torch.softmax(z, -1) - one_hot(problem[1], 3))
+    v = {n: k["v"].clone().requires_grad_() for n, k in state.items() if "v" in k}
+    c = {n: state[n]["c"].clone().requires_grad_() for n in ("h1", "h2")}
+
+    def inverse(unit, above, h):
+        return torch.tanh(h @ v[f"{unit}->{above}"] + c[unit])
+
+    t2 = h2 - inverse("h2", "y", z) + inverse("h2", "y", t3)
+    t1 = h1 - inverse("h1", "h2", h2) + inverse("h1", "h2", t2)
+    change = {n: after[n]["w"] - w[n] for n in w}
+    signals = [(h1 - t1) * (1 - h1**2), (h2 - t2) * (1 - h2**2), z - t3]
+    same(change, [e.detach() for e in signals], [x, h1, h2])
+    total = 0.0
+    for unit, above, h, f in (("h1", "h2", h1, torch.tanh), ("h2", "y", h2, lambda z: z)):
+        noisy = h + xi[unit]
+        p = f(noisy @ w[f"{unit}->{above}"].T + w[f"{above}.bias"])
+        total = total + 0.5 * (inverse(unit, above, p) - noisy).pow(2).sum(1).mean()
+    for name, kept in (("v", v), ("c", c)):
+        for node, gradient in zip(
+            kept, torch.autograd.grad(total, list(kept.values()), retain_graph=True), strict=True
+        ):
+            torch.testing.assert_close(after[node][name], state[node][name] - 0.3 * 0.4 * gradient)
+
+
 @pytest.mark.parametrize(
     "rule",
-    [DirectRandomTargetProjection, EquilibriumPropagation, LocalLosses, PEPITA, PredictiveCoding],
+    [
+        DifferenceTargetPropagation,
+        DirectRandomTargetProjection,
+        EquilibriumPropagation,
+        LocalLosses,
+        PEPITA,
+        PredictiveCoding,
+    ],
 )
 def test_above_the_readout_by_defaults(rule):
     """On digits, 64-32-10, a readout alone reaches 87 %."""

@@ -51,11 +51,12 @@ def data(size, steps=3, inputs=3):
 
 
 SLOW = ("mplp", "vsml", "blur")  # to trace: a learner in each synapse
+FEW = {"equilibrium_propagation": {"free": 2, "nudged": 1}, "predictive_coding": {"steps": 2}}  # torch unrolls loops
 
 
 @pytest.fixture(params=mg.list_protocols())
 def rule(request):
-    return mg.make_protocol(request.param)
+    return mg.make_protocol(request.param, **FEW.get(request.param, {}))
 
 
 @pytest.fixture

@@ -409,7 +409,9 @@ def test_an_agent_at_the_border_translates(problem):
 
 
 # Several numbers a message, or passes in another order.
-SPEAK_OTHERWISE = {"blur", "equilibrium_propagation", "mplp", "predictive_coding", "vsml"}
+SPEAK_OTHERWISE = {
+    *("blur", "difference_target_propagation", "equilibrium_propagation", "mplp", "pepita", "predictive_coding", "vsml")
+}
 
 
 @pytest.mark.parametrize("name", mg.list_protocols())
