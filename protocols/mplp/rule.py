@@ -55,8 +55,9 @@ class MPLP(Protocol):
     share: Any = option(
         "kind",
         "which agents share one learner: ``node`` (none do), ``kind`` (all weights, all sigmoids), or ``all``, which "
-        "is ``kind`` with standardizers and scales shared too. A dictionary sets it for ``weight``, ``bias``, "
-        "``unit``, ``link`` and ``loss``; a role that it does not name shares none.",
+        "is ``kind`` with standardizers and scales shared too, those of weights from the input apart. A "
+        "dictionary sets it for ``weight``, ``bias``, ``unit``, ``link`` and ``loss``; a role that it "
+        "does not name shares none.",
     )
     aggregate: Any = option(
         "mean", "of the messages from above at a unit: ``mean``, ``sum``, or a ``torch_geometric`` aggregation."

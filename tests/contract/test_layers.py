@@ -9,7 +9,7 @@ from conftest import ROOT
 
 # From the ground up. A module may import its own folder, and whatever is listed before it.
 LAYERS = [
-    *("errors", "registry", "arguments", "environment", "budget"),
+    *("errors", "registry", "arguments", "environment", "threads", "budget"),
     *("data", "network"),
     "agents",
     *("serialization", "graph"),

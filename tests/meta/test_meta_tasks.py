@@ -76,6 +76,15 @@ def test_minibatches_are_fresh_examples_and_the_splits_do_not_meet(numbered):
         Minibatches(numbered, batch=3, queries=5, held_out=60).draw(seeded(), 30, "validation")
 
 
+def test_sinusoids_may_show_fresh_points_in_every_step():
+    task = Sinusoids(shots=4, steps=3, queries=6, amplitude=(0.1, 0.5), fresh=True).draw(seeded(1), 5)
+    assert task.x.shape == (5, 4, 1)
+    assert len({*task.x.flatten().tolist(), *task.query_x.flatten().tolist()}) == 5 * 4 + 6
+    assert float(task.query_y.abs().max()) <= 0.5
+    one = Sinusoids(shots=4, steps=3).draw(seeded(1))
+    assert torch.equal(one.x[0], one.x[2])
+
+
 def test_images_are_resized_as_published(tmp_path):
     """Bilinear without smoothing: of every 2x2 pixels the mean, at half the size."""
     images = torch.rand(3, 1, 4, 4)

@@ -47,5 +47,5 @@ class Sinusoids(TaskFamily):
         shown = self.shots * (steps if self.fresh else 1)
         x = 10.0 * torch.rand(shown + self.queries, 1, generator=generator, dtype=torch.float64) - 5.0
         y = amplitude * torch.sin(x + phase)
-        given, wanted = (t[:shown].reshape(-1, self.shots, 1).expand(steps, -1, -1) for t in (x, y))
-        return Task(given, wanted, x[shown:], y[shown:], f"{amplitude:.2f} sin(x + {phase:.2f})")
+        support_x, support_y = (t[:shown].reshape(-1, self.shots, 1).expand(steps, -1, -1) for t in (x, y))
+        return Task(support_x, support_y, x[shown:], y[shown:], f"{amplitude:.2f} sin(x + {phase:.2f})")
