@@ -1,6 +1,7 @@
 """Copy a trained rule into the package, its record completed by how it is meant to be used.
 
 python examples/mplp/ship.py mnist runs/grow/rule        # as mpgraph/pretrained/mplp_mnist
+python examples/mplp/ship.py mnist runs/tuned/rule --between runs/alone/rule --share 0.15
 python examples/mplp/ship.py sinusoid runs/sinusoid/rule
 
 The records of the stages before it, whose rules it went on with, are kept in `stages`, the first one first.
@@ -9,7 +10,10 @@ The records of the stages before it, whose rules it went on with, are kept in `s
 import argparse
 from pathlib import Path
 
+import torch
+
 import mpgraph as mg
+from mpgraph.architectures import mlp
 from mpgraph.serialization.protocol import PRETRAINED
 
 USES = {
@@ -48,13 +52,28 @@ def stages(record):
     return [*stages(earlier), earlier]
 
 
+def between(early, late, share, use):
+    """The late rule with its trained numbers moved towards those of an early one."""
+    for rule in (early, late):
+        mg.compile(mlp(use["network"], use["activation"], use["loss"]), rule)
+    with torch.no_grad():
+        for one, other in zip(early.parameters(), late.parameters(), strict=True):
+            other.lerp_(one, 1.0 - share)
+    return late
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=USES)
     parser.add_argument("rule", type=Path)
+    parser.add_argument("--between", type=Path, metavar="RULE", help="an earlier stage, of which the rest is")
+    parser.add_argument("--share", type=float, default=1.0, help="of this rule, with --between (default: 1)")
     given = parser.parse_args()
     rule = mg.load_protocol(given.rule)
     record = dict(rule.record)
+    if given.between:
+        rule = between(mg.load_protocol(given.between), rule, given.share, USES[given.task])
+        record["mixed"] = {"share": given.share, "rest": "the first stage"}
     trained = {"trained_on": record.pop("network", None), "stages": stages(record)}
     rule.save(PRETRAINED / f"mplp_{given.task}", {**USES[given.task], **record, **trained})
     print(f"wrote {PRETRAINED.name}/mplp_{given.task}")
