@@ -19,6 +19,7 @@ import mpgraph as mg
 from mpgraph import Agent, fast, slow
 
 from .backprop import Backprop, Weight
+from .pathways import hidden, joined
 
 
 class ForwardWeight(Weight):
@@ -80,10 +81,5 @@ class DirectFeedbackAlignment(Backprop):
         Raises:
             ProtocolError: for a network without a loss.
         """
-        if not network.losses:
-            raise mg.ProtocolError("DirectFeedbackAlignment: the network has no loss to feed back from; give it one")
-        for name, unit in network.units.items():
-            if not (unit.is_input or unit.operands or name in network.outputs):
-                for loss in network.losses:
-                    network.connect(name, loss, pathway="feedback")
-        return network
+        purpose = "to feed back from"
+        return joined(network, hidden(network), "feedback", "DirectFeedbackAlignment", purpose)

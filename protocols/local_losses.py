@@ -19,6 +19,7 @@ from mpgraph import fast
 
 from .backprop import Backprop, Weight
 from .direct_feedback_alignment import ForwardOperation, ForwardWeight
+from .pathways import hidden, joined
 
 
 class Loss(mg.LossAgent):
@@ -70,10 +71,5 @@ class LocalLosses(Backprop):
         Raises:
             ProtocolError: for a network without a loss.
         """
-        if not network.losses:
-            raise mg.ProtocolError("LocalLosses: the network has no loss for its layers to share; give it one")
-        for name, unit in network.units.items():
-            if not (unit.is_input or unit.operands or name in network.outputs):
-                for loss in network.losses:
-                    network.connect(name, loss, pathway="local")
-        return network
+        purpose = "for its layers to share"
+        return joined(network, hidden(network), "local", "LocalLosses", purpose)

@@ -20,6 +20,8 @@ import torch
 import mpgraph as mg
 from mpgraph import Agent, Protocol, fast, option, slow
 
+from .pathways import joined
+
 
 class Weight(Agent):
     """A synapse that learns from the second pass."""
@@ -159,9 +161,5 @@ class PEPITA(Protocol):
         Raises:
             ProtocolError: for a network without a loss.
         """
-        if not network.losses:
-            raise mg.ProtocolError("PEPITA: the network has no loss whose error could move the input; give it one")
-        for name in network.inputs:
-            for loss in network.losses:
-                network.connect(name, loss, pathway="feedback")
-        return network
+        purpose = "whose error could move the input"
+        return joined(network, network.inputs, "feedback", "PEPITA", purpose)
