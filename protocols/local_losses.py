@@ -26,16 +26,16 @@ class Loss(mg.LossAgent):
     """Compares the output and each classifier with the target."""
 
     aggregate = {"local": "each"}
-    guesses = fast()
+    errors = fast()
 
     def forward_update(self, s: mg.View, pre: Any, target: Any, local: Any = None) -> mg.View:
-        """Keep all predictions."""
+        """dL/dp of each classifier's prediction p."""
         s = s.set(z=pre, t=target)
-        return s if local is None else s.set(guesses=local)
+        return s if local is None else s.set(errors=local.map(lambda p: s.gradient(p, target)))
 
     def backward_message_to_local(self, s: mg.View) -> Any:
-        """dL/dp, to each classifier its own."""
-        return s.guesses.map(lambda p: s.gradient(p, s.t))
+        """To each classifier its own."""
+        return s.errors
 
 
 class Unit(mg.UnitAgent):

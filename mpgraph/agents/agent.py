@@ -142,6 +142,10 @@ class Agent(RuleModule):
         return message(s)
 
 
+class Unwritten(ProtocolError):
+    """A fast channel is read before any pass of the step has written it."""
+
+
 class View(ABC):
     """The state of one agent for one example, as its rule sees it. Reading ``s.name`` reads channel ``name``.
 
@@ -172,7 +176,7 @@ class View(ABC):
     def _read(self, name: str) -> Any:
         self._channel(name)
         if name not in self._values:
-            raise ProtocolError(
+            raise Unwritten(
                 f"{self._where()}: channel {name!r} is read before it is written; it is fast, so an earlier pass of "
                 "the same step must set it"
             )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from mpgraph.agents.agent import Unwritten
 from mpgraph.agents.channel import Channel
 from mpgraph.agents.each import Each
 from mpgraph.agents.node import AgentNode
@@ -143,7 +144,7 @@ class Trace(Rounds):
             return
         received: Mapping[str, Sequence[Arrow]] = self.graph.arrows[name][node.name]
         if self._silent:
-            received = self._without_target(name, node, received)
+            received = self._without_target(name, index, node, received)
             if node.name in self._silent:
                 return
         inbox = {role: self.bag(index, arrows) for role, arrows in received.items() if arrows}
@@ -171,10 +172,13 @@ class Trace(Rounds):
         self._written.setdefault(node.owner, []).append((wrote, signals))
 
     def _without_target(
-        self, name: str, node: AgentNode, received: Mapping[str, Sequence[Arrow]]
+        self, name: str, index: int, node: AgentNode, received: Mapping[str, Sequence[Arrow]]
     ) -> Mapping[str, Sequence[Arrow]]:
-        """The messages of a pass without those of nodes that lack the target; who needs it joins these."""
-        spoken = {role: [a for a in arrows if a.source.name not in self._silent] for role, arrows in received.items()}
+        """The messages of a pass without those that need the target; who needs it as well joins the silent nodes."""
+        spoken = {
+            role: [a for a in arrows if a.source.name not in self._silent or self._remembered(index, a)]
+            for role, arrows in received.items()
+        }
         required = self.graph.agents[node.name].roles(name)
         lacking = {
             a.source for r, arrows in received.items() if arrows and required[r] and not spoken[r] for a in arrows
@@ -186,6 +190,16 @@ class Trace(Rounds):
         elif any(spoken.values()):
             self._silent.discard(node.name)
         return spoken
+
+    def _remembered(self, index: int, arrow: Arrow) -> bool:
+        """Whether a node that lacks the target still says something: what it keeps from earlier steps."""
+        if arrow.source.type == "target":
+            return False
+        try:
+            self.delivered(index, arrow)
+        except Unwritten:
+            return False
+        return True
 
     def merge(self, pass_name: str) -> None:
         """Kept channels of nodes with several uses, after a pass: the average of what the uses wrote."""

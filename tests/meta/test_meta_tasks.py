@@ -219,5 +219,6 @@ def test_registered_families_make_tasks(numbered):
         given = {"data": numbered} if name in ("few_shot", "online_stream", "minibatches") else {}
         more = {"shots": 2, "queries": 2} if given else {}
         more = {"queries": 2, "held_out": 20} if name == "minibatches" else more
+        more = {"families": [Sinusoids()]} if name == "mixture" else more
         batch = Tasks(make_family(name, **given, **more), count=2).batch()
         assert len(batch.x) == len(batch.seeds) == 2

@@ -210,7 +210,7 @@ def derived(**body):
     ("make", "message"),
     [
         (Lern, "no agent has a lern_update"),
-        (Up, "lacks a pass called 'forward'"),
+        (Up, "Up.predict_passes: unknown pass 'forward': allowed are up"),
         (lambda: Backprop(weight=Pots()), "unknown role 'pots'.*did you mean 'post'"),
         (lambda: Backprop(hidden=mg.UnitAgent()), "unknown type of node 'hidden'"),
         (lambda: Backprop(learning_rate=0.1), "learning_rate=0.1 is neither one of its arguments"),
