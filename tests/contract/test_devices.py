@@ -95,16 +95,13 @@ def one_slice(monkeypatch):
 @pytest.mark.usefixtures("one_slice")
 def test_calls_do_not_depend_on_neurons_edges_or_examples(rule):
     phase = rule.phases[0] if rule.phases else None
-    # Which product comes first is a matter of what costs less, so a larger network may need a few calls less, never more.
-    for sizes, batch in (([5, 7, 3], 2), ([11, 7, 3], 2), ([5, 30, 20], 4)):
+    # Which product comes first is a matter of what costs less: a larger network may need a few calls less, never more.
+    for sizes, examples in (([5, 7, 3], 2), ([11, 7, 3], 2), ([5, 30, 20], 4)):
         small, large = (
-            calls(mg.compile(mlp([n * size for size in sizes], "tanh"), rule, checks="none"), n * batch, phase)
+            calls(mg.compile(mlp([n * size for size in sizes], "tanh"), rule, checks="none"), n * examples, phase)
             for n in (1, 4)
         )
         assert small - 4 <= large <= small
-    assert found.pop() > 5
-    deeper = [calls(mg.compile(mlp([4] * depth, "tanh"), rule, checks="none"), 2, phase) for depth in (4, 5, 6)]
-    assert deeper[2] - deeper[1] == deeper[1] - deeper[0]  # the same for each layer
 
 
 @pytest.mark.usefixtures("one_slice")
