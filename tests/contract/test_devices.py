@@ -102,6 +102,9 @@ def test_calls_do_not_depend_on_neurons_edges_or_examples(rule):
             for n in (1, 4)
         )
         assert small - 4 <= large <= small
+    assert large > 5
+    deeper = [calls(mg.compile(mlp([4] * depth, "tanh"), rule, checks="none"), 2, phase) for depth in (4, 5, 6)]
+    assert deeper[2] - deeper[1] == deeper[1] - deeper[0]  # the same for each layer
 
 
 @pytest.mark.usefixtures("one_slice")
