@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 _worker = threading.local()
 
 
-def number(threads: int | None, given: Sequence[Tensor]) -> int:
+def threads_for(threads: int | None, given: Sequence[Tensor]) -> int:
     """How many pieces of work on these tensors may run at once: so many, or as many threads as torch has.
 
     One where calls are watched or changed by something that belongs to the calling thread (a transform, a dispatch or

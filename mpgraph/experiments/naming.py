@@ -101,12 +101,17 @@ def _parsed(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _made(cls: type[Protocol], text: str, given: Mapping[str, Any], usual: Mapping[str, Any]) -> Maker:
-    known = inspect.signature(cls).parameters
+    signature = inspect.signature(cls)
+    known = signature.parameters
     several = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     for key in given:
         if key not in known and not several:
             raise InputError(f"{text}: " + unknown(f"argument of {cls.__name__}", key, known))
     arguments = {**{key: value for key, value in usual.items() if key in known}, **given}
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise InputError(f"{text}: {cls.__name__}: {error}; write {cls.__name__}(NAME=VALUE)") from None
     return lambda: cls(**arguments)
 
 
@@ -118,11 +123,12 @@ def _class_in(path: Path, name: str) -> type[Protocol]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)  # so that what it defines can be pickled
+    ours = sys.modules.setdefault(path.stem, module) is module  # so that what it defines can be pickled
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        sys.modules.pop(path.stem, None)
+        if ours:  # and no module of that name that was there before
+            del sys.modules[path.stem]
         where = next((f" line {f.lineno}," for f in traceback.extract_tb(error.__traceback__)[::-1]
                       if f.filename == str(path)), "")  # fmt: skip
         raise FileError(f"{path}:{where} {type(error).__name__}: {error}") from error

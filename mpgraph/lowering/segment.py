@@ -24,7 +24,7 @@ from torch import Tensor, fx
 from mpgraph.budget import Account, Saved, Share
 from mpgraph.environment import inside_transform
 from mpgraph.network.axes import BATCH, Axis, local_axes, ordered
-from mpgraph.threads import number, side_by_side
+from mpgraph.threads import side_by_side, threads_for
 
 from .context import Context
 from .emitter import Emitter, identifier
@@ -75,7 +75,7 @@ class Segment:
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Results, without a gradient of the whole."""
-        threads = number(self.threads, tensors)
+        threads = threads_for(self.threads, tensors)
         slices = self.slices(tensors, threads)
         return _joined(side_by_side(lambda rows: self.function(*self.part(tensors, rows)), slices, threads))
 
@@ -127,7 +127,7 @@ class _Call:
         self.share = segment.account.take(segment.kept * segment.rows(tensors)) if wanted else None
         if self.share is None:
             return segment.run(tensors)
-        threads = number(segment.threads, tensors)
+        threads = threads_for(segment.threads, tensors)
         self.slices = segment.slices(tensors, threads)
         self.runs = side_by_side(
             lambda rows: _Run(segment.function, segment.part(tensors, rows), wanted), self.slices, threads
@@ -138,7 +138,7 @@ class _Call:
         self, tensors: Sequence[Tensor], errors: Sequence[Tensor], wanted: Sequence[int]
     ) -> list[Sequence[Tensor]]:
         """Of each slice, the errors of the wanted arguments."""
-        segment, threads = self.segment, number(self.segment.threads, tensors)
+        segment, threads = self.segment, threads_for(self.segment.threads, tensors)
         slices = self.slices or segment.slices(tensors, threads)
         runs: list[_Run | None] = [*self.runs] or [None] * len(slices)
         self.slices, self.runs = [], []  # if the backward pass runs once more, all is computed again

@@ -12,7 +12,7 @@ from mpgraph import meta
 from mpgraph.architectures import mlp
 from mpgraph.lowering import segment
 from mpgraph.protocols import BLUR, MPLP, Backprop
-from mpgraph.threads import number, side_by_side
+from mpgraph.threads import side_by_side, threads_for
 
 X = torch.zeros(1)
 
@@ -33,7 +33,7 @@ def test_pieces_in_order_in_threads_of_one_torch_thread_each():
 
     def work(piece):
         meeting.wait()
-        return piece, torch.get_num_threads(), number(None, [X]), torch.is_grad_enabled()
+        return piece, torch.get_num_threads(), threads_for(None, [X]), torch.is_grad_enabled()
 
     with torch.no_grad():
         assert side_by_side(work, [3, 1], 2) == [(3, 1, 1, False), (1, 1, 1, False)]
@@ -48,19 +48,19 @@ def test_errors_come_out():
 
 
 def test_one_thread_where_calls_are_watched_or_changed():
-    assert number(3, [X]) == 3
-    assert number(None, [X]) == torch.get_num_threads()
-    assert number(3, [X, X.to("meta")]) == 1
+    assert threads_for(3, [X]) == 3
+    assert threads_for(None, [X]) == torch.get_num_threads()
+    assert threads_for(3, [X, X.to("meta")]) == 1
     seen = []
-    torch.func.vmap(lambda x: seen.append(number(3, [X])) or x)(X)
+    torch.func.vmap(lambda x: seen.append(threads_for(3, [X])) or x)(X)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
-        seen.append(number(3, [X]))
+        seen.append(threads_for(3, [X]))
     with torch.autocast("cpu"):
-        seen.append(number(3, [X]))
+        seen.append(threads_for(3, [X]))
     with torch.device("cpu"):
-        seen.append(number(3, [X]))
+        seen.append(threads_for(3, [X]))
     with torch.autograd.set_detect_anomaly(True, check_nan=False):
-        seen.append(number(3, [X]))
+        seen.append(threads_for(3, [X]))
     assert seen == [1] * 5
 
 

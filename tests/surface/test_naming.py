@@ -1,6 +1,7 @@
 """Rules named with arguments, and rules of one's own from a file."""
 
 import json
+import sys
 
 import pytest
 
@@ -88,3 +89,19 @@ def test_faults_of_a_file_name_its_line(tmp_path):
         with pytest.raises(mg.MPGraphError) as caught:
             made(f"{path}:Rule")
         assert words in str(caught.value)
+
+
+def test_a_file_that_fails_leaves_modules_of_its_name_alone(tmp_path):
+    path = tmp_path / "json.py"
+    path.write_text("x = y\n")
+    with pytest.raises(mg.MPGraphError, match=r"json.py: line 1, NameError"):
+        made(f"{path}:Rule")
+    assert sys.modules["json"] is json
+
+
+def test_arguments_that_a_rule_requires_are_asked_for(tmp_path):
+    path = tmp_path / "needy.py"
+    path.write_text(OWN + "\n    def __init__(self, rate):\n        super().__init__(rate)\n")
+    with pytest.raises(mg.InputError, match="missing a required argument: 'rate'"):
+        made(f"{path}:Half")
+    assert made(f"{path}:Half(rate=0.2)").optimizer.lr == 0.2

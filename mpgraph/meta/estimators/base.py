@@ -14,7 +14,7 @@ from mpgraph.arguments import Arguments
 from mpgraph.errors import InputError
 from mpgraph.meta.episode import Episode
 from mpgraph.meta.task import TaskBatch, Tasks
-from mpgraph.threads import number
+from mpgraph.threads import threads_for
 
 Gradient = dict[str, Tensor | None]
 Length = int | Callable[[int, Generator], int | None] | None
@@ -181,7 +181,7 @@ def pieces(count: int, size: int | None) -> list[slice]:
     return [slice(i, min(i + size, count)) for i in range(0, count, size)]
 
 
-def at_once(episode: Episode, batch: TaskBatch) -> int:
+def threads_of(episode: Episode, batch: TaskBatch) -> int:
     """How many pieces of an estimate run side by side: as many as the program of the episode has threads.
 
     One where a backend compiles what it runs.
@@ -189,7 +189,7 @@ def at_once(episode: Episode, batch: TaskBatch) -> int:
     program = getattr(episode, "program", None)  # without a rule there is none
     if program is not None and program.backend.name != "eager":
         return 1
-    threads = number(None if program is None else program.threads, [batch.x])
+    threads = threads_for(None if program is None else program.threads, [batch.x])
     if program is not None and threads > 1:
         program.prepare(batch.x.shape[2])
     return threads

@@ -26,7 +26,7 @@ from mpgraph.meta.task import TaskBatch, Tasks
 from mpgraph.program.program import State
 from mpgraph.threads import side_by_side
 
-from .base import Estimate, Estimator, Length, at_once, checked_length, length_at
+from .base import Estimate, Estimator, Length, checked_length, length_at, threads_of
 from .plan import Budget, held_by_a_step
 from .workers import Workers
 
@@ -136,7 +136,7 @@ class Evolution(Estimator):
         if limit is None:
             return self._some_pairs(episode, theta, batch, start, length, slice(None))
         each = 2 * self._budget.measured(held_by_a_step, episode, theta, batch)
-        parts, threads = self._budget.pieces(limit, each, count, at_once(episode, batch), "give more")
+        parts, threads = self._budget.pieces(limit, each, count, threads_of(episode, batch), "give more")
 
         def run(rows: slice) -> Window:
             begin = start if isinstance(start, int) else start[rows]

@@ -20,13 +20,13 @@ from .base import (
     Gradient,
     Length,
     added,
-    at_once,
     checked_length,
     gradient_of,
     joined,
     leaves,
     length_at,
     pieces,
+    threads_of,
 )
 from .plan import Budget, Schedule, kept_by_a_step, kept_with_histories, size_of
 
@@ -65,7 +65,7 @@ class Unroll(Estimator):
         limit = self._budget.limit(batch.x.device)
         self._last = schedule = self._scheduled(episode, parameters, batch, limit)
         gradient: Gradient = dict.fromkeys(parameters)
-        threads = 1 if schedule.every else at_once(episode, batch)  # a program has one history at a time
+        threads = 1 if schedule.every else threads_of(episode, batch)  # a program has one history at a time
         together = schedule.tasks
         if limit is not None and together < len(tasks):
             threads = min(threads, together)

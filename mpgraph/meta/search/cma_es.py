@@ -18,7 +18,7 @@ from mpgraph.arguments import Arguments
 from mpgraph.budget import Memory
 from mpgraph.meta.distributed import Group
 from mpgraph.meta.episode import Episode, Window
-from mpgraph.meta.estimators.base import Estimate, Length, at_once, checked_length, length_at, pieces
+from mpgraph.meta.estimators.base import Estimate, Length, checked_length, length_at, pieces, threads_of
 from mpgraph.meta.estimators.plan import Budget, held_by_a_step
 from mpgraph.meta.task import Tasks
 from mpgraph.threads import side_by_side
@@ -98,7 +98,7 @@ class CMAES(Search):
             window = torch.func.vmap(one)(_split(mine[piece], parameters))
             return {"loss": window.loss.mean(1), **{n: v.mean(1) for n, v in window.metrics.items()}}
 
-        mine, threads = group.share(rows), at_once(episode, batch)
+        mine, threads = group.share(rows), threads_of(episode, batch)
         together, limit = pieces(len(mine), self.chunk), self._budget.limit(batch.x.device)
         if limit is not None:
             each = len(tasks) * self._budget.measured(held_by_a_step, episode, parameters, batch)
