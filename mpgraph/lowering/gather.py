@@ -153,10 +153,10 @@ class _Convolution(NamedTuple):
         bias = into if into is not None and not groups and into.axes == out else None
         node = self.code.emit(
             functional.conv2d,
-            self.image(x, batch, (*groups, *(() if self.channels else summed))),
+            self.image(x, batch, (*groups, *(() if self.channels else summed)), kernel),
             self.folded(weight, above, within, kernel),
             bias and bias.node,
-            **self.settings(),
+            **self.settings(self.skips(kernel)),
             work=(*batch, *above, *places, *within, *kernel),
             per=2,
         )
@@ -191,24 +191,37 @@ class _Convolution(NamedTuple):
         above = (*groups, *out)
         node = self.code.emit(
             conv2d_weight,
-            self.image(x, summed, (*groups, *(() if self.channels else inputs))),
+            self.image(x, summed, (*groups, *(() if self.channels else inputs)), kernel),
             (self.length(above), self.length(within), *sizes_of(kernel)),
             self.folded(error, summed, above, places),
-            **self.settings(),
+            **self.settings(self.skips(kernel)),
             work=(*summed, *above, *places, *within, *kernel),
             per=2,
         )
         return self.unfolded(node, (above, within), kernel), False
 
-    def settings(self) -> dict[str, Any]:
-        """Stride, padding, dilation and groups."""
-        return {**self.options, "groups": self.incidence.groups * math.prod(sizes_of(self.roles.groups))}
+    def settings(self, skipped: bool = False) -> dict[str, Any]:
+        """Stride (of an image from which places are ``skipped`` already, 1), padding, dilation and groups."""
+        stride = {"stride": (1, 1)} if skipped else {}
+        return {**self.options, **stride, "groups": self.incidence.groups * math.prod(sizes_of(self.roles.groups))}
 
-    def image(self, x: Factor, batch: Axes, channels: Axes) -> fx.Node:
-        """What is looked up, before that: ``(batch, channels, height, width)``."""
+    def skips(self, kernel: Axes) -> bool:
+        """Whether it reads single places and leaves others out, which then are left out before the call.
+
+        oneDNN without AVX-512 writes outside its memory when it makes the weight gradient of such a convolution from
+        an image whose channels lie last (torch 2.13; the process aborts).
+        """
+        return set(sizes_of(kernel)) == {1} and max(self.incidence.stride) > 1 and not any(self.incidence.padding)
+
+    def image(self, x: Factor, batch: Axes, channels: Axes, kernel: Axes) -> fx.Node:
+        """What is looked up, before that: ``(batch, channels, height, width)``, or of those only the places read."""
         sites, unit = self.incidence.sites, self.incidence.unit
         whole = Factor(x.node, (*x.axes[: -len(sites)], *unit))
-        return self.folded(whole, batch, (*channels, *unit[:-2]), unit[-2:])
+        node = self.folded(whole, batch, (*channels, *unit[:-2]), unit[-2:])
+        if self.skips(kernel):
+            step = (slice(None, None, s) for s in self.incidence.stride)
+            node = self.code.emit(operator.getitem, node, (slice(None), slice(None), *step))
+        return node
 
     def folded(self, factor: Factor, first: Axes, second: Axes, last: Axes) -> fx.Node:
         """The tensor with two groups of axes as one dimension each, and then the last two."""

@@ -21,7 +21,7 @@ class Diverging(mg.Agent):
     w = mg.slow()
 
     def forward_update(self, s, pre):
-        return s.set(w=s.w + 1e39)
+        return s.set(w=s.w + float("inf"))
 
     def forward_message(self, s):
         return s.w

@@ -7,7 +7,7 @@ from reference import distance, randomised
 
 import mpgraph as mg
 from mpgraph.interpreter import interpreter
-from mpgraph.protocols import BLUR
+from mpgraph.protocols import BLUR, Backprop
 
 UNFOLDED = ("index_select", "index_add")  # what a convolution becomes where no call of torch says the same
 KINDS = {
@@ -80,3 +80,22 @@ def test_a_meta_gradient_goes_through_them():
     assert any(float(g.detach().abs().max()) > 1e-6 for g in found[0])
     for one, two in zip(*found, strict=True):
         torch.testing.assert_close(one, two.detach(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 2), ((1, 1), (3, 1)), ((1, 2), 2)])
+def test_places_that_single_ones_skip_are_left_out_before_the_call(kernel, stride):
+    """Of images with channels last, as users hand them over; see ``_Convolution.skips`` for what happened."""
+    network, connection = mg.Network(), mg.Conv2d(kernel, stride=stride)
+    network.input("x", (3, 6, 6)), network.unit("y", connection.size((3, 6, 6), 5), bias=False)
+    network.connect("x", "y", connection), network.loss("y", "l2")
+    program = mg.compile(network, Backprop(lr=1.0))
+    generator, state = torch.Generator().manual_seed(0), program.init(seed=0)
+    x = torch.randn(4, 3, 6, 6, generator=generator).to(memory_format=torch.channels_last)
+    t = torch.randn(4, *connection.size((3, 6, 6), 5), generator=generator)
+    w = state["x->y"]["w"].clone().requires_grad_()
+    y = torch.conv2d(x.contiguous(), w, stride=connection.stride)
+    (0.5 * ((y - t) ** 2).sum() / 4).backward()
+    for _ in range(100):  # a write outside the memory of one call aborts a later one
+        after, out = program.step(state, x, t)
+    torch.testing.assert_close(out.prediction, y.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(after["x->y"]["w"], (w - w.grad).detach(), rtol=1e-5, atol=1e-5)
