@@ -8,6 +8,10 @@ sets that the genome never met; fig6: against SGD with and without momentum, and
 CMA-ES on 14x14 MNIST; fig8: without normalization; fig10: depth. Figures 3 and 4 are ``examples/learning_to_learn.py``.
 Each writes FIGURE.png and FIGURE.json, which holds the published numbers beside ours. Figures 5, 6, 10 and the first
 half of 2 measure a genome, ``blur_mnist`` by default, on ten fresh networks 784-512-10, whole test sets.
+
+The ablations train a genome for each variant, from random ones by ``random.toml`` on 196-64-10 and ten updates: fig9 and
+fig17: symmetry, channels, initialization (and, in 17, the backward update), trained on MNIST or on Omniglot and tried on
+both; fig13: states of a neuron; fig15: Oja's term and the size of weights; fig16: synapses normalized while computing.
 """
 
 import argparse
@@ -20,18 +24,25 @@ import torch
 import mpgraph as mg
 from mpgraph import cli, data, experiments, probes
 from mpgraph.architectures import mlp
+from mpgraph.meta import Tasks, make_family
 from mpgraph.protocols import BLUR, Backprop
 
 HERE = Path(os.path.relpath(Path(__file__).parent))  # which a record can name
 BUDGETS = {  # outer steps of meta-training by run; networks that are measured
-    "small": {"cma": 2, "mnist": 20, "networks": 2},
-    "medium": {"cma": 40, "mnist": 300, "networks": 10},
-    "paper": {"cma": 400, "mnist": 10000, "networks": 10},
+    "small": {"cma": 1, "mnist": 20, "random": 2, "networks": 2},
+    "medium": {"cma": 40, "mnist": 300, "random": 60, "networks": 10},
+    "paper": {"cma": 400, "mnist": 10000, "random": 10000, "networks": 10},
 }
 MARKS = (1, 2, 5, 10, 15, 20, 30, 45)  # updates after which test sets are seen
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 SETS = ("mnist", "fashion_mnist", "emnist47")
 BATCH = 128
+UNROLL = 10  # updates of the ablations
+FEW = {  # what they are trained and tried on, ten classes and images of 14x14
+    "mnist": {"data": "mnist", "shots": 128, "queries": 40, "batch": BATCH},
+    "omniglot": {"data": "omniglot", "shots": 12, "queries": 4, "batch": 12, "splits": [0.8, 0.1, 0.1]},
+}
+INITIAL = {"random": {}, "backprop": {"protocol.initial": "backprop", "estimator.genomes": 2}}
 
 
 def images(name):
@@ -249,7 +260,142 @@ def fig10(options):
     written(options, "fig10", published, ours, lambda axes: lines(axes, curves, depths, "hidden layers"))
 
 
-FIGURES = {"fig2": fig2, "fig5": fig5, "fig6": fig6, "fig7": fig7, "fig8": fig8, "fig10": fig10}
+def variant(name, options, changes, data_set="mnist"):
+    """A genome of the ablations, trained as far as the budget goes."""
+    family = {f"family.{key}": value for key, value in FEW[data_set].items()}
+    growth = {"estimator.steps": {"growing": [2, UNROLL, max(1, options.steps["random"] // 2)]}}
+    given = {**family, **growth, **changes}
+    texts = [f"{key}={toml(value)}" for key, value in given.items()]
+    run = trained("random", options, *texts, run=name.replace(" ", "_").replace(",", ""))
+    return mg.load_protocol(run / "rule")
+
+
+def toml(value):
+    """A value as TOML has it, which but for tables and truth is as JSON does."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {toml(part)}" for key, part in value.items()) + "}"
+    return json.dumps(value)
+
+
+def few(rule, data_set, tasks):
+    """Accuracy in percent on the queries of unseen tasks after ten updates, mean and deviation over tasks."""
+    family, scores = make_family("few_shot", ways=10, pool=2, **FEW[data_set]), []
+    program = mg.compile(mlp((196, 64, 10), "tanh", "cross_entropy"), rule)
+    with torch.no_grad():
+        for seed, task in enumerate(Tasks(family, 1, tasks, 0, "test")):
+            state = program.init(seed=100 + seed)
+            for x, y in zip(task.x[:UNROLL], task.y, strict=False):
+                state, _ = program.step(state, x, y)
+            scores.append(100.0 * experiments.accuracy(program, state, task.query_x, task.query_y))
+    right = torch.tensor(scores)
+    return {"mean": round(float(right.mean()), 1), "deviation": round(float(right.std(correction=0)), 1)}
+
+
+def variants(name, options, table, published, data_sets=("mnist",)):
+    """Train every variant on each data set and try it on all, beside gradient descent at its best rate."""
+    ours = {}
+    for seen in data_sets:
+        for label, changes in table.items():
+            rule = variant(f"{name} {seen} {label}", options, changes, seen)
+            ours[f"{label}, trained on {seen}"] = {tried: few(rule, tried, options.networks) for tried in data_sets}
+    for tried in data_sets:
+        rows = [(few(Backprop(lr=lr), tried, options.networks), lr) for lr in RATES]
+        best, lr = max(rows, key=lambda row: row[0]["mean"])
+        ours[f"SGD {lr:g}, best of {len(RATES)} on {tried}"] = {tried: best}
+
+    def plot(axes):
+        for tried in data_sets:
+            rows = [(label, row[tried]) for label, row in ours.items() if tried in row]
+            labels, means, bars = zip(*((label, row["mean"], row["deviation"]) for label, row in rows), strict=True)
+            axes.errorbar(means, labels, xerr=bars, fmt="o", ms=3, lw=0.7, label=f"tried on {tried}")
+        axes.tick_params(axis="y", labelsize=4)
+        axes.set(xlabel="accuracy after ten updates, %")
+        axes.legend(fontsize="x-small")
+
+    written(options, name, published, ours, plot)
+
+
+def synapses(initial):
+    """Symmetry times channels times initialization."""
+    return {
+        f"{'symmetric' if same else 'asymmetric'}, {'one channel' if single else 'channels'}, {start}": {
+            "protocol.symmetric": same,
+            "protocol.single": single,
+            **INITIAL[start],
+        }
+        for same in (True, False)
+        for single in (True, False)
+        for start in initial
+    }
+
+
+def fig9(options):
+    """Symmetry, channels and initialization, on MNIST and Omniglot."""
+    published = "eight variants, each the best of eight runs: most learn, and those trained on one set learn the other"
+    variants("fig9", options, synapses(INITIAL), published, tuple(FEW))
+
+
+def fig17(options):
+    """The same for each kind of backward update."""
+    table = {
+        f"{backward}, {label}": {"protocol.backward": backward, **changes}
+        for backward in ("additive", "multiplicative", "second")
+        for label, changes in synapses(INITIAL).items()
+    }
+    variants("fig17", options, table, "24 variants: no clear order, most of them reasonable", tuple(FEW))
+
+
+def fig13(options):
+    """Neurons of more states."""
+    table = {f"{k} states": {"protocol.k": k, "protocol.single": False} for k in (2, 3, 4, 8)}
+    variants("fig13", options, table, "more states: slightly better, without numbers")
+
+
+def long(rule, updates):
+    """Mean |w| and test error in percent along a run of MNIST at 14x14, by updates."""
+    found = data.load("mnist", standardise=False).pooled(2).standardised().flat()
+    program = mg.compile(mlp((196, 64, 10), "tanh", "cross_entropy"), rule)
+    state, generator, rows = program.init(seed=100), torch.Generator().manual_seed(100), {}
+    with torch.no_grad():
+        for t in range(1, updates + 1):
+            part = torch.randint(len(found.train_x), (BATCH,), generator=generator)
+            state, _ = program.step(state, found.train_x[part], found.train_y[part])
+            if t in (1, 3, 10, 30, 100, 200, 500, 1000):
+                wrong = 100.0 * (1.0 - experiments.accuracy(program, state, found.test_x, found.test_y))
+                rows[t] = {"mean |w|": float(state["h1->y"]["w"].abs().mean()), "test error": wrong}
+    return rows
+
+
+def along(name, options, table, what, published):
+    """Train every variant, and follow one quantity far beyond the updates that it was trained for."""
+    updates = 100 if options.budget == "small" else 1000
+    ours = {label: long(variant(f"{name} {label}", options, changes), updates) for label, changes in table.items()}
+
+    def plot(axes):
+        for label, rows in ours.items():
+            axes.loglog(list(rows), [row[what] for row in rows.values()], marker="o", ms=3, label=label)
+        axes.set(xlabel="updates", ylabel=what)
+        axes.legend(fontsize="x-small")
+
+    written(options, name, published, ours, plot)
+
+
+def fig15(options):
+    """The size of weights with and without Oja's term."""
+    table = {"Oja's term": {"protocol.oja": "activation"}, "without": {}}
+    along("fig15", options, table, "mean |w|", "without Oja's rule synapses grow without bound")
+
+
+def fig16(options):
+    """Synapses that are divided by their length where neurons are computed."""
+    table = {"normalized": {"protocol.lengths": "computing"}, "without": {}}
+    along("fig16", options, table, "test error", "without normalization the error rises soon after update 500")
+
+
+FIGURES = {
+    "fig2": fig2, "fig5": fig5, "fig6": fig6, "fig7": fig7, "fig8": fig8, "fig9": fig9, "fig10": fig10,
+    "fig13": fig13, "fig15": fig15, "fig16": fig16, "fig17": fig17,
+}  # fmt: skip
 
 
 def main():
