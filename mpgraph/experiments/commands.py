@@ -13,6 +13,7 @@ from typing import Any
 
 from mpgraph.agents.protocol import list_protocols
 from mpgraph.errors import FileError, InputError
+from mpgraph.serialization import atomic
 
 from . import flags, results
 from .cells import Cell, Plan, cells_of, checked, run_cells
@@ -164,15 +165,22 @@ def pictures(
     command: str,
     differences: Sequence[dict[str, Any]],
 ) -> tuple[str, ...]:
-    """Write the figures; returns the names of the files."""
+    """Write the figures and the report; returns the names of the files."""
     from .plots import curves
+    from .report import report
 
-    names = ("curves.png", "curves.svg")
-    for name in names:
-        try:
-            curves(runs, out / name, title_of(plan, cells[0]))
-        except OSError as error:
-            raise FileError(f"{out / name} cannot be written: {error.strerror}") from None
+    names = ("curves.png", "curves.svg", "report.html")
+    title = title_of(plan, *cells)
+    networks = {cell.key[:2]: plan.network(cell) for cell in cells if cell.protocol != READOUT_ONLY}
+    text = report(
+        runs, title=title, command=command, settings=settings_of(plan), contrasts=differences, networks=networks
+    )
+    try:
+        curves(runs, out / "curves.png", title)
+        curves(runs, out / "curves.svg", title)
+        atomic.write(out / "report.html", text.encode())
+    except OSError as error:
+        raise FileError(f"--out {out} cannot be written: {error.strerror}") from None
     return names
 
 
@@ -198,10 +206,12 @@ def command_line(options: argparse.Namespace) -> str:
     return shlex.join(["mpgraph", *options.typed])
 
 
-def title_of(plan: Plan, cell: Cell) -> str:
-    """Task, network, batch and learning rate of a table or figure."""
+def title_of(plan: Plan, *cells: Cell) -> str:
+    """Task, network, batch and learning rate of a table or figure; of several tasks or networks, how many."""
     rate = f"lr {plan.lr:g}" if plan.space is None else f"tuned {plan.space.text} in {plan.space.trials} trials"
-    return f"{cell.task}, {cell.label}, batch {plan.batch}, {rate}"
+    found = {"tasks": {cell.task for cell in cells}, "networks": {cell.label for cell in cells}}
+    what = [names.copy().pop() if len(names) == 1 else f"{len(names)} {kind}" for kind, names in found.items()]
+    return ", ".join([*what, f"batch {plan.batch}", rate])
 
 
 def print_tables(

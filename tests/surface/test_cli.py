@@ -45,7 +45,8 @@ def test_compare_writes_results_and_curves(tmp_path, capsys):
         assert len(run_["curve"]) == 2
     assert results["versions"]["torch"]
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "curves.svg", "results.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "curves.svg", "report.html", "results.json"]
+    assert "feedback_alignment" in (tmp_path / "report.html").read_text()
 
 
 def test_resume_repeats_nothing_and_gives_the_same(tmp_path, capsys):
