@@ -1,4 +1,4 @@
-"""The command line: ``mpgraph compare``, ``protocols``, ``explain``, and those of :mod:`mpgraph.meta.commands`.
+"""The command line: ``mpgraph protocols``, and the commands of :mod:`mpgraph.experiments` and :mod:`mpgraph.meta`.
 
 Exit status: 0 if all went well, 1 if a run diverged, 2 for a wrong argument or file, 130 after an interrupt.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
 import sys
 import traceback
 import warnings
@@ -17,11 +18,10 @@ from pathlib import Path
 from . import __version__
 from .agents.protocol import list_protocols
 from .errors import MPGraphError
-from .experiments.cells import Cell
-from .experiments.commands import add_compare, model_flags, plan_of
-from .experiments.flags import Parser, from_file, positive, task
+from .experiments.commands import add_compare
+from .experiments.flags import Parser, from_file
+from .experiments.looks import add_looks
 from .meta.commands import add_commands
-from .program.program import Program
 from .registry import lookup
 from .serialization.protocol import load_protocol, pretrained
 
@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"mpgraph: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         results = (getattr(options, "out", None) or Path()) / "results.json"
         advice = f"; finished runs are in {results}, --resume continues" if results.exists() else ""
@@ -63,13 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true", help="as JSON")
     listing.set_defaults(run=_protocols)
 
-    explain = commands.add_parser("explain", parents=[model_flags()], help="show what a rule compiles to")
-    explain.add_argument("--task", type=task, default="digits", help="whose sizes the network has (default: digits)")
-    explain.add_argument("--network", default="mlp", help="the architecture, named as for compare (default: mlp)")
-    explain.add_argument("--protocol", default="backprop", help="the rule, named as for compare")
-    explain.add_argument("--batch", type=positive, default=32, help="examples in a step (default: 32)")
-    explain.add_argument("--code", action="store_true", help="print the generated torch code")
-    explain.set_defaults(run=_explain)
+    add_looks(commands)
     add_commands(commands)
     return parser
 
@@ -88,18 +85,6 @@ def _protocols(options: argparse.Namespace) -> int:
         width = max(len(row["name"]) for row in rows)
         print("\n".join(f"{row['name']:{width}}  {row['about']}" for row in rows))
     return 0
-
-
-def _explain(options: argparse.Namespace) -> int:
-    program = _program(options)
-    print(program.code if options.code else program.explain(options.batch))
-    return 0
-
-
-def _program(options: argparse.Namespace) -> Program:
-    """The network and rule that are named; random rules need not be trained to be looked at."""
-    plan = plan_of(options)
-    return plan.program(Cell(options.task, options.network, options.protocol, 0), trained=False)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,9 @@ h1, h2, h3 { line-height: 1.2; }
 img { width: 100%; height: auto; }
 figure { margin: 1rem 0; }
 figure.panel { max-width: 40rem; }
-figcaption { color: #555; font-size: 0.9rem; }
+figcaption, p.caption { color: #555; font-size: 0.9rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: #555; font-size: 0.9rem; padding-bottom: 0.3rem; }
 th, td { padding: 0.25rem 0.7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
 th:first-child, td:first-child, td.text { text-align: left; }
 td.long { white-space: normal; min-width: 16rem; text-align: left; }
@@ -78,8 +77,9 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]], *, l
         rows: of cells; what is not text is shown as ``str`` has it.
         long: columns whose text may be broken into lines.
     """
-    lines = ['<div class="scroll" tabindex="0" role="region" aria-label="' + escape(caption) + '">', "<table>"]
-    lines += [f"<caption>{escape(caption)}</caption>", "<thead><tr>"]
+    lines = [f'<p class="caption">{escape(caption)}</p>']  # outside, so that it does not scroll
+    lines += ['<div class="scroll" tabindex="0" role="region" aria-label="' + escape(caption) + '">']
+    lines += ["<table>", "<thead><tr>"]
     lines += [f'<th scope="col">{escape(name)}</th>' for name in head]
     lines += ["</tr></thead>", "<tbody>"]
     for row in rows:

@@ -57,8 +57,11 @@ def curves(runs: Sequence[Run], path: Path | str, title: str) -> None:
 
 
 def panel(name: str, runs: Sequence[Run], path: Any) -> None:
-    """One of :data:`PANELS` by itself, for runs of one task and network."""
-    save(_figure([PANELS[name]], [runs]), path)
+    """One of :data:`PANELS` by itself, for runs of one task and network, with letters that a phone can show."""
+    from matplotlib import rc_context
+
+    with rc_context({"font.size": 13}):
+        save(_figure([PANELS[name]], [runs]), path)
 
 
 def _figure(panels: Iterable[Callable[..., None]], groups: Sequence[Sequence[Run]]) -> Figure:
