@@ -18,6 +18,7 @@ from pathlib import Path
 from . import __version__
 from .agents.protocol import list_protocols
 from .errors import MPGraphError
+from .experiments.bench import add_bench
 from .experiments.commands import add_compare
 from .experiments.flags import Parser, from_file
 from .experiments.looks import add_looks
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     add_compare(commands)
+    add_bench(commands)
 
     listing = commands.add_parser("protocols", help="list the registered rules")
     listing.add_argument("--json", action="store_true", help="as JSON")

@@ -7,6 +7,7 @@ stopped. A seed fixes the split, the initial weights and the order of examples, 
 from __future__ import annotations
 
 import multiprocessing
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -193,6 +194,7 @@ def run_cells(
     jobs: int = 1,
     done: Sequence[Run] = (),
     on_run: Callable[[list[Run]], None] | None = None,
+    on_refused: Callable[[Cell, MPGraphError], None] | None = None,
     progress: bool = True,
 ) -> list[Run]:
     """Run all cells that are not done.
@@ -203,13 +205,15 @@ def run_cells(
         jobs: processes that train at once; one trains in this process.
         done: runs of an earlier call, which are not repeated.
         on_run: called after each run with all runs so far, including those of ``done``.
+        on_refused: called with a cell that cannot run and why; it is left out.
         progress: show a bar, if stderr is a terminal.
 
     Returns:
         The runs in the order of the cells.
 
     Raises:
-        MPGraphError: if a rule does not fit; runs that ended before have been given to ``on_run``.
+        MPGraphError: if a rule does not fit, without ``on_refused``; runs that ended before have been given to
+            ``on_run``.
     """
     _data.cache_clear()  # files may have changed since the last comparison
     found = {run.key: run for run in done}
@@ -222,28 +226,38 @@ def run_cells(
             order = {key: i for i, key in enumerate(wanted)}
             on_run(sorted(found.values(), key=lambda run: order.get(run.key, len(order))))
 
+    def refused(cell: Cell, error: MPGraphError) -> None:
+        if on_refused is None:
+            raise error
+        on_refused(cell, error)
+
     with tqdm(total=sum(_epochs(plan, c) for c in todo), disable=None if progress else True, unit="epoch",
               leave=False) as bar:  # fmt: skip
         if jobs == 1 or len(todo) < 2:
             for cell in todo:
                 bar.set_description(f"{cell.task}, {cell.protocol}, seed {cell.seed}")
                 before = bar.n
-                finished(cell, run_cell(plan, cell, progress, bar.update))
+                try:
+                    finished(cell, run_cell(plan, cell, progress, bar.update))
+                except MPGraphError as error:
+                    refused(cell, error)
                 bar.update(_epochs(plan, cell) - (bar.n - before))
         else:
             with _pool(min(jobs, len(todo))) as pool:
                 started = {pool.submit(run_cell, plan, cell): cell for cell in todo}
                 for future in as_completed(started):
+                    cell = started[future]
                     try:
-                        run = future.result()
+                        finished(cell, future.result())
+                    except MPGraphError as error:
+                        refused(cell, error)
                     except BrokenProcessPool:
                         raise GroupError(
                             "a process ended in the middle of a run, perhaps for want of memory; finished runs are "
                             "kept, --resume goes on, and fewer --jobs need less"
                         ) from None
-                    finished(started[future], run)
-                    bar.update(_epochs(plan, started[future]))
-    return [found[key] for key in wanted]
+                    bar.update(_epochs(plan, cell))
+    return [found[key] for key in wanted if key in found]
 
 
 def _epochs(plan: Plan, cell: Cell) -> int:
@@ -264,5 +278,6 @@ def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _begin(threads: int, dtype: torch.dtype) -> None:
+    warnings.simplefilter("ignore")  # all were shown when the rules were checked
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)

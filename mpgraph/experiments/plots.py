@@ -176,11 +176,13 @@ def _scores(axes: Axes, runs: Sequence[Run], along: str, label: str) -> None:
     axes.set_ylim(max(0.0, low), high if numbers else min(100.0, high))
     axes.set_xlim(left=0)
     axes.set(xlabel=label, ylabel="test error (share of variance)" if numbers else "test accuracy (%)")
-    _plain(axes)
-    _name_ends(axes, ends, "{:.3g}" if numbers else "{:.1f} %")
+    plain(axes)
+    name_ends(axes, ends, "{:.3g}" if numbers else "{:.1f} %")
 
 
-def _name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], form: str = "") -> None:
+def name_ends(
+    axes: Axes, ends: Sequence[tuple[float, float, str, str]], form: str = "{:.3g}", gap: float = GAP
+) -> None:
     """Names beside the ends of lines, apart from each other; what lies outside the axis says its value."""
     low, high = axes.get_ylim()
 
@@ -188,7 +190,7 @@ def _name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], form: 
         return min(1.0, max(0.0, (y - low) / (high - low))) if math.isfinite(y) else 0.0
 
     order = sorted(ends, key=lambda end: place(end[1]))
-    heights = spread([place(end[1]) for end in order])
+    heights = spread([place(end[1]) for end in order], gap)
     for (x, y, name, color), height in zip(order, heights, strict=True):
         inside = math.isfinite(y) and min(low, high) <= y <= max(low, high)
         beyond = "" if inside else f" ({form.format(y)})" if math.isfinite(y) else " (diverged)"
@@ -253,7 +255,7 @@ def _above_readout(axes: Axes, runs: Sequence[Run]) -> None:
     axes.set_ylim(-0.6, len(rows) - 0.4)
     what = "less error than" if numbers else "points above"
     axes.set(xlabel=f"{what} training the readout only" if floor else "score")
-    _plain(axes)
+    plain(axes)
 
 
 PANELS: dict[str, Callable[[Any, Sequence[Run]], None]] = {
@@ -263,7 +265,8 @@ PANELS: dict[str, Callable[[Any, Sequence[Run]], None]] = {
 }
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
+    """A faint grid and no frame."""
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -290,7 +293,7 @@ def followed(follow: Follow, path: Path | str, title: str = "", xlabel: str = "e
             ends.append((follow.steps[-1], numbers[-1], node, color))
         axes.set(xlabel=xlabel, ylabel=name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _plain(axes)
-        _name_ends(axes, ends)
+        plain(axes)
+        name_ends(axes, ends)
     figure.suptitle(title)
     figure.savefig(path, dpi=150)
