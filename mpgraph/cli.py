@@ -22,6 +22,7 @@ from .experiments.bench import add_bench
 from .experiments.commands import add_compare
 from .experiments.flags import Parser, from_file
 from .experiments.looks import add_looks
+from .experiments.reproduce import add_reproduce
 from .meta.commands import add_commands
 from .registry import lookup
 from .serialization.protocol import load_protocol, pretrained
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.set_defaults(run=_protocols)
 
     add_looks(commands)
+    add_reproduce(commands)
     add_commands(commands)
     return parser
 
