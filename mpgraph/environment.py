@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pickle
 import random
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -72,3 +74,14 @@ def keep_freed_memory() -> None:
     Allocating and freeing 31 MiB raises the threshold; the pages are never touched. Elsewhere it does nothing.
     """
     torch.empty(31 << 20, dtype=torch.uint8, device="cpu")
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit of the checkout that a folder is in, if it is in one."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

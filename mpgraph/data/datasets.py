@@ -1,4 +1,4 @@
-"""Real data: handwritten digits that ship with scikit-learn, and image sets from a folder.
+"""Data sets by name: digits that ship with scikit-learn, tasks without files, and image sets from a folder.
 
 Files are read as they are published: gzip-compressed IDX files ``<root>/<Set>/raw/*-ubyte.gz`` (or uncompressed, as
 torchvision leaves them), and for Omniglot the archive ``<root>/omniglot-py/images_background.zip``.
@@ -20,6 +20,7 @@ from torch.nn import functional
 from mpgraph.arguments import Arguments
 from mpgraph.errors import FileError, InputError, unknown
 
+from . import synthetic
 from .idx import find_idx, read_idx
 from .omniglot import read_omniglot
 
@@ -34,18 +35,18 @@ LABELS = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uin
 
 @dataclass(frozen=True)
 class Dataset:
-    """A classification task in memory.
+    """A task in memory: to name classes, or to predict numbers.
 
     Attributes:
         name: of the task.
         train_x, test_x: floating-point images ``(n, 1, height, width)``, or ``(n, pixels)`` after :meth:`flat`; any
             other shape ``(n, ...)`` of examples will do.
-        train_y, test_y: integer class labels ``(n,)``, from 0 to ``classes - 1``.
-        classes: number of classes.
+        train_y, test_y: integer class labels ``(n,)``, from 0 to ``classes - 1``; numbers ``(n, outputs)`` without.
+        classes: number of classes; 0 for targets that are numbers.
 
     Raises:
         InputError: if these do not fit together: no examples, other numbers of images and labels, test images of
-            another shape, labels that are not integers or outside the classes, NaN or infinite pixels.
+            another shape, labels that are not integers or outside the classes, NaN or infinite pixels or targets.
     """
 
     name: str
@@ -57,7 +58,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         """Compare images, labels and classes with each other."""
-        classes = Arguments(f"data set {self.name!r}", InputError).integer("classes", self.classes, 1)
+        classes = Arguments(f"data set {self.name!r}", InputError).integer("classes", self.classes, 0)
         self._check("train_x", self.train_x, "train_y", self.train_y, classes)
         self._check("test_x", self.test_x, "test_y", self.test_y, classes)
         if self.train_x.shape[1:] != self.test_x.shape[1:]:
@@ -71,17 +72,20 @@ class Dataset:
         labels = f"data set {self.name!r}: {label_name}"
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
             raise InputError(f"{this} must be a floating-point tensor (examples, ...), got {_described(x)}")
-        if not isinstance(y, Tensor) or y.dtype not in LABELS or y.ndim != 1:
+        if classes and (not isinstance(y, Tensor) or y.dtype not in LABELS or y.ndim != 1):
             raise InputError(f"{labels} must be a tensor (examples,) of integer class labels, got {_described(y)}")
+        if not classes and (not isinstance(y, Tensor) or not y.is_floating_point() or y.ndim != 2):
+            raise InputError(f"{labels} must be a floating-point tensor (examples, outputs), got {_described(y)}")
         if len(x) != len(y):
             raise InputError(f"{this} holds {len(x)} examples, {label_name} {len(y)} labels; they must be equal")
         if not x.numel():
             raise InputError(f"{this} is empty: its shape is {tuple(x.shape)}")
-        low, high = int(y.min()), int(y.max())
+        low, high = (int(y.min()), int(y.max())) if classes else (0, -1)
         if low < 0 or high >= classes:
             raise InputError(f"{labels} holds labels from {low} to {high}; {classes} classes allow 0 to {classes - 1}")
-        if not torch.stack(x.aminmax()).isfinite().all():
-            raise InputError(f"{this} holds NaN or infinite numbers")
+        for part, values in ((this, x), (labels, y)):
+            if values.is_floating_point() and not torch.stack(values.aminmax()).isfinite().all():
+                raise InputError(f"{part} holds NaN or infinite numbers")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -109,9 +113,9 @@ class Dataset:
         )
 
     def to(self, *args: Any, **options: Any) -> Dataset:
-        """The same with images on another device or of another dtype; labels follow the device."""
+        """The same with images and numbers on another device or of another dtype; labels follow the device."""
         x = [t.to(*args, **options) for t in (self.train_x, self.test_x)]
-        y = [t.to(x[0].device) for t in (self.train_y, self.test_y)]
+        y = [t.to(x[0].device) if self.classes else t.to(*args, **options) for t in (self.train_y, self.test_y)]
         return replace(self, train_x=x[0], test_x=x[1], train_y=y[0], test_y=y[1])
 
     def standardised(self) -> Dataset:
@@ -150,6 +154,30 @@ class Dataset:
         n = Arguments("head", InputError).integer("n", n, 1)
         return replace(self, train_x=self.train_x[:n], train_y=self.train_y[:n])
 
+    def validation(self, share: float, seed: int) -> Dataset:
+        """The same with a random part of the training set in the place of the test set, which is left out.
+
+        Args:
+            share: of the training examples, between 0 and 1; at least one example goes to each side.
+            seed: of the choice.
+
+        Raises:
+            InputError: for a share outside these bounds, or fewer than two training examples.
+        """
+        check = Arguments("validation", InputError)
+        share, seed = check.number("share", share, above=0, below=1), check.seed("seed", seed)
+        n = len(self.train_x)
+        if n < 2:
+            raise InputError(f"data set {self.name!r}: validation needs at least two training examples, there is {n}")
+        order = torch.randperm(n, generator=Generator(device="cpu").manual_seed(seed), device="cpu")
+        order = order.to(self.train_x.device)
+        held = min(n - 1, max(1, round(share * n)))
+        rest, out = order[held:], order[:held]
+        return replace(
+            self, train_x=self.train_x[rest], train_y=self.train_y[rest], test_x=self.train_x[out],
+            test_y=self.train_y[out],
+        )  # fmt: skip
+
     def batches(self, size: int, generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch of shuffled training batches ``(x, y)``; the last may be smaller.
 
@@ -175,9 +203,11 @@ def load(
 
     Args:
         name: ``digits`` (needs no files), ``mnist``, ``fashion_mnist``, ``emnist47`` (a 47-class subset of EMNIST,
-            upright), ``omniglot`` (964 characters of the background set, 16 drawings of each to train on).
+            upright), ``omniglot`` (964 characters of the background set, 16 drawings of each to train on), and those of
+            :mod:`mpgraph.data.synthetic`.
         root: folder of the files; the environment variable ``MPGRAPH_DATA`` by default.
-        seed: of the split, for sets without a fixed one (digits: stratified 80/20; omniglot: by drawing).
+        seed: of the split, for sets without a fixed one (digits: stratified 80/20; omniglot: by drawing), or of the
+            whole task.
         standardise: shift and scale by the training set's global mean and deviation; otherwise pixels lie in 0..1.
         dtype: of images; torch's default if not given.
         progress: show a bar while omniglot is read, if stderr is a terminal.
@@ -265,8 +295,16 @@ def _omniglot(root: Any, seed: int, progress: bool) -> Dataset:
     return Dataset("omniglot", x[~test], y[~test], x[test], y[test], classes)
 
 
+def _drawn(name: str, draw: Callable[[int], synthetic.Parts], classes: int) -> Callable[[Any, int, bool], Dataset]:
+    return lambda root, seed, progress: Dataset(name, *draw(seed), classes)
+
+
 LOADERS: dict[str, Callable[[Any, int, bool], Dataset]] = {
     "digits": _digits,
+    "xor": _drawn("xor", synthetic.xor, 2),
+    "delayed_cue": _drawn("delayed_cue", synthetic.delayed_cue, 2),
+    "teacher": _drawn("teacher", synthetic.teacher, 0),
+    "mackey_glass": _drawn("mackey_glass", synthetic.mackey_glass, 0),
     **{name: _idx_set(name) for name in IDX_SETS},
     "omniglot": _omniglot,
 }

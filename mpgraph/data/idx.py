@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import struct
 import zlib
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from mpgraph.errors import FileError
 
+MOST = 100  # times its size, and a kilobyte, that a packed file may unpack to; published sets take less than 10
 MAGIC = b"\x00\x00\x08"  # two zeros, then the code of unsigned bytes; the number of dimensions follows
 
 
@@ -46,9 +48,12 @@ def read_idx(path: Path) -> Tensor:
         raise FileError(f"{found} cannot be read: {error.strerror or error}") from None
     if found.suffix == ".gz":
         try:
-            content = gzip.decompress(content)
+            most = MOST * len(content) + 1024
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(most + 1)
         except (OSError, EOFError, zlib.error, struct.error) as error:
             raise FileError(f"{found} is damaged or not a gzip file: {error}") from None
+        if len(content) > most:
+            raise FileError(f"{found} unpacks to more than {MOST} times its size: it is no set of images or labels")
     if not content:
         raise FileError(f"{found} is empty; expected an IDX file")
     if content[:3] != MAGIC or len(content) < 4:

@@ -17,6 +17,7 @@ from mpgraph.errors import FileError
 
 PUBLISHED = (105, 105)  # pixels of a drawing
 SIDE = 28  # they are averaged down to this many
+LARGEST = 100_000  # bytes of a drawing's file; published ones have some hundreds
 DRAWINGS = 20  # of each character
 
 
@@ -37,6 +38,8 @@ def read_omniglot(path: Path, progress: bool) -> tuple[Tensor, Tensor, int]:
             names = sorted(name for name in archive.namelist() if name.endswith(".png"))
             # A bar only on a terminal: that is what tqdm makes of None.
             for entry in tqdm(names, desc="omniglot", leave=False, disable=None if progress else True):
+                if archive.getinfo(entry).file_size > LARGEST:
+                    raise FileError(f"{path}: {entry} unpacks to more than {LARGEST} bytes: it is no drawing")
                 images.append(_image(path, entry, archive.read(entry)))
                 labels.append(characters.setdefault(entry.rpartition("/")[0], len(characters)))
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
@@ -57,10 +60,12 @@ def _image(path: Path, entry: str, content: bytes) -> np.ndarray:
     from PIL import Image
 
     try:
-        drawing = Image.open(io.BytesIO(content)).convert("L")
+        opened = Image.open(io.BytesIO(content))
+        size = opened.size  # before anything is unpacked
+        drawing = opened.convert("L") if size == PUBLISHED else None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise FileError(f"{path}: {entry} cannot be read as an image: {error}") from None
-    if drawing.size != PUBLISHED:
-        raise FileError(f"{path}: {entry} has {drawing.size} pixels, expected {PUBLISHED}")
+    if drawing is None:
+        raise FileError(f"{path}: {entry} has {size} pixels, expected {PUBLISHED}")
     drawing = drawing.resize((SIDE, SIDE), Image.Resampling.BOX)
     return 1.0 - np.asarray(drawing, dtype=np.float64) / 255.0

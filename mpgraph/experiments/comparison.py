@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -16,8 +15,10 @@ from mpgraph.environment import usable
 from mpgraph.errors import InputError
 from mpgraph.network.network import Network
 from mpgraph.program.compile import compile
+from mpgraph.program.program import Program
 
 from .results import READOUT_ONLY, Run
+from .tasks import fitted
 from .training import train
 
 
@@ -75,7 +76,7 @@ def compare(
     total, hidden = len(rules) * len(numbers) * epochs, None if progress else True
     with tqdm(total=total, disable=hidden, unit="epoch", leave=False) as bar:
         for seed in numbers:
-            data = load(seed).flat()
+            data = fitted(load(seed), network)
             data = data.to(usable(device)) if device else data
             for name in rules:
                 if (name, seed) in finished:
@@ -83,26 +84,61 @@ def compare(
                     bar.update(epochs)
                     continue
                 bar.set_description(f"{name}, seed {seed}")
-                start = time.perf_counter()
-                _, curve, losses = train(
-                    programs[name],
-                    data,
-                    epochs=epochs,
-                    batch=batch,
-                    seed=seed,
-                    on_epoch=lambda *_: bar.update() and None,
-                )
-                seconds = time.perf_counter() - start
-                diverged = not math.isfinite(losses[-1])
-                bar.update(epochs - len(curve))
-                runs.append(
-                    Run(name, data.name, shape_of(network), seed, curve[-1], seconds, epochs, batch,
-                        programs[name].protocol.name, diverged, curve, losses)
-                )  # fmt: skip
+                key = (data.name, shape_of(network), name, seed)
+                runs.append(measured(programs[name], data, key, epochs=epochs, batch=batch, on_epoch=bar.update))
+                bar.update(epochs - len(runs[-1].curve))
                 if on_run:
                     here = {(run.protocol, run.seed) for run in runs}
                     on_run([*runs, *(run for key, run in finished.items() if key not in here)])
     return runs
+
+
+def measured(
+    program: Program,
+    data: Dataset,
+    key: tuple[str, str, str, int],
+    *,
+    epochs: int,
+    batch: int,
+    on_epoch: Callable[[], object] = lambda: None,
+) -> Run:
+    """Train a fresh state, and what came of it.
+
+    Args:
+        program: a network with a rule.
+        data: in the shape of the network's input.
+        key: task, network, rule and seed, as the run calls them.
+        epochs: passes over the training set.
+        batch: examples in a step.
+        on_epoch: called after each epoch.
+    """
+    task, network, name, seed = key
+    times: list[float] = []
+
+    def ended(epoch: int, score: float) -> None:
+        on_epoch()
+
+    state, curve, losses = train(program, data, epochs=epochs, batch=batch, seed=seed, times=times, on_epoch=ended)
+    done = int(state["program"]["step"])
+    cost = program.cost(min(batch, len(data.train_x)))
+    return Run(
+        protocol=name,
+        task=task,
+        network=network,
+        seed=seed,
+        test_accuracy=curve[-1] if data.classes else None,
+        test_error=None if data.classes else curve[-1],
+        seconds=times[-1],
+        epochs=epochs,
+        batch=batch,
+        arguments=program.protocol.name,
+        diverged=not math.isfinite(losses[-1]),
+        curve=curve,
+        losses=losses,
+        steps=[done * (i + 1) // len(curve) for i in range(len(curve))],  # epochs are of one length
+        times=times,
+        cost={"flops": cost.flops, "bytes": cost.bytes, "calls": cost.calls, "state": cost.state},
+    )
 
 
 def shape_of(network: Network) -> str:

@@ -1,9 +1,10 @@
-"""Rules as they are named on the command line.
+"""Rules and networks as they are named on the command line.
 
-NAME                    registered, ``mpgraph protocols`` lists them; or pretrained
+NAME                    registered, ``mpgraph protocols`` lists the rules; or pretrained
 NAME(lr=0.3, k=2)       with arguments, each a Python literal
-NAME:FOLDER             saved by ``protocol.save``
-FILE.py:CLASS           of one's own, with arguments or without; the file is run
+NAME:FOLDER             a rule that was saved by ``protocol.save``
+FILE.py:CLASS           a rule of one's own, with arguments or without; the file is run
+FILE.py:FUNCTION        a network of one's own
 """
 
 from __future__ import annotations
@@ -11,24 +12,34 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mpgraph.agents.protocol import Protocol, list_protocols
-from mpgraph.errors import FileError, InputError, unknown
-from mpgraph.registry import lookup
+from mpgraph.errors import FileError, InputError, MPGraphError, unknown
+from mpgraph.network.network import Network
+from mpgraph.registry import lookup, registered
 from mpgraph.serialization.protocol import load_protocol, pretrained
 
 from .results import READOUT_ONLY
+from .tasks import Task
 
 Maker = Callable[[], Protocol]
 
 
+class Named(NamedTuple):
+    """How to make a rule, and which of its arguments were left open: those that a search may choose."""
+
+    make: Maker
+    free: frozenset[str]
+
+
 def rules_named(text: str) -> list[str]:
-    """The rules of a list such as ``"backprop(lr=0.3, surrogate='tanh'),oja"``, each once."""
+    """The names in a list such as ``"backprop(lr=0.3, surrogate='tanh'),oja"``, each once."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter in "([{") - (letter in ")]}")
@@ -40,7 +51,12 @@ def rules_named(text: str) -> list[str]:
 
 
 def maker_of(text: str, usual: Mapping[str, Any], *, trained: bool) -> Maker:
-    """A function that makes the rule of that name.
+    """A function that makes the rule of that name: :func:`named` without what it says about arguments."""
+    return named(text, usual, trained=trained).make
+
+
+def named(text: str, usual: Mapping[str, Any], *, trained: bool) -> Named:
+    """The rule of that name.
 
     Args:
         text: as the header says.
@@ -53,7 +69,7 @@ def maker_of(text: str, usual: Mapping[str, Any], *, trained: bool) -> Maker:
         FileError: for a folder or file that is missing, holds another rule, or cannot be run.
     """
     if text in pretrained():
-        return lambda: load_protocol(text)
+        return Named(lambda: load_protocol(text), frozenset())
     if text == READOUT_ONLY:
         return _made(lookup("mpgraph.protocols", "backprop"), text, {}, usual)
     name, given = _parsed(text)
@@ -70,10 +86,10 @@ def maker_of(text: str, usual: Mapping[str, Any], *, trained: bool) -> Maker:
         found = load_protocol(place)
         if type(found) is not cls:
             raise FileError(f"{place} holds a {type(found).__name__}, which is not {name}")
-        return lambda: load_protocol(place)
+        return Named(lambda: load_protocol(place), frozenset())
     if cls.random_defaults and trained:
         if cls.shipped in pretrained() and not given:
-            return lambda: load_protocol(cls.shipped)
+            return Named(lambda: load_protocol(cls.shipped), frozenset())
         raise InputError(
             f"{text} without a folder has random numbers and learns nothing. Meta-train a "
             f'{cls.__name__}, write it with protocol.save("FOLDER"), and compare {name}:FOLDER'
@@ -100,7 +116,7 @@ def _parsed(text: str) -> tuple[str, dict[str, Any]]:
     return name, {str(key): value for key, value in given.items()}
 
 
-def _made(cls: type[Protocol], text: str, given: Mapping[str, Any], usual: Mapping[str, Any]) -> Maker:
+def _made(cls: type[Protocol], text: str, given: Mapping[str, Any], usual: Mapping[str, Any]) -> Named:
     signature = inspect.signature(cls)
     known = signature.parameters
     several = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
@@ -112,11 +128,64 @@ def _made(cls: type[Protocol], text: str, given: Mapping[str, Any], usual: Mappi
         signature.bind(**arguments)
     except TypeError as error:
         raise InputError(f"{text}: {cls.__name__}: {error}; write {cls.__name__}(NAME=VALUE)") from None
-    return lambda: cls(**arguments)
+    return Named(lambda: cls(**arguments), frozenset(known) - frozenset(given))
+
+
+def network_named(text: str, task: Task, usual: Mapping[str, Any]) -> Network:
+    """A network for a task: an architecture by name, with arguments or without, or a function of one's own.
+
+    Whatever of ``sizes``, ``inputs``, ``outputs``, ``image``, ``classes``, ``ticks`` and ``loss`` the function takes
+    and is not given comes from the task. ``hidden`` may be given where it takes ``sizes``.
+
+    Args:
+        text: as the header says.
+        task: what the network is for.
+        usual: ``hidden``, ``activation`` and ``loss``, for the functions that take them and are given no others.
+
+    Raises:
+        InputError: for an unknown architecture, arguments that it does not take, or a network that does not fit.
+        FileError: for a file that is missing or cannot be run.
+    """
+    name, given = _parsed(text)
+    name, colon, place = name.partition(":")
+    if colon and name.endswith(".py"):
+        build = _object_in(Path(name), place, "network", _is_function)
+    else:
+        build = lookup("mpgraph.architectures", name)
+    if build is None:
+        raise InputError(unknown("architecture", name, registered("mpgraph.architectures")))
+    known = inspect.signature(build).parameters
+    sizes = [math.prod(task.shape), *(given.pop("hidden", usual.get("hidden")) or task.hidden), task.outputs]
+    usual = {**task.given(), **usual, "sizes": sizes}
+    if "ticks" in known:
+        usual["sizes"] = [task.row, *sizes[1:]]
+    for key in given:
+        if key not in known:
+            raise InputError(f"{text}: " + unknown(f"argument of {name}", key, known))
+    arguments = {**{key: value for key, value in usual.items() if key in known}, **given}
+    try:
+        network = build(**arguments)
+    except (TypeError, MPGraphError) as error:
+        raise InputError(f"network {text} for {task.name}: {error}") from error
+    if not isinstance(network, Network):
+        raise InputError(f"network {text}: {name} returned a {type(network).__name__}, not an mg.Network")
+    return network
+
+
+def _is_function(value: Any, module: str) -> bool:
+    return callable(value) and not isinstance(value, type) and getattr(value, "__module__", "") == module
 
 
 def _class_in(path: Path, name: str) -> type[Protocol]:
     """A rule of a file of Python, which is run."""
+    found: type[Protocol] = _object_in(
+        path, name, "rule", lambda value, _: isinstance(value, type) and issubclass(value, Protocol)
+    )
+    return found
+
+
+def _object_in(path: Path, name: str, what: str, fits: Callable[[Any, str], bool]) -> Any:
+    """What a file of Python calls so; the file is run. ``fits`` is told a value and the name of the module."""
     if not path.is_file():
         raise FileError(f"{path}:{name}: there is no file {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -133,8 +202,8 @@ def _class_in(path: Path, name: str) -> type[Protocol]:
                       if f.filename == str(path)), "")  # fmt: skip
         raise FileError(f"{path}:{where} {type(error).__name__}: {error}") from error
     found = getattr(module, name, None)
-    if not (isinstance(found, type) and issubclass(found, Protocol)):
-        rules = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Protocol)
-                 and c.__module__ == module.__name__]  # fmt: skip
-        raise InputError(f"{path}: " + unknown("rule", name, rules))
+    if not fits(found, module.__name__):
+        own = [n for n, value in vars(module).items()
+               if fits(value, module.__name__) and value.__module__ == module.__name__]  # fmt: skip
+        raise InputError(f"{path}: " + unknown(what, name, own))
     return found

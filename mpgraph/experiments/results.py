@@ -17,18 +17,37 @@ import torch
 from mpgraph.errors import FileError
 from mpgraph.serialization import atomic
 
+NEEDED = {"runs", "settings", "versions"}
+OTHERS = {"sha256", "command", "contrasts", "refused"}
 READOUT_ONLY = "readout_only"  # the floor: the same network with only its output connections trained
 
 
 @dataclass
 class Run:
-    """One rule on one seed. Accuracies lie in 0..1; ``curve`` holds the test accuracy after each epoch."""
+    """One rule on one seed.
+
+    Attributes:
+        protocol, task, network: their names.
+        seed: of the split, the initial weights and the order of examples.
+        test_accuracy: in 0..1; ``None`` for a task of numbers.
+        seconds: of training, without tests.
+        epochs, batch: passes over the training set, and examples in a step.
+        arguments: the rule with its arguments.
+        diverged: whether the loss was no longer finite; training ended there.
+        curve: the score on the test set after each epoch: accuracy, or error for a task of numbers.
+        losses: mean training loss of each epoch.
+        test_error: of a task of numbers, the share of the variance that predictions miss; ``None`` for classes.
+        steps: taken until the end of each epoch.
+        times: seconds of training until the end of each epoch.
+        cost: of one step, as :class:`mpgraph.lowering.explain.Cost` counts: ``flops``, ``bytes``, ``calls``, ``state``.
+        tuning: what :func:`mpgraph.experiments.tuning.searched` tried and chose; ``None`` without a search.
+    """
 
     protocol: str
     task: str
     network: str
     seed: int
-    test_accuracy: float
+    test_accuracy: float | None
     seconds: float
     epochs: int
     batch: int
@@ -36,6 +55,21 @@ class Run:
     diverged: bool = False
     curve: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    test_error: float | None = None
+    steps: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    cost: dict[str, float] = field(default_factory=dict)
+    tuning: dict[str, Any] | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """What tells a run from all others of a comparison."""
+        return self.task, self.network, self.protocol, self.seed
+
+    @property
+    def gain(self) -> float:
+        """The score with a sign that makes more better: accuracy, or minus the error."""
+        return float(-(self.test_error or 0.0) if self.test_accuracy is None else self.test_accuracy)
 
 
 def versions() -> dict[str, Any]:
@@ -51,13 +85,19 @@ def versions() -> dict[str, Any]:
     }
 
 
-def write(path: Path, runs: Sequence[Run], settings: dict[str, Any]) -> None:
+def write(path: Path, runs: Sequence[Run], settings: dict[str, Any], **others: Any) -> None:
     """Write ``results.json`` atomically, with a digest of its content.
+
+    Args:
+        path: of the file.
+        runs: all of them.
+        settings: what a file must share to be resumed.
+        others: what else is kept: ``command``, ``contrasts``, ``refused``.
 
     Raises:
         FileError: if it cannot be written.
     """
-    content = {"runs": [asdict(run) for run in runs], "settings": settings, "versions": versions()}
+    content = {"runs": [asdict(run) for run in runs], "settings": settings, "versions": versions(), **others}
     content["sha256"] = _digest(content)
     try:
         atomic.write(path, (json.dumps(content, indent=1) + "\n").encode())
@@ -73,13 +113,27 @@ def read(path: Path, settings: dict[str, Any]) -> list[Run]:
     Raises:
         FileError: if the file is missing or damaged, or its settings differ.
     """
+    content, runs = read_all(path)
+    found = content["settings"]
+    different = [f"{k} ({found.get(k)} there, {v} here)" for k, v in settings.items() if v != found.get(k)]
+    if different:
+        raise FileError(f"{path} cannot be resumed: it was made with another {', another '.join(different)}")
+    return runs
+
+
+def read_all(path: Path) -> tuple[dict[str, Any], list[Run]]:
+    """The content of a results file, whatever its settings, and its runs.
+
+    Raises:
+        FileError: if the file is missing or damaged.
+    """
     try:
         content = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise FileError(f"{path} cannot be resumed: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path} cannot be resumed, it is not JSON: {error}") from None
-    if not isinstance(content, dict) or content.keys() | {"sha256"} != {"runs", "settings", "versions", "sha256"}:
+    if not isinstance(content, dict) or not NEEDED <= content.keys() <= NEEDED | OTHERS:
         raise FileError(f"{path} cannot be resumed: expected an object of runs, settings, versions and sha256")
     digest = content.pop("sha256", None)
     if digest is not None and digest != _digest(content):
@@ -87,11 +141,7 @@ def read(path: Path, settings: dict[str, Any]) -> list[Run]:
     found = content["settings"]
     if not isinstance(found, dict) or not isinstance(content["runs"], list):
         raise FileError(f"{path} cannot be resumed: expected an object of settings and a list of runs")
-    runs = [_run(path, entry) for entry in content["runs"]]
-    different = [f"{k} ({found.get(k)} there, {v} here)" for k, v in settings.items() if v != found.get(k)]
-    if different:
-        raise FileError(f"{path} cannot be resumed: it was made with another {', another '.join(different)}")
-    return runs
+    return content, [_run(path, entry) for entry in content["runs"]]
 
 
 def _digest(content: dict[str, Any]) -> str:
@@ -105,16 +155,20 @@ def _run(path: Path, entry: Any) -> Run:
         run = Run(**entry)
     except TypeError as error:
         raise FileError(f"{path} cannot be resumed: {str(error).removeprefix('Run.__init__() ')}") from None
-    whole, real, text = (run.seed, run.epochs, run.batch), [run.test_accuracy, run.seconds], [run.protocol, run.task]
-    lists = isinstance(run.curve, list) and isinstance(run.losses, list)
+    lists = (run.curve, run.losses, run.steps, run.times)
+    scores = [value for value in (run.test_accuracy, run.test_error) if value is not None]
     good = (
-        lists
-        and all(type(value) is int for value in whole)
-        and all(type(value) in (int, float) for value in [*real, *run.curve, *run.losses])
-        and all(type(value) is str for value in [*text, run.network, run.arguments])
+        all(isinstance(value, list) for value in lists)
+        and isinstance(run.cost, dict)
+        and (run.tuning is None or isinstance(run.tuning, dict))
+        and all(type(value) is int for value in (run.seed, run.epochs, run.batch, *run.steps))
+        and len(scores) == 1
+        and all(type(v) in (int, float) for v in (*scores, run.seconds, *run.curve, *run.losses, *run.times))
+        and all(type(v) in (int, float) for v in run.cost.values())
+        and all(type(value) is str for value in (run.protocol, run.task, run.network, run.arguments))
         and type(run.diverged) is bool
         and bool(run.curve)
-        and math.isfinite(run.test_accuracy)
+        and (run.test_accuracy is None or math.isfinite(run.test_accuracy))
     )
     if not good:
         raise FileError(f"{path} cannot be resumed: a run holds values of other types: {entry!r:.200}")
@@ -122,27 +176,38 @@ def _run(path: Path, entry: Any) -> Run:
 
 
 def summary(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A row for each rule.
+    """A row for each rule on each network and task.
 
-    ``test_accuracy`` is the mean over seeds and ``deviation`` their sample standard deviation, ``None`` for one seed;
-    ``above_readout`` the mean gain over training the readout only, ``None`` without such runs; ``seconds`` the mean
-    training time; ``diverged`` the number of runs that did.
+    ``test_accuracy`` (or, of a task of numbers, ``test_error``) is the mean over seeds and ``deviation`` their sample
+    standard deviation, ``None`` for one seed; ``above_readout`` the mean gain over training the readout only, ``None``
+    without such runs; ``seconds`` the mean training time; ``diverged`` the number of runs that did.
     """
     rows = []
-    by_rule: dict[str, list[Run]] = {}
+    groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
-        by_rule.setdefault(run.protocol, []).append(run)
-    floor = {run.seed: run.test_accuracy for run in by_rule.get(READOUT_ONLY, [])}
-    for name, group in by_rule.items():
-        scores = [run.test_accuracy for run in group]
-        gains = [run.test_accuracy - floor[run.seed] for run in group if run.seed in floor and name != READOUT_ONLY]
+        groups.setdefault(run.key[:3], []).append(run)
+    for (task, network, name), group in groups.items():
+        floor = {run.seed: run.gain for run in groups.get((task, network, READOUT_ONLY), [])}
+        accuracies = [run.test_accuracy for run in group if run.test_accuracy is not None]
+        errors = [run.test_error for run in group if run.test_error is not None]
+        gains = [run.gain - floor[run.seed] for run in group if run.seed in floor and name != READOUT_ONLY]
         rows.append({
             "protocol": name,
+            "task": task,
+            "network": network,
             "seeds": len(group),
-            "test_accuracy": statistics.fmean(scores),
-            "deviation": statistics.stdev(scores) if len(group) > 1 else None,
+            "test_accuracy": statistics.fmean(accuracies) if accuracies else None,
+            "test_error": statistics.fmean(errors) if errors else None,
+            "deviation": _deviation([run.gain for run in group]),
             "above_readout": statistics.fmean(gains) if gains else None,
             "seconds": statistics.fmean(run.seconds for run in group),
             "diverged": sum(run.diverged for run in group),
         })  # fmt: skip
     return rows
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    """Sample standard deviation; ``None`` for one value, and NaN where one is not finite."""
+    if len(values) < 2:
+        return None
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan

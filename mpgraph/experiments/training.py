@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -30,11 +31,47 @@ def accuracy(program: Program, state: State, x: Tensor, y: Tensor, chunk: int = 
     """
     if len(x) != len(y) or not len(x):
         raise InputError(f"accuracy: got {len(x)} examples and {len(y)} labels, expected as many, at least one")
+    return int((_predicted(program, state, x, chunk).argmax(-1) == y).sum()) / len(y)
+
+
+def error(program: Program, state: State, x: Tensor, y: Tensor, chunk: int = 1000) -> float:
+    """Share of the variance of the targets that predictions miss: 0 is perfect, 1 as good as the mean of the targets.
+
+    That is the sum of squared errors over that of deviations from the mean, over all outputs (1 - R squared).
+
+    Args:
+        program: with one output.
+        state: after training.
+        x: ``(n, *input)``.
+        y: targets ``(n, outputs)``.
+        chunk: as for :func:`accuracy`.
+
+    Raises:
+        InputError: for another number or shape of targets, or targets that are all the same.
+    """
+    if len(x) != len(y) or not len(x):
+        raise InputError(f"error: got {len(x)} examples and {len(y)} targets, expected as many, at least one")
+    found = _predicted(program, state, x, chunk)
+    if found.shape != y.shape:
+        raise InputError(f"error: predictions have shape {tuple(found.shape)}, targets {tuple(y.shape)}")
+    spread = float(((y - y.mean(0)) ** 2).sum())
+    if not spread:
+        raise InputError("error: all targets are the same, so there is no variance to predict")
+    return float(((found - y) ** 2).sum()) / spread
+
+
+def score(program: Program, state: State, data: Dataset) -> float:
+    """On the test set: :func:`accuracy` of classes, :func:`error` of numbers."""
+    return (accuracy if data.classes else error)(program, state, data.test_x, data.test_y)
+
+
+def _predicted(program: Program, state: State, x: Tensor, chunk: int) -> Tensor:
+    """Predictions for all examples, in chunks; memories of single examples are filled up with the first."""
     slots = program.slots(state)
     filled = x if slots is None else torch.cat([x, x[:1].expand(-len(x) % slots, *x.shape[1:])])
     with torch.no_grad():
-        found = [program.predict(state, part).argmax(-1) for part in filled.split(slots or chunk)]
-    return int((torch.cat(found)[: len(y)] == y).sum()) / len(y)
+        found = [program.predict(state, part) for part in filled.split(slots or chunk)]
+    return torch.cat(found)[: len(x)]
 
 
 def train(
@@ -46,6 +83,7 @@ def train(
     seed: int = 0,
     on_epoch: Callable[[int, float], None] | None = None,
     follow: Callable[[int, State], None] | None = None,
+    times: list[float] | None = None,
 ) -> tuple[State, list[float], list[float]]:
     """Train from a fresh state; stops early if the loss is no longer finite.
 
@@ -59,12 +97,13 @@ def train(
         epochs: passes over the training set, each in an order sampled from ``seed``.
         batch: examples in a step.
         seed: of the initial state and of the order of examples.
-        on_epoch: called with the epoch's number and the test accuracy.
+        on_epoch: called with the epoch's number and the score on the test set.
         follow: called with the number of epochs done and the state, also before the first one: a
             :class:`mpgraph.probes.Follow`.
+        times: a list to which the seconds of training until the end of each epoch are appended, without those of tests.
 
     Returns:
-        The state, the test accuracy after each epoch, and each epoch's mean loss.
+        The state, the :func:`score` on the test set after each epoch, and each epoch's mean loss.
 
     Raises:
         InputError: for epochs, a batch size or a seed that are not integers, or too few examples for a single step.
@@ -80,10 +119,15 @@ def train(
     curve, losses = [], []
     if follow:
         follow(0, state)
+    spent = 0.0
     for epoch in range(epochs):
+        start = time.perf_counter()
         state, steps = program.run(state, _at_least(least, data.batches(batch, generator)))
         losses.append(sum(steps) / max(1, len(steps)))
-        curve.append(accuracy(program, state, data.test_x, data.test_y))
+        spent += time.perf_counter() - start
+        if times is not None:
+            times.append(spent)
+        curve.append(score(program, state, data))
         if on_epoch:
             on_epoch(epoch, curve[-1])
         if follow:

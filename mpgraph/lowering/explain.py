@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import operator
 import re
+import textwrap
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -194,8 +196,12 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "1"
 
 
-def table(lines: Sequence[Row], batch_size: int) -> str:
-    """The lines as aligned text, with totals; ``-`` is an arrow that costs nothing or is never needed."""
+def table(lines: Sequence[Row], batch_size: int, width: int | None = None) -> str:
+    """The lines as aligned text, with totals; ``-`` is an arrow that costs nothing or is never needed.
+
+    With a ``width`` no line is longer than that, if it leaves room for the names at all: columns are broken into lines,
+    calls that repeat are counted, and arrows that cost nothing are left out.
+    """
     sent = any(row.sent for row in lines)
     cells = [("pass", "arrow", "became", "shapes", "FLOPs", "bytes", *["sent"] * sent, "note")]
     for row in lines:
@@ -203,8 +209,36 @@ def table(lines: Sequence[Row], batch_size: int) -> str:
         cells.append((*row[:4], *map(_short, numbers), row.note))
     totals = (sum(r.flops for r in lines), sum(r.bytes for r in lines), *[sum(r.sent for r in lines)] * sent)
     cells.append(("total", f"batch {batch_size}", "", "", *map(_short, totals), ""))
+    if width is not None:
+        counted = [(*row[:2], _counted(row[2]), _counted(row[3]), *row[4:]) for row in cells[1:] if row[2] != "-"]
+        idle = len(cells) - 1 - len(counted)
+        return _wrapped([cells[0], *counted], width) + f"\n{idle} arrows cost nothing" * bool(idle)
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
+def _counted(text: str) -> str:
+    """A list in which what repeats stands once, with how many times: ``sum x12, add x3``."""
+    found = Counter(text.split(", "))
+    return ", ".join(f"{one} x{n}" if n > 1 else one for one, n in found.items())
+
+
+def _wrapped(cells: Sequence[Sequence[str]], width: int) -> str:
+    """Aligned text whose columns of words share what the columns of names and numbers leave of the width."""
+    names = cells[0]
+    free = [i for i, name in enumerate(names) if name in ("arrow", "became", "shapes", "note")]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(names))]
+    room = width - sum(w for i, w in enumerate(widths) if i not in free) - 2 * (len(names) - 1)
+    for i in sorted(free, key=widths.__getitem__):  # the narrow ones get what they want
+        widths[i] = max(len(names[i]), min(widths[i], room // len(free)))
+        room, free = room - widths[i], [j for j in free if j != i]
+    made = []
+    for row in cells:
+        parts = [textwrap.wrap(cell, w) or [""] for cell, w in zip(row, widths, strict=True)]
+        for k in range(max(map(len, parts))):
+            line = [part[k] if k < len(part) else "" for part in parts]
+            made.append("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
+    return "\n".join(made)
 
 
 def budgeted(compiled: Compiled, account: Account, batch: int) -> str:
@@ -246,3 +280,29 @@ def readable(module: fx.GraphModule) -> str:
     codes = [module.code, *(loop.text() for loop in module.meta.get("loops", {}).values())]
     codes += [part.code.replace("def forward(self, ", f"def {name}(", 1) for name, part in segments.items()]
     return "\n".join(re.sub(r";  (?:\w+ = )+None", "", code).strip() + "\n" for code in codes)
+
+
+def annotated(module: fx.GraphModule) -> str:
+    """Generated code in which a comment says what each group of lines is for: a pass, and an arrow or an update."""
+    nodes = {node.name: node for node in module.graph.nodes}
+    lines: list[str] = []
+    last = None
+    for line in readable(module).splitlines():
+        made = re.match(r"    (\w+) = ", line)
+        origin = nodes[made[1]].meta.get("origin") if made and made[1] in nodes else None
+        if origin is not None and origin is not last:
+            lines.append(f"    # {_purpose(origin)}")
+            last = origin
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def _purpose(origin: Any) -> str:
+    """An arrow, or an update, readout, loss or write of a node, in words."""
+    if isinstance(origin, Arrow):
+        return f"{origin.pass_name}: {origin.source.name} => {origin.target.name} ({origin.role})"
+    if isinstance(origin, tuple) and len(origin) == 2:
+        kind, node = origin
+        name = getattr(node, "name", node)
+        return f"{kind} of {name}" if kind in ("readout", "loss", "write") else f"{kind}: {name} update"
+    return str(origin)

@@ -41,7 +41,13 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         FileError: for a missing or damaged file, or one of a newer format.
     """
     tensors, metadata = read(path, FORMAT, ("about",))
-    return tensors, json.loads(metadata["about"])
+    try:
+        about = json.loads(metadata.get("about", ""))
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} is damaged: its description is not JSON: {error}") from None
+    if not isinstance(about, dict):
+        raise FileError(f"{path} is damaged: its description must be a dictionary, got {about!r:.80}")
+    return tensors, about
 
 
 def newest(folder: Path) -> Path | None:

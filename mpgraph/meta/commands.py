@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from torch import Tensor
 
 import mpgraph as mg
 from mpgraph.agents.protocol import Protocol
+from mpgraph.environment import commit_of
 from mpgraph.errors import FileError, InputError
 from mpgraph.registry import lookup
 from mpgraph.serialization.protocol import load_protocol, pretrained
@@ -100,7 +100,7 @@ def meta_train(options: argparse.Namespace) -> int:
     record = {
         "command": " ".join([*command, f"--steps {options.steps}"]),
         "settings": given,
-        "commit": _commit(),
+        "commit": commit_of(Path(__file__).resolve().parent),
         "versions": {"mpgraph": mg.__version__, "torch": torch.__version__},
         **given.get("record", {}),
     }
@@ -233,18 +233,6 @@ def _toml(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return json.dumps(value)
-
-
-def _commit() -> str | None:
-    """Of the checkout that this code is in, if it is in one."""
-    here = Path(__file__).resolve().parent
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()
 
 
 def _spread(values: Tensor | Mapping[str, Any]) -> tuple[float, float]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import tomllib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +13,12 @@ from torch import Tensor
 import mpgraph as mg
 from mpgraph.agents.protocol import Protocol, learnable, list_protocols
 from mpgraph.arguments import Arguments
-from mpgraph.errors import FileError, InputError, unknown
+from mpgraph.errors import InputError, unknown
 from mpgraph.network.activations import Softplus
 from mpgraph.network.network import Network
 from mpgraph.registry import lookup, registered
 from mpgraph.serialization.protocol import load_protocol
+from mpgraph.serialization.toml import read as read
 
 from . import recurrent
 from .distributed import Group
@@ -53,20 +52,6 @@ USUAL: dict[str, Any] = {
 }
 
 TABLES = ("protocol", "network", "family", "estimator", "terms", "trainer", "guard", "record", "statistics")
-
-
-def read(path: Any) -> dict[str, Any]:
-    """The settings of a file.
-
-    Raises:
-        FileError: for a file that is missing or is not TOML.
-    """
-    try:
-        return tomllib.loads(Path(path).read_text())
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise FileError(f"{path} is not TOML: {error}") from None
 
 
 def changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

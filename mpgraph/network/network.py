@@ -383,7 +383,8 @@ class Network:
             if wire.connection.weighted and not wire.tied and wire.post not in self.outputs
         ]
         biases = [f"{n}.bias" for n, u in self.units.items() if u.bias and n not in self.outputs]
-        return self.frozen(*hidden, *biases)
+        fixed = [*hidden, *biases]
+        return self.frozen(*fixed) if fixed else self.copy()
 
     def copy(self) -> Network:
         """An independent network that shares the (immutable) parts."""

@@ -21,7 +21,7 @@ from mpgraph.budget import Account, bytes_of
 from mpgraph.environment import autocast_device, inside_transform, keep_freed_memory, on_cpu
 from mpgraph.errors import FlatUnitWarning, GroupError, InputError, ProtocolError, unknown
 from mpgraph.lowering.compile import Compiled, compile_passes
-from mpgraph.lowering.explain import Cost, budgeted, cost, readable, rows, table
+from mpgraph.lowering.explain import Cost, annotated, budgeted, cost, readable, rows, table
 from mpgraph.lowering.ranks import Ranks
 from mpgraph.network.network import Network
 from mpgraph.serialization import state as files
@@ -220,21 +220,27 @@ class Program(nn.Module):
         phases = self.protocol.phases
         return "\n".join(f"# phase {p}\n{self.code_of(p)}" for p in phases) if phases else self.code_of()
 
-    def code_of(self, phase: str | None = None) -> str:
-        """The generated torch code of one step of a phase, by default the first."""
-        return readable(self._function(phase=self.protocol.phase_named(phase)).module)
+    def code_of(self, phase: str | None = None, *, comments: bool = False) -> str:
+        """The generated torch code of one step of a phase, by default the first.
 
-    def explain(self, batch_size: int = 32, phase: str | None = None) -> str:
+        With ``comments`` each group of lines says which pass, and which arrow or update, it serves.
+        """
+        module = self._function(phase=self.protocol.phase_named(phase)).module
+        return annotated(module) if comments else readable(module)
+
+    def explain(self, batch_size: int = 32, phase: str | None = None, width: int | None = None) -> str:
         """A table: for each arrow and update, what it became, with shapes, FLOPs and bytes at ``batch_size``.
 
-        Of a rule with phases it shows one, by default the first. Where the rule has segments, a last line says what
-        they keep for the backward pass of a step, and for how many steps the memory budget of ``mg.compile`` lasts.
+        With a ``width`` (of letters, at least 40) its lines are broken to fit. Of a rule with phases it shows one, by
+        default the first. Where the rule has segments, a last line says what they keep for the backward pass of a step,
+        and for how many steps the memory budget of ``mg.compile`` lasts.
         """
         batch_size = Arguments("program.explain").integer("batch_size", batch_size, 1)
         compiled, arguments = self._example(batch_size, phase)
         lines = rows(self.graph, compiled, arguments, batch_size)
         runs = f"\nbackend {self.backend.name}: {self.backend.note}" if self.backend.note else ""
-        return table(lines, batch_size) + budgeted(compiled, self.memory, batch_size) + runs
+        width = None if width is None else Arguments("program.explain").integer("width", width, 40)
+        return table(lines, batch_size, width) + budgeted(compiled, self.memory, batch_size) + runs
 
     def cost(self, batch_size: int = 32, phase: str | None = None) -> Cost:
         """What a step costs at ``batch_size`` (of a group, the examples of this process): FLOPs, bytes, messages.

@@ -45,7 +45,8 @@ def test_compare_writes_results_and_curves(tmp_path, capsys):
         assert len(run_["curve"]) == 2
     assert results["versions"]["torch"]
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "results.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "curves.svg", "report.html", "results.json"]
+    assert "feedback_alignment" in (tmp_path / "report.html").read_text()
 
 
 def test_resume_repeats_nothing_and_gives_the_same(tmp_path, capsys):
@@ -142,7 +143,7 @@ def test_wrong_arguments_exit_with_two_and_one_line(arguments, words, capsys, mo
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["compare", "--task", "minst"], ["--task", "'minst'", "mnist"]),
+        (["compare", "--task", "minst"], ["--task", "'minst'", "did you mean 'mnist'"]),
         (["compare", "--seeds", "0"], ["--seeds", "'0'", "positive integer"]),
         (["compare", "--epochs", "0"], ["--epochs", "'0'", "positive integer"]),
         (["compare", "--batch", "-1"], ["--batch", "'-1'", "positive integer"]),

@@ -70,7 +70,8 @@ def test_numpy_numbers_are_integers():
     plain = compare(seeds=[0, 1], epochs=2, batch=4)
     for kind in (np.int64, np.int8, np.uint8):
         found = compare(seeds=np.arange(2).astype(kind), epochs=kind(2), batch=kind(4))
-        assert [replace(run, seconds=0.0) for run in found] == [replace(run, seconds=0.0) for run in plain]
+        one, two = ([replace(run, seconds=0.0, times=[]) for run in runs] for runs in (found, plain))
+        assert one == two
         json.dumps([run.seed for run in found])
     program = mg.compile(NETWORK, Backprop())
     one, two = (

@@ -1,0 +1,254 @@
+"""``mpgraph bench``: every rule on a fixed suite of small tasks, each with the same budget for its search.
+
+The results file is that of ``mpgraph compare``; runs of other rules are added to it with ``--resume --protocols``. The
+page is made from the file alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import statistics
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpgraph.agents.protocol import list_protocols
+from mpgraph.errors import FileError, InputError, MPGraphError
+from mpgraph.serialization import atomic
+
+from . import flags, profiles, results
+from .cells import Cell, Plan, cells_of, checked, run_cells
+from .commands import command_line, done_before, run_flags, settings_of
+from .naming import named, rules_named
+from .report import spread
+from .results import READOUT_ONLY, Run
+from .tuning import space_of
+
+SEARCHED = "lr=0.001..1"
+STEP = "mlp(activation='step')"
+SUITE = (  # task and network; those of pictures need their files
+    ("digits", "mlp"),
+    ("digits", "convnet(kernel=3, channels=(8,), hidden=(32,))"),
+    ("digits", STEP),
+    ("digits", "layered_sparse"),
+    ("xor", "mlp"),
+    ("teacher", "mlp"),
+    ("mackey_glass", "mlp"),
+    ("delayed_cue", "recurrent"),
+    ("mnist", "mlp"),
+    ("fashion_mnist", "mlp"),
+    ("mnist", "convnet"),
+)
+FILES = ("mnist", "fashion_mnist", "emnist47", "omniglot")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is spent on each rule and problem; ``problems`` is how many of the suite are run."""
+
+    seeds: int
+    trials: int
+    epochs: int
+    limit: int | None
+    problems: int = len(SUITE)
+    files: bool = True
+
+
+BUDGETS = {
+    "tiny": Budget(seeds=1, trials=1, epochs=1, limit=64, problems=5, files=False),
+    "small": Budget(seeds=2, trials=3, epochs=3, limit=500, files=False),
+    "medium": Budget(seeds=3, trials=6, epochs=10, limit=2000),
+    "large": Budget(seeds=5, trials=10, epochs=20, limit=10_000),
+}
+
+
+def add_bench(commands: Any) -> None:
+    """Add it to the sub-parsers of the command line."""
+    parser = commands.add_parser("bench", help="every rule on a suite of small tasks, with equal budgets")
+    parser.add_argument(
+        "--budget", choices=BUDGETS, default="small",
+        help="what is spent on each rule (default: small, without files)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--protocols", type=rules_named, metavar="A,B", help="rules (default: all that can be compared)"
+    )
+    parser.add_argument("--tasks", type=flags.tasks, metavar="A,B", help="of the suite (default: all of the budget)")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the page, and its figure beside it")
+    run_flags(parser, "results.json")
+    parser.set_defaults(run=bench)
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Run ``mpgraph bench``."""
+    if options.out is None:
+        raise InputError("bench needs --out DIR, for its results")
+    budget = BUDGETS[options.budget]
+    plan = Plan(
+        epochs=budget.epochs, limit=budget.limit, lr=0.1, surrogate="tanh", root=options.data,
+        space=space_of(SEARCHED, budget.trials),
+    )  # fmt: skip
+    rules, refused = _rules(options.protocols)
+    cells = _cells(plan, budget, rules, options.tasks)
+    done = done_before(options, settings_of(plan))
+    kept: dict[tuple[str, str, str], str] = dict(refused)
+    if options.resume:
+        before = results.read_all(options.out / "results.json")[0].get("refused", [])
+        kept |= {(row["task"], row["network"], row["protocol"]): row["reason"] for row in before}
+    with warnings.catch_warnings():
+        warnings.simplefilter("once")  # not for every cell again
+        return _run(options, plan, cells, done, kept)
+
+
+def _run(
+    options: argparse.Namespace,
+    plan: Plan,
+    cells: list[Cell],
+    done: Sequence[Run],
+    kept: dict[tuple[str, str, str], str],
+) -> int:
+    """Run what can run, and write what came of it; ``kept`` says what cannot and why."""
+    settings = settings_of(plan)
+    kept |= checked(plan, cells, keep_going=True)
+    cells = [cell for cell in cells if cell.key[:3] not in kept]
+
+    def write(runs: Sequence[Run]) -> None:
+        rows = [{"task": t, "network": n, "protocol": p, "reason": why} for (t, n, p), why in kept.items()]
+        results.write(options.out / "results.json", runs, settings, command=command_line(options), refused=rows)
+
+    def cannot(cell: Cell, error: MPGraphError) -> None:
+        kept[cell.key[:3]] = str(error)
+
+    runs = run_cells(
+        plan, cells, jobs=options.jobs, done=done, on_run=write, on_refused=cannot, progress=not options.quiet
+    )
+    everything = list({run.key: run for run in [*done, *runs]}.values())
+    write(everything)
+    print(f"wrote {options.out / 'results.json'}: {len(everything)} runs, {len(kept)} combinations that cannot run")
+    if options.page:
+        content, found = results.read_all(options.out / "results.json")
+        figure = options.page.with_name(f"{options.page.stem}_profile.png")
+        try:
+            atomic.write(options.page, page(content, found, figure.name).encode())
+            profiles.draw(profiles.ratios(found), figure)
+        except OSError as error:
+            raise FileError(f"{options.page} cannot be written: {error.strerror or error}") from None
+        print(f"wrote {options.page} and {figure}")
+    return 0
+
+
+def _rules(given: Sequence[str] | None) -> tuple[list[str], dict[tuple[str, str, str], str]]:
+    """The floor and the rules; those that ship and cannot be compared by name alone, with the reason."""
+    if given is not None:
+        if not given:
+            raise InputError(f"--protocols names no rule; allowed are {', '.join(list_protocols())}")
+        return list(dict.fromkeys([READOUT_ONLY, *given])), {}
+    rules, refused = [READOUT_ONLY], {}
+    for name in list_protocols():
+        try:
+            named(name, {}, trained=True)
+        except MPGraphError as error:
+            refused["", "", name] = str(error)
+        else:
+            rules.append(name)
+    return rules, refused
+
+
+def _cells(plan: Plan, budget: Budget, rules: Sequence[str], tasks: Sequence[str] | None) -> list[Cell]:
+    """The cells of the budget's part of the suite."""
+    suite = [(task, network) for task, network in SUITE if budget.files or task not in FILES][: budget.problems]
+    suite = [(task, network) for task, network in suite if tasks is None or task in tasks]
+    if not suite:
+        offered = sorted({task for task, _ in SUITE if budget.files or task not in FILES})
+        raise InputError(f"--tasks: none of them is in the suite of this budget, which has {', '.join(offered)}")
+    cells: list[Cell] = []
+    for task, network in suite:
+        cells += cells_of(plan, [task], [network], rules, range(budget.seeds))
+    return cells
+
+
+def page(content: Mapping[str, Any], runs: Sequence[Run], figure: str) -> str:
+    """The page in Markdown: the command, the profile, a table for each problem and what cannot be done."""
+    settings, made = content["settings"], content["versions"]
+    search = settings["tune"] or {"space": "nothing", "trials": 0}
+    lines = [
+        "# The bench of learning rules",
+        "",
+        "Written by this command, and to be written by nothing else:",
+        "",
+        "```text",
+        essential(content.get("command", "")),
+        "```",
+        "",
+        f"Every rule had the same budget on every problem: a search of `{search['space']}` with the number of trials "
+        f"{search['trials']}, on validation data, for each seed; then one training. Passes over the training set: "
+        f"{settings['epochs']}; examples at most: {settings['limit'] or 'all'}; batch: {settings['batch']}. A "
+        "pretrained rule, or one without such an argument, had nothing to search. Made with mpgraph "
+        f"{made['mpgraph']} and torch {made['torch']}.",
+        "",
+        "## Profile",
+        "",
+        f"![The share of problems that each rule solves within a factor of the smallest error]({figure})",
+        "",
+        "A curve says on which share of the problems the error of a rule is at most so many times the smallest error "
+        "of any rule (Dolan and Moré, 2002). Errors below 0.001 count as 0.001; a rule that diverged on a seed, or "
+        "cannot run, has not solved the problem.",
+        "",
+        *_profile_table(profiles.ratios(runs)),
+    ]
+    rows = results.summary(runs)
+    for problem in dict.fromkeys((row["task"], row["network"]) for row in rows):
+        lines += ["", f"## {problem[0]}: {problem[1]}", ""]
+        lines += _problem_table([row for row in rows if (row["task"], row["network"]) == problem], runs)
+    lines += ["", "## What cannot be done", ""]
+    refused = content.get("refused", [])
+    lines += [_refusal(row) for row in refused] or ["Every rule ran on every problem."]
+    return "\n".join(lines) + "\n"
+
+
+def essential(command: str) -> str:
+    """The command without the folder that it wrote to and how many processes it used, which change nothing."""
+    words = shlex.split(command)
+    kept, skip = [], False
+    for word in words:
+        if skip or word in ("--out", "--jobs", "--data"):
+            skip = not skip and word in ("--out", "--jobs", "--data")
+        elif word not in ("--quiet", "--resume"):
+            kept.append(word)
+    return shlex.join(kept)
+
+
+def _profile_table(found: Mapping[str, Sequence[float]]) -> list[str]:
+    factors = (1.0, 1.5, 3.0, 10.0)
+    lines = ["| rule | best | within 1.5 | within 3 | within 10 |", "| --- | ---: | ---: | ---: | ---: |"]
+    rows = {name: [profiles.share(values, factor) for factor in factors] for name, values in found.items()}
+    for name, row in sorted(rows.items(), key=lambda item: [-value for value in item[1][::-1]]):
+        lines.append(f"| `{name}` | " + " | ".join(f"{100 * value:.0f} %" for value in row) + " |")
+    return lines
+
+
+def _problem_table(rows: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> list[str]:
+    numbers = rows[0]["test_accuracy"] is None
+    scale, digits = (1.0, 4) if numbers else (100.0, 2)
+    key = "test_error" if numbers else "test_accuracy"
+    score = "test error" if numbers else "test accuracy, %"
+    lines = [f"| rule | {score} | above readout | ms a step | chosen | |", "| --- | ---: | ---: | ---: | --- | --- |"]
+    for row in sorted(rows, key=lambda row: row[key], reverse=not numbers):
+        own = [run for run in runs if run.key[:3] == (row["task"], row["network"], row["protocol"])]
+        chosen = sorted({str(v) for run in own if run.tuning for v in run.tuning["chosen"].values()})
+        deviation = None if row["deviation"] is None else scale * row["deviation"]
+        gain = "" if row["above_readout"] is None else f"{scale * row['above_readout']:+.{digits}f}"
+        steps = statistics.fmean(1000.0 * run.seconds / max(1, run.steps[-1]) for run in own if run.steps)
+        note = f"{row['diverged']} of {row['seeds']} diverged" if row["diverged"] else ""
+        lines.append(
+            f"| `{row['protocol']}` | {spread(scale * row[key], deviation, digits)} | {gain} | {steps:.2f} | "
+            f"{', '.join(chosen)} | {note} |"
+        )
+    return lines
+
+
+def _refusal(row: Mapping[str, str]) -> str:
+    where = f" on {row['task']}, {row['network']}" if row["task"] else ""
+    return f"- `{row['protocol']}`{where}: {' '.join(row['reason'].split())}"

@@ -1,0 +1,81 @@
+"""The bench: profiles by their definition, a suite at a tiny budget, and a page made from the results alone."""
+
+import json
+import math
+
+import pytest
+from refusals import refuses
+
+import mpgraph as mg
+from mpgraph import cli
+from mpgraph.experiments import TASKS, Run, bench, profiles
+
+
+def run_of(protocol, task, accuracy, seed=0, **changed):
+    return Run(protocol, task, "net", seed, accuracy, 1.0, 1, 4, curve=[accuracy], steps=[10], **changed)
+
+
+def test_a_profile_counts_problems_within_a_factor_of_the_best():
+    errors = {"a": (0.1, 0.2, 0.3), "b": (0.2, 0.1, 0.3), "c": (0.4, 0.1, None)}
+    runs = [
+        run_of(name, f"task{i}", 1.0 - error)
+        for name, row in errors.items() for i, error in enumerate(row) if error is not None
+    ]  # fmt: skip
+    runs.append(run_of("readout_only", "task0", 0.99))  # the floor is no competitor
+    found = profiles.ratios(runs)
+    assert found["a"] == pytest.approx([1.0, 2.0, 1.0])
+    assert found["b"] == pytest.approx([2.0, 1.0, 1.0])
+    assert found["c"] == pytest.approx([4.0, 1.0, math.inf])
+    assert [profiles.share(found["c"], factor) for factor in (1.0, 2.0, 4.0, 100.0)] == [1 / 3, 1 / 3, 2 / 3, 2 / 3]
+
+
+def test_what_diverged_on_a_seed_has_not_solved_the_problem():
+    runs = [
+        run_of("a", "t", 0.9),
+        run_of("a", "t", 0.9, 1, diverged=True),
+        run_of("b", "t", 0.5),
+        run_of("b", "t", 0.5, 1),
+    ]
+    assert profiles.ratios(runs) == {"a": [math.inf], "b": [1.0]}
+    perfect = [run_of("a", "t", 1.0), run_of("b", "t", 0.999)]
+    assert [profiles.ratios(perfect)[name][0] for name in "ab"] == pytest.approx([1.0, 1.0])
+
+
+def test_every_problem_of_the_suite_fits_its_task():
+    plan = bench.Plan()
+    for task, network in bench.SUITE:
+        assert task in TASKS
+        plan.network(bench.Cell(task, network, "readout_only", 0))
+
+
+def test_a_tiny_bench_is_added_to_and_its_page_holds_all_of_it(tmp_path, capsys):
+    page = tmp_path / "bench.md"
+    common = ["bench", "--budget", "tiny", "--tasks", "xor", "--out", str(tmp_path), "--page", str(page), "--quiet"]
+    assert cli.main([*common, "--protocols", "backprop,vsml"]) == 0
+    assert cli.main([*common, "--protocols", "feedback_alignment", "--resume"]) == 0
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert {run["protocol"] for run in content["runs"]} == {"readout_only", "backprop", "feedback_alignment"}
+    assert {len(run["tuning"]["trials"]) for run in content["runs"]} == {1}
+    assert [row["protocol"] for row in content["refused"]] == ["vsml"]
+    text = page.read_text()
+    for words in ("`backprop`", "`feedback_alignment`", "`readout_only`", "## xor: 2-16-2 tanh", "- `vsml` on xor"):
+        assert words in text
+    assert "mpgraph bench --budget tiny --tasks xor" in text
+    assert str(tmp_path / "results.json") not in text
+    assert (tmp_path / "bench_profile.png").read_bytes().startswith(b"\x89PNG")
+    assert cli.main([*common[:4], "teacher", *common[5:], "--resume"]) == 2
+    assert "none of them is in the suite" in capsys.readouterr().err
+
+
+def test_rules_that_cannot_be_compared_by_name_are_listed():
+    rules, refused = bench._rules(None)
+    assert set(rules) | {name for _, _, name in refused} == {"readout_only", *mg.list_protocols()}
+    assert all("protocol.save" in reason for reason in refused.values())
+
+
+def test_a_bench_needs_a_place_and_rules():
+    options = cli._parser().parse_args(["bench"])
+    with refuses(mg.InputError, "--out DIR"):
+        options.run(options)
+    with refuses(mg.InputError, "--protocols"):
+        bench._rules([])
