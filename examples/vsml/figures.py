@@ -22,16 +22,16 @@ from mpgraph import data, experiments
 from mpgraph.architectures import mlp
 from mpgraph.meta import MetaRNN
 from mpgraph.protocols import Backprop
-from mpgraph.protocols.vsml.imitation import RATE, Numbers, Synapses, weight
+from mpgraph.protocols.vsml.imitation import RATE, Synapses, weight
 
 BUDGETS = {  # networks of each kind, updates, streams
-    "small": {"seeds": 1, "updates": 50, "streams": 5},
-    "medium": {"seeds": 3, "updates": 200, "streams": 20},
-    "paper": {"seeds": 6, "updates": 1000, "streams": 20},
+    "small": {"seeds": 1, "shallow": 50, "deep": 50, "streams": 5},
+    "medium": {"seeds": 3, "shallow": 150, "deep": 100, "streams": 20},
+    "paper": {"seeds": 6, "shallow": 1000, "deep": 1000, "streams": 20},
 }
 SIZES = {"shallow": (784, 10), "deep": (784, 32, 10)}
 SETS = ("mnist", "fashion_mnist")
-BATCH, HELD, EVERY = 64, 1000, 20  # validation images on which curves are measured, every so many updates
+BATCH, HELD, EVERY = 64, 512, 50  # validation images on which curves are measured, every so many updates
 LENGTH = 200
 RATES = {
     "SGD": (0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
@@ -62,22 +62,23 @@ def fig4(options):
     """What a synapse sends up for a weight and an input, after two steps without an error."""
     rule = mg.load_protocol(options.clone)
     grid = torch.linspace(-2.0, 2.0, 41), torch.linspace(-1.0, 1.0, 21)
-    x, w = (part[:, :, None] for part in torch.meshgrid(*grid, indexing="ij"))
-    synapses = Synapses(rule.cells[0], w)
+    x, w = (part.reshape(-1, 1, 1) for part in torch.meshgrid(*grid, indexing="ij"))
+    known = rule.cells[0].random
+    synapses = Synapses(rule.cells[0], (w / known**0.5)[..., None].expand(-1, -1, -1, known))
     for _ in range(2):
         sent = synapses.step(x, torch.zeros_like(x))[0]
-    wanted = torch.tanh(x) * w
+    sent, wanted = (part.reshape(41, 21) for part in (sent, torch.tanh(x) * w))
     off = sent - wanted
     found = {"root mean square": float(off.square().mean().sqrt()), "largest": float(off.abs().max())}
     print("fig4, sent up against tanh(x) w:", found)
 
     def draw(axes):
         for i in range(0, 21, 4):
-            (line,) = axes[0].plot(grid[0], sent[:, i, 0], label=f"w = {float(grid[1][i]):.1f}")
-            axes[0].plot(grid[0], wanted[:, i, 0], ls=":", color=line.get_color())
+            (line,) = axes[0].plot(grid[0], sent[:, i], label=f"w = {float(grid[1][i]):.1f}")
+            axes[0].plot(grid[0], wanted[:, i], ls=":", color=line.get_color())
         axes[0].set(xlabel="x", ylabel="sent up (dotted: tanh(x) w)")
         axes[0].legend(fontsize="x-small")
-        heat = axes[1].imshow(off[..., 0].abs().T, origin="lower", aspect="auto", extent=(-2, 2, -1, 1))
+        heat = axes[1].imshow(off.abs().T, origin="lower", aspect="auto", extent=(-2, 2, -1, 1))
         axes[1].set(xlabel="x", ylabel="w", title="absolute error")
         axes[1].figure.colorbar(heat)
 
@@ -147,15 +148,15 @@ def learned(rule, sizes, found, seed, updates):
 def fig5(options):
     """Both data sets, both depths."""
     budget, table = BUDGETS[options.budget], {}
-    for name in options.data:
-        found = data.load(name).flat()
+    sets = {name: data.load(name).flat() for name in options.data}
+    for seed in range(budget["seeds"]):
         for depth in options.depths:
-            for seed in range(budget["seeds"]):
-                row = learned(mg.load_protocol(options.clone), SIZES[depth], found, seed, budget["updates"])
+            for name, found in sets.items():
+                row = learned(mg.load_protocol(options.clone), SIZES[depth], found, seed, budget[depth])
                 table.setdefault(f"{name} {depth}", []).append(row)
                 shown = ", ".join(f"{n} {r:.3f}" for n, r in row["correlation"].items())
                 tests = ", ".join(f"{n} {a:.2f}" for n, a in row["test"].items())
-                print(f"{name} {depth}, seed {seed}, {budget['updates']} updates of {BATCH}: test accuracy {tests} %; "
+                print(f"{name} {depth}, seed {seed}, {budget[depth]} updates of {BATCH}: test accuracy {tests} %; "
                       f"correlation of updates {shown}", flush=True)  # fmt: skip
 
     def draw(axes):

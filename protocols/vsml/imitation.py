@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional
 
 import mpgraph as mg
 
@@ -30,7 +31,39 @@ BEFORE = 20  # most steps before those, without a gradient
 LOW, HIGH = 0.1, 1.0  # deviations of weights and of errors
 SMALL = 0.01  # weights and errors of this size count as much as larger ones
 MERGED = 0.1  # weight of merged messages
+GAIN, SLOPE, OPEN = 0.3, 0.25, 10.0  # of the solution that is written down
 EXACT = 1e-4  # a relative squared error at which there is little left to learn
+
+
+def solution(cell: Any) -> None:
+    """Write into an LSTM, to first order, gradient descent; numbers of its state are named m, m', s, s', r and r'.
+
+        m, m'    i = sigma(+-2 x), u = -+tanh(sqrt(2) `RATE` e)     the weight is (m + m') / sqrt(2)
+        s, s'    i = sigma(+-2 x), u = tanh(`GAIN` (m + m'))        s - s' is tanh(x) w, scaled
+        r, r'    i = sigma(2 x +- 2 `SLOPE` e), u as of s           r - r' is e (1 - tanh(x)^2) w, scaled
+
+    for sigma(2 x) - sigma(-2 x) = tanh(x), whose derivative is what r and r' differ by. The first two never forget, the
+    others forget at once. What m and m' have in opposite grows with the errors of the unit and cancels in all messages.
+
+    Raises:
+        ProtocolError: for another number of numbers in the state than six, of which two start at random.
+    """
+    if (cell.n, cell.random, cell.gates) != (6, 2, 4):
+        raise mg.ProtocolError(
+            'VSML: genome="backprop" is for cell="lstm" with state=6 and random=0.34, two numbers that start at random; '
+            f"got state={cell.n}, of which {cell.random} start at random, with {cell.gates} gates"
+        )
+    x = torch.tensor([2.0, -2.0, 2.0, -2.0, 2.0, 2.0])
+    with torch.no_grad():
+        for p in cell.parameters():
+            p.zero_()
+        cell.F[0, 0], cell.G[0, 0, 4:] = x, 2.0 * SLOPE * torch.tensor([1.0, -1.0])
+        cell.G[1, 0, :2] = 2.0**0.5 * RATE * torch.tensor([-1.0, 1.0])
+        cell.W[1, :2, 2:] = GAIN
+        cell.b[0], cell.b[2], cell.b[3] = -cell.admit, OPEN * torch.tensor([1.0, 1, -1, -1, -1, -1]) - cell.keep, OPEN
+        scale = 1.0 / (2.0**0.5 * GAIN)
+        cell.C[2:4, 0] = scale * torch.tensor([1.0, -1.0])
+        cell.U[4:6, 0] = scale / SLOPE * torch.tensor([1.0, -1.0])
 
 
 class Numbers:
@@ -69,28 +102,32 @@ class Numbers:
         return x, (self.wrong * self.normal(self.units, BATCH, 1)).clamp(-1.0, 1.0)
 
 
+def weight(c: Tensor, known: int) -> Tensor:
+    """The weight in a memory ``(..., n)``, of which ``known`` numbers hold it."""
+    return c[..., :known].sum(-1) / known**0.5
+
+
 class Synapses:
     """The synapses of units, in one tensor; the cell's gates in one product, which is faster than one each.
 
     Args:
         cell: the shared synapse, an LSTM.
-        draw: what weights begin with.
+        w: the numbers that hold the weights at first ``(units, 1 or batch, inputs, K)``.
     """
 
-    def __init__(self, cell: Any, draw: Numbers) -> None:
+    def __init__(self, cell: Any, w: Tensor) -> None:
         n, self.cell, self.known = cell.n, cell, cell.random
         gates = torch.cat([cell.W, cell.F[:, :1], cell.G[:, :1]], 1)
         self.gates = gates.transpose(0, 1).reshape(n + 2, 4 * n)
         offsets = torch.tensor([cell.admit, 0.0, cell.keep, 0.0], dtype=cell.b.dtype)
         self.offsets = (cell.b + offsets[:, None]).reshape(-1)
-        w = draw.size(LOW, HIGH)[..., None] * draw.normal(draw.units, 1, INPUTS, self.known)
-        self.c = torch.nn.functional.pad(w, (0, n - self.known)).expand(-1, BATCH, -1, -1)
+        self.c = functional.pad(w, (0, n - self.known))
         self.h = torch.zeros_like(self.c)
 
     @property
     def w(self) -> Tensor:
         """The weights ``(units, 1, inputs)``, averaged over examples."""
-        return self.c[..., : self.known].sum(-1).mean(1, keepdim=True) / self.known**0.5
+        return weight(self.c, self.known).mean(1, keepdim=True)
 
     def tick(self, x: Tensor, e: Tensor) -> None:
         """Eq. 6."""
@@ -131,7 +168,8 @@ def differences(rule: Any, generator: Generator, examples: int) -> dict[str, Ten
             f"average={rule.average:g}, coordinates={rule.coordinates}, output={rule.output}"
         )
     draw = Numbers(generator, max(1, examples // (BATCH * INPUTS)))
-    synapses = Synapses(cell, draw)
+    w = draw.size(LOW, HIGH)[..., None] * draw.normal(draw.units, 1, INPUTS, cell.random)
+    synapses = Synapses(cell, w.expand(-1, BATCH, -1, -1))
     with torch.no_grad():
         for _ in range(int((BEFORE + 1) ** float(draw.uniform(1)))):
             synapses.step(*draw.step())

@@ -37,7 +37,7 @@ from mpgraph import Protocol
 from mpgraph.agents.options import option
 from mpgraph.arguments import Arguments, first_match
 
-from .imitation import differences
+from .imitation import differences, solution
 from .synapses import CELLS, Synapse
 from .units import Form, Loss, Operation, Silent, Source, Unit
 
@@ -104,7 +104,11 @@ class VSML(Protocol):
     biases: bool = option(
         False, "whether a unit's bias is a synapse too, from the number one; by default there is none."
     )
-    seed: int = option(0, "of the genome.", check=Arguments.seed)
+    genome: Literal["random", "backprop"] = option(
+        "random",
+        'what it begins with: ``"backprop"`` is an LSTM that is gradient descent to first order, see ``imitation.py``.',
+    )
+    seed: int = option(0, "of a random genome.", check=Arguments.seed)
     without = ("lr", "surrogate")
 
     agents = {
@@ -136,6 +140,9 @@ class VSML(Protocol):
             given.refuse("quiet", self.quiet, "False with error='next', whose errors come with the next example")
         generator = torch.Generator().manual_seed(self.seed)
         self.cells = [CELLS[self.cell](self, generator) for _ in (None, *self.layers)]  # the first is the shared one
+        if self.genome == "backprop":
+            for cell in self.cells:
+                solution(cell)
         self.form = Form(self)
         self.merged = "window_mean" if self.merge == "mean" else "sum"  # as published, by the whole window
         self.patterns: Sequence[str] = self.layers
