@@ -7,12 +7,15 @@ MPGRAPH_DATA=FOLDER python examples/vsml/figures.py fig6 --budget paper
 fig4: what a cloned synapse sends up, against tanh(x) w. fig5 (7 and 8 in the appendix): a network learns MNIST and
 Fashion-MNIST by its cloned synapses, 784-10 and 784-32-10, beside gradient descent from the same weights; also how its
 changes of weights correlate with those of gradient descent, for each layer. fig6: streams of 200 test images, one at a
-time, beside gradient descent, Adam, the nearest class mean and a Meta RNN (--meta-rnn FOLDER). Each writes FIGURE.png and
-FIGURE.json.
+time, beside gradient descent, Adam, the nearest class mean and a Meta RNN (--meta-rnn FOLDER). Each writes FIGURE.png
+and FIGURE.json.
 """
 
 import argparse
 import json
+import math
+from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch.nn import functional
@@ -94,15 +97,20 @@ def weights(program, state):
     return {n: weight(channels["c"].mean(0), known) for n, channels in state.items() if "c" in channels}
 
 
-def gradients(sizes, w, x, y):
-    """Those of the mean loss by autograd, with the tanh before each layer: the measure, not how anything learns."""
+def logits(w, x):
+    """Predictions by these weights, with a tanh before each layer, of the inputs and of the biases' one too."""
+    names = ["x", *(name.removesuffix(".bias") for name in w if name.endswith(".bias"))]
+    for pre, post in pairwise(names):
+        x = torch.tanh(x) @ w[f"{pre}->{post}"].T + math.tanh(1.0) * w[f"{post}.bias"]
+    return x
+
+
+@torch.enable_grad()
+def gradients(w, x, y):
+    """Those of the mean loss by autograd: the measure, not how anything learns."""
     w = {name: tensor.detach().requires_grad_() for name, tensor in w.items()}
-    names = ["x", *(f"h{i}" for i in range(1, len(sizes) - 1)), "y"]
-    z = x
-    for pre, post in zip(names, names[1:], strict=False):
-        z = torch.tanh(z) @ w[f"{pre}->{post}"].T + torch.tanh(torch.ones(())) * w[f"{post}.bias"]
-    loss = functional.cross_entropy(z, y)
-    return dict(zip(w, torch.autograd.grad(loss, list(w.values())), strict=True))
+    found = torch.autograd.grad(functional.cross_entropy(logits(w, x), y), list(w.values()))
+    return dict(zip(w, found, strict=True))
 
 
 @torch.no_grad()
@@ -113,20 +121,12 @@ def learned(rule, sizes, found, seed, updates):
     kept = len(found.train_x) - HELD  # the others are for curves
     teacher, row = weights(program, state), {"at": [], "cloned": [], "gradient descent": [], "correlation": {}}
 
-    def descent(x):
-        z = torch.tanh(x) @ teacher[f"x->{'h1' if len(sizes) > 2 else 'y'}"].T
-        z = z + torch.tanh(torch.ones(())) * teacher["h1.bias" if len(sizes) > 2 else "y.bias"]
-        if len(sizes) > 2:
-            z = torch.tanh(z) @ teacher["h1->y"].T + torch.tanh(torch.ones(())) * teacher["y.bias"]
-        return z.argmax(1)
-
     for t in range(1, updates + 1):
         rows = torch.randint(kept, (BATCH,), generator=generator)
         x, y = found.train_x[rows], found.train_y[rows]
         before = weights(program, state)
         state, _ = program.step(state, x, y)
-        with torch.enable_grad():
-            own, theirs = gradients(sizes, before, x, y), gradients(sizes, teacher, x, y)
+        own, theirs = gradients(before, x, y), gradients(teacher, x, y)
         teacher = {name: w - RATE * theirs[name] for name, w in teacher.items()}
         after = weights(program, state)
         for name, w in before.items():
@@ -136,10 +136,10 @@ def learned(rule, sizes, found, seed, updates):
             x, y = found.train_x[kept:], found.train_y[kept:]
             row["at"].append(t)
             row["cloned"].append(100.0 * experiments.accuracy(program, state, x, y))
-            row["gradient descent"].append(100.0 * float((descent(x) == y).double().mean()))
+            row["gradient descent"].append(100.0 * float((logits(teacher, x).argmax(1) == y).double().mean()))
     row["test"] = {
         "cloned": 100.0 * experiments.accuracy(program, state, found.test_x, found.test_y),
-        "gradient descent": 100.0 * float((descent(found.test_x) == found.test_y).double().mean()),
+        "gradient descent": 100.0 * float((logits(teacher, found.test_x).argmax(1) == found.test_y).double().mean()),
     }
     row["correlation"] = {name: sum(parts) / len(parts) for name, parts in row["correlation"].items()}
     return row
@@ -210,11 +210,12 @@ def class_means(streams, classes=10):
     return torch.tensor(right).double()
 
 
-@torch.no_grad()
 def of_meta_rnn(folder, streams):
-    """The one LSTM, which keeps its own record."""
-    found = MetaRNN.load_from(folder)
-    return found.online(streams)
+    """One LSTM, meta-trained on streams of the same length."""
+    table = MetaRNN.record(folder)["settings"]["protocol"]
+    found = MetaRNN(streams[0][0].shape[1], 10, table["hidden"])
+    own = found.load(folder)
+    return torch.stack([found.predictions(own, x, y).argmax(1) == y for x, y in streams]).double()
 
 
 def descent(kind, rate, inputs):
@@ -266,7 +267,9 @@ if __name__ == "__main__":
     parser.add_argument("--budget", choices=BUDGETS, default="medium")
     parser.add_argument("--clone", default="vsml_clone", help="rule of fig4 and fig5, folder or name")
     parser.add_argument("--online", default="vsml_online", help="rule of fig6, folder or name")
-    parser.add_argument("--meta-rnn", metavar="FOLDER", help="of `mpgraph meta-train --settings meta_rnn.toml`")
+    parser.add_argument(
+        "--meta-rnn", type=Path, metavar="FOLDER", help="of `mpgraph meta-train --settings meta_rnn.toml`"
+    )
     parser.add_argument("--data", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--depths", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--out", default=".", help="folder of pictures and numbers (default: here)")

@@ -6,8 +6,8 @@ With x and e the first numbers of the messages from below and from above, one ti
     send      e (1 - tanh(x)^2) w      down                  its derivative times the error
     keep      w - `RATE` tanh(x) e                           gradient descent
 
-The weight is read from the memory c: w is the sum of its first K numbers over sqrt(K), the K that start at random. It is
-never written there, so what a synapse does to it is its own work. A forward tick is one with e = 0.
+The weight is read from the memory c: w is the sum of its first K numbers over sqrt(K), the K that start at random. It
+is never written there, so what a synapse does to it is its own work. A forward tick is one with e = 0.
 
 Nothing is taken from a network. What is drawn is units, each with `INPUTS` synapses, to which random activities and
 errors come. Each runs on from its own states, averaged over `BATCH` examples, so that it meets what its errors make of
@@ -50,7 +50,7 @@ def solution(cell: Any) -> None:
     """
     if (cell.n, cell.random, cell.gates) != (6, 2, 4):
         raise mg.ProtocolError(
-            'VSML: genome="backprop" is for cell="lstm" with state=6 and random=0.34, two numbers that start at random; '
+            'VSML: genome="backprop" is for cell="lstm", state=6 and random=0.34, two numbers that start at random; '
             f"got state={cell.n}, of which {cell.random} start at random, with {cell.gates} gates"
         )
     x = torch.tensor([2.0, -2.0, 2.0, -2.0, 2.0, 2.0])
@@ -160,7 +160,8 @@ def differences(rule: Any, generator: Generator, examples: int) -> dict[str, Ten
     cell, needed = rule.cells[0], {"cell": "lstm", "error": "reverse", "ticks": 1, "quiet": True, "layer_norm": False}
     for name, value in needed.items():
         if getattr(rule, name) != value:
-            raise mg.ProtocolError(f"VSML: {name}={getattr(rule, name)!r} must be {value!r} to imitate gradient descent")
+            given = getattr(rule, name)
+            raise mg.ProtocolError(f"VSML: {name}={given!r} must be {value!r} to imitate gradient descent")
     if not 0 < cell.random <= cell.common or rule.coordinates or rule.output:
         raise mg.ProtocolError(
             "VSML: to imitate gradient descent, part of the state must start at random (random > 0) and be averaged "
