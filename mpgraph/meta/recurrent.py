@@ -111,6 +111,23 @@ class MetaRNN(Episode):
         tensors, _ = read(folder / FILE, FORMAT, ("record",))
         return {name: tensors[name].to(self.device, self.dtype) for name in self._weights}
 
+    @torch.no_grad()
+    def predictions(self, parameters: Parameters, x: Tensor, y: Tensor) -> Tensor:
+        """What it predicts of the examples of a stream, each before its target is told ``(examples, outputs)``.
+
+        Args:
+            parameters: the meta-parameters by name.
+            x: ``(examples, *input)``.
+            y: class labels ``(examples,)``, or targets ``(examples, outputs)``.
+        """
+        h, c, told = (x.new_zeros(size) for size in (self.hidden, self.hidden, self._classes))
+        found = []
+        for example, target in zip(x.flatten(1), self._target(y), strict=True):
+            h, c, prediction = self._cell(parameters, {"h": h, "c": c, "told": told}, example)
+            told = self._loss.gradient(prediction[None], target[None])[0] if self.told == "error" else target
+            found.append(prediction)
+        return torch.stack(found)
+
     # -- one inner step of all tasks ------------------------------------------------------------------------------
 
     def _cell(self, own: Parameters, state: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -30,13 +30,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Generator, Tensor, nn
 
 import mpgraph as mg
 from mpgraph import Protocol
 from mpgraph.agents.options import option
 from mpgraph.arguments import Arguments, first_match
 
+from .imitation import differences, solution
 from .synapses import CELLS, Synapse
 from .units import Form, Loss, Operation, Silent, Source, Unit
 
@@ -65,6 +66,14 @@ class VSML(Protocol):
     error: Literal["next", "reverse"] = option(
         "next",
         '``"next"`` feeds the error with the next input, ``"reverse"`` by a sweep back over the same example.',
+    )
+    quiet: bool = option(
+        False,
+        'with ``error="reverse"``, whether every message from above is empty when the next example comes; by default '
+        "only the error of the outputs is.",
+    )
+    reduction: Literal["mean", "sum"] = option(
+        "mean", 'of the error over the batch: ``"sum"`` does not divide it, as fits states that are averaged.'
     )
     feed_label: bool = option(False, "whether the label is fed beside the error, on channel 1.")
     layer_norm: bool = option(False, "whether each synapse's message is normalized before it is merged.")
@@ -95,7 +104,11 @@ class VSML(Protocol):
     biases: bool = option(
         False, "whether a unit's bias is a synapse too, from the number one; by default there is none."
     )
-    seed: int = option(0, "of the genome.", check=Arguments.seed)
+    genome: Literal["random", "backprop"] = option(
+        "random",
+        'what it begins with: ``"backprop"`` is an LSTM that is gradient descent to first order, see ``imitation.py``.',
+    )
+    seed: int = option(0, "of a random genome.", check=Arguments.seed)
     without = ("lr", "surrogate")
 
     agents = {
@@ -109,6 +122,7 @@ class VSML(Protocol):
         "loss": Loss,
     }
     random_defaults = True
+    shipped = "vsml_clone"
     source = """
 @inproceedings{kirsch2021meta,
   title={Meta Learning Backpropagation And Improving It},
@@ -122,8 +136,13 @@ class VSML(Protocol):
         given.integer("output", self.output, 0, self.width - 1)
         if self.clip is not None and self.cell != "lstm":
             given.refuse("clip", self.clip, f"None with cell={self.cell!r}, which has no memory c to bound")
+        if self.quiet and self.error != "reverse":
+            given.refuse("quiet", self.quiet, "False with error='next', whose errors come with the next example")
         generator = torch.Generator().manual_seed(self.seed)
         self.cells = [CELLS[self.cell](self, generator) for _ in (None, *self.layers)]  # the first is the shared one
+        if self.genome == "backprop":
+            for cell in self.cells:
+                solution(cell)
         self.form = Form(self)
         self.merged = "window_mean" if self.merge == "mean" else "sum"  # as published, by the whole window
         self.patterns: Sequence[str] = self.layers
@@ -137,6 +156,22 @@ class VSML(Protocol):
         else:
             self.predict_passes = (*begin, *("forward", "feedback", "backward") * again, "forward")
             self.passes = (*self.predict_passes, "compare", "feedback", "backward")
+
+    def alone(self, graph: Any, generator: Generator, examples: int) -> dict[str, Tensor]:
+        """How far the shared synapse is from one of gradient descent, see ``imitation.py``.
+
+        Args:
+            graph: of a program of this rule; nothing of it is needed.
+            generator: of the random numbers that the synapse reads.
+            examples: how many synapses, times the examples that each sees in a step.
+
+        Returns:
+            Logarithms of relative squared errors of messages and updates, by name.
+
+        Raises:
+            ProtocolError: for a rule that cannot imitate, which says why.
+        """
+        return differences(self, generator, examples)
 
     def agent(self, node: mg.AgentNode) -> mg.Agent:
         """The synapse of the first pattern that matches, otherwise the shared one."""

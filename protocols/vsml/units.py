@@ -62,6 +62,7 @@ class Unit(Agent):
     def __init__(self, rule: Any) -> None:
         super().__init__()
         self.form, self.m, self.transform = rule.form, rule.width, rule.units == "apply"
+        self.quiet = rule.quiet
         self.aggregate = dict.fromkeys(("pre", "backward:post", "clear:post"), rule.merged)
 
     def forward_update(self, s: mg.View, pre: Any = None) -> mg.View:
@@ -87,8 +88,8 @@ class Unit(Agent):
         return s.e + s.up
 
     def clear_update(self, s: mg.View, post: Any = None) -> mg.View:
-        """The same once more, without the error."""
-        return self.backward_update(s.set(e=self.form.nothing()), post)
+        """The same once more, without the error; or nothing at all."""
+        return self.backward_update(s.set(e=self.form.nothing()), None if self.quiet else post)
 
     clear_message = backward_message
 
@@ -104,7 +105,7 @@ class Operation(mg.UnitAgent):
 
     def __init__(self, rule: Any) -> None:
         super().__init__()
-        self.form, self.m = rule.form, rule.width
+        self.form, self.m, self.quiet = rule.form, rule.width, rule.quiet
         self.aggregate = dict.fromkeys(("backward:post", "clear:post"), rule.merged)
 
     def feedback_update(self, s: mg.View, post: Any = None) -> mg.View:
@@ -117,8 +118,8 @@ class Operation(mg.UnitAgent):
         return s.set(e=s.vjp(down, s.z, out=s.y))
 
     def clear_update(self, s: mg.View, post: Any = None) -> mg.View:
-        """The same once more, without the error."""
-        return self.backward_update(s.set(error=self.form.nothing()), post)
+        """The same once more, without the error; or nothing at all."""
+        return self.backward_update(s.set(error=self.form.nothing()), None if self.quiet else post)
 
     clear_message = mg.UnitAgent.backward_message
 
@@ -136,6 +137,7 @@ class Loss(Agent):
     def __init__(self, rule: Any) -> None:
         super().__init__()
         self.form, self.m, self.feed_label = rule.form, rule.width, rule.feed_label
+        self.divided = rule.reduction == "mean"
 
     def forward_update(self, s: mg.View, pre: Any, target: Any) -> mg.View:
         """Keep both."""
@@ -143,7 +145,8 @@ class Loss(Agent):
 
     def compare_update(self, s: mg.View) -> mg.View:
         """e = (dL/dz / batch size, label, 0, ...); the label only if it is fed."""
-        e = s.gradient(s.z, s.t) / s.examples(1.0, "sum") * self.form.first
+        e = s.gradient(s.z, s.t)
+        e = (e / s.examples(1.0, "sum") if self.divided else e) * self.form.first
         return s.set(e=e + s.t * self.form.second if self.feed_label else e)
 
     def feedback_message(self, s: mg.View) -> Any:

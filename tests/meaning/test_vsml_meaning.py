@@ -14,6 +14,7 @@ import mpgraph as mg
 from mpgraph.architectures import mlp
 from mpgraph.interpreter import interpreter
 from mpgraph.protocols import VSML
+from mpgraph.protocols.vsml import imitation
 
 pytestmark = pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")
 DOUBLE = {"dtype": torch.float64}
@@ -482,3 +483,99 @@ def test_arguments_out_of_range(options):
     ((name, value),) = options.items()
     with pytest.raises(mg.ProtocolError, match=rf"VSML: {name}={value!r} must be"):
         VSML(**options)
+
+
+# -- cloning --------------------------------------------------------------------------------------------------------
+
+CLONE = {
+    "width": 3, "error": "reverse", "quiet": True, "reduction": "sum", "ticks": 1, "average": 1.0, "merge": "sum",
+    "output": 0, "bound": None, "biases": True,
+}  # fmt: skip
+
+
+def test_a_synapse_alone_is_one_of_a_network():
+    """What `meta.Alone` trains is what a network runs: a unit whose error is given by its target."""
+    rule = shaken(VSML(6, random=0.5, clip=0.5, **CLONE))
+    network = mlp([imitation.INPUTS, 1], loss="l2", bias=False)
+    program, draw = mg.compile(network, rule, **DOUBLE), imitation.Numbers(torch.Generator().manual_seed(0), 2)
+    w = draw.normal(2, 1, imitation.INPUTS, 3).double().expand(-1, imitation.BATCH, -1, -1)
+    synapses, state = imitation.Synapses(rule.cells[0], w), program.init(0, batch_size=imitation.BATCH)
+    state["x->y"] |= {name: getattr(synapses, name)[1][:, None].contiguous() for name in ("c", "h")}
+    for _ in range(3):
+        x, e = (part.double() for part in draw.step())
+        up, _ = synapses.step(x, e)
+        y = up.sum(2, keepdim=True)
+        state, out = program.step(state, x[1], (y - e)[1])  # the error of l2 is y - t
+        torch.testing.assert_close(out.prediction, y[1], rtol=0, atol=1e-12)
+        for name in ("c", "h"):
+            torch.testing.assert_close(state["x->y"][name][:, 0], getattr(synapses, name)[1], rtol=0, atol=1e-12)
+
+
+def test_the_genome_that_is_written_down_is_backpropagation():
+    """Changes of the weights in the states, against autograd; tanh before each layer, biases from tanh(1)."""
+    rule = VSML(6, random=0.34, genome="backprop", **CLONE)
+    program = mg.compile(mlp([5, 4, 3], "tanh"), rule, **DOUBLE)
+    state, generator = program.init(0, batch_size=8), torch.Generator().manual_seed(1)
+    state = {n: {c: 0.3 * v if c == "c" else v for c, v in cs.items()} for n, cs in state.items()}  # where it is exact
+
+    def weights(state):
+        return {n: imitation.weight(c["c"].mean(0), 2) for n, c in state.items() if "c" in c}
+
+    for t in range(6):
+        x, y = torch.randn(8, 5, generator=generator, **DOUBLE), torch.randint(0, 3, (8,), generator=generator)
+        w = {n: v.detach().requires_grad_() for n, v in weights(state).items()}
+        one = math.tanh(1.0)
+        h = torch.tanh(x) @ w["x->h1"].T + one * w["h1.bias"]
+        z = torch.tanh(h) @ w["h1->y"].T + one * w["y.bias"]
+        loss = torch.nn.functional.cross_entropy(z, y)
+        wanted = torch.autograd.grad(loss, list(w.values()))
+        state, out = program.step(state, x, y)
+        if t:  # before the first one nothing shows of the memory
+            assert (out.prediction - z).norm() < 0.1 * z.norm()
+            for (name, after), g in zip(weights(state).items(), wanted, strict=True):
+                assert (after - w[name] + imitation.RATE * g).norm() < 0.1 * imitation.RATE * g.norm(), name
+
+
+def test_errors_that_nobody_hears_again():
+    """With `quiet` messages from above are empty when a step ends, in hidden layers too; without it they are not."""
+    for quiet in (True, False):
+        rule = shaken(VSML(4, **{**CLONE, "quiet": quiet}))
+        program = mg.compile(mlp([3, 4, 2]), rule, **DOUBLE)
+        state = program.init(0, batch_size=2)
+        for x, y in examples((3, 2), 2, steps=2):
+            state, _ = program.step(state, x, y)
+        assert not state["h1->y"]["g"].any()  # the error itself
+        assert bool(state["x->h1"]["g"].any()) is not quiet
+
+
+def test_the_sum_of_errors_does_not_know_the_batch():
+    """Examples that are all the same, with averaged states, are as one."""
+    found = []
+    for size in (1, 5):
+        program = mg.compile(mlp([3, 4, 2]), shaken(VSML(4, **CLONE)), **DOUBLE)
+        state = program.init(0, batch_size=size)
+        for x, y in examples((3, 2), 1, steps=3):
+            state, out = program.step(state, x.expand(size, -1), y.expand(size))
+        found.append(out.prediction[0])
+    torch.testing.assert_close(*found, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"ticks": 2}, "ticks=2 must be 1 to imitate gradient descent"),
+        ({"quiet": False}, "quiet=False must be True"),
+        ({"average": 0.0}, "part of the state must start at random"),
+    ],
+)
+def test_rules_that_cannot_imitate_say_why(changes, said):
+    program = mg.compile(mlp([3, 2]), VSML(6, **{**CLONE, **changes}))
+    with pytest.raises(mg.ProtocolError, match=said):
+        program.protocol.alone(program.graph, torch.Generator(), 256)
+
+
+def test_the_genome_that_is_written_down_has_six_numbers():
+    with pytest.raises(mg.ProtocolError, match="state=6 and random=0.34"):
+        VSML(8, genome="backprop")
+    with pytest.raises(mg.ProtocolError, match="quiet=True must be False with error='next'"):
+        VSML(quiet=True)

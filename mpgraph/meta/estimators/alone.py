@@ -20,8 +20,9 @@ class Alone(Estimator):
     """The gradient of how far the agents of a rule are from gradient descent, on random numbers, without a network.
 
     In a network an agent can only imitate once those above it send the right messages; alone all of them learn at once,
-    and no network is run. For rules that have a method ``alone(graph, generator, examples)``, which returns relative
-    squared errors by name: :class:`mpgraph.protocols.MPLP`. :class:`Cloning` goes on from there, in a network.
+    and no network is run. For rules that have a method ``alone(graph, generator, examples)``, which returns errors by
+    name: :class:`mpgraph.protocols.MPLP`, :class:`mpgraph.protocols.VSML`. :class:`Cloning` goes on from
+    there, in a network.
 
     Args:
         examples: random ones of each kind of agent, in an outer step.

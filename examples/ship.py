@@ -1,8 +1,8 @@
 """Copy a trained rule into the package, its record completed by how it is meant to be used.
 
-python examples/mplp/ship.py mnist runs/grow/rule        # as mpgraph/pretrained/mplp_mnist
-python examples/mplp/ship.py mnist runs/tuned/rule --between runs/alone/rule --share 0.15
-python examples/mplp/ship.py sinusoid runs/sinusoid/rule
+python examples/ship.py vsml_clone runs/vsml_alone/rule
+python examples/ship.py mplp_mnist runs/tuned/rule --between runs/alone/rule --share 0.15
+python examples/ship.py mplp_sinusoid runs/sinusoid/rule
 
 The records of the stages before it, whose rules it went on with, are kept in `stages`, the first one first.
 """
@@ -14,10 +14,11 @@ import torch
 
 import mpgraph as mg
 from mpgraph.architectures import mlp
+from mpgraph.protocols.vsml.imitation import RATE
 from mpgraph.serialization.protocol import PRETRAINED
 
 USES = {
-    "mnist": {
+    "mplp_mnist": {
         "network": [144, 50, 10],
         "activation": "sigmoid",
         "loss": "cross_entropy",
@@ -32,13 +33,40 @@ USES = {
             "deviation": 0.29033,
         },
     },
-    "sinusoid": {
+    "mplp_sinusoid": {
         "network": [1, 20, 20, 1],
         "activation": "relu",
         "loss": "l2",
         "batch": 10,
         "updates": 5,
         "tasks": "y = a sin(x + p), a in 0.1..0.5, p in 0..pi, x in -5..5, fresh points in every step",
+    },
+    "vsml_clone": {
+        "network": [784, 32, 10],
+        "activation": "tanh",
+        "loss": "cross_entropy",
+        "batch": 64,
+        "updates": 150,
+        "rate": RATE,
+        "images": {
+            "data": "mnist",
+            "side": 28,
+            "standardise": "by one mean and one deviation of all training pixels of each data set: "
+            "mpgraph.data.load(name).flat()",
+        },
+    },
+    "vsml_online": {
+        "network": [49, 10],
+        "bias": False,
+        "loss": "cross_entropy",
+        "batch": 1,
+        "updates": 200,
+        "images": {
+            "data": "mnist",
+            "side": 7,
+            "resize": "bilinear, without smoothing: mpgraph.data.load(name, standardise=False).resized(7)",
+            "standardise": "afterwards, by one mean and one deviation of all training pixels: .standardised().flat()",
+        },
     },
 }
 
@@ -64,16 +92,16 @@ def between(early, late, share, use):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=USES)
+    parser.add_argument("name", choices=USES)
     parser.add_argument("rule", type=Path)
     parser.add_argument("--between", type=Path, metavar="RULE", help="an earlier stage, of which the rest is")
     parser.add_argument("--share", type=float, default=1.0, help="of this rule, with --between (default: 1)")
     given = parser.parse_args()
-    rule = mg.load_protocol(given.rule)
+    rule, use = mg.load_protocol(given.rule), USES[given.name]
     record = dict(rule.record)
     if given.between:
-        rule = between(mg.load_protocol(given.between), rule, given.share, USES[given.task])
+        rule = between(mg.load_protocol(given.between), rule, given.share, use)
         record["mixed"] = {"share": given.share, "rest": "the first stage"}
     trained = {"trained_on": record.pop("network", None), "stages": stages(record)}
-    rule.save(PRETRAINED / f"mplp_{given.task}", {**USES[given.task], **record, **trained})
-    print(f"wrote {PRETRAINED.name}/mplp_{given.task}")
+    rule.save(PRETRAINED / given.name, {**use, **record, **trained})
+    print(f"wrote {PRETRAINED.name}/{given.name}")
