@@ -11,6 +11,7 @@ from .agents.channel import Channel as Channel
 from .agents.channel import carry as carry
 from .agents.channel import common as common
 from .agents.channel import fast as fast
+from .agents.channel import fed as fed
 from .agents.channel import slow as slow
 from .agents.each import Each as Each
 from .agents.initializers import xavier_uniform as xavier_uniform

@@ -25,6 +25,7 @@ SHIPPED: dict[str, dict[str, str]] = {
         "direct_random_target_projection": "mpgraph.protocols:DirectRandomTargetProjection",
         "equilibrium_propagation": "mpgraph.protocols:EquilibriumPropagation",
         "feedback_alignment": "mpgraph.protocols:FeedbackAlignment",
+        "forward_forward": "mpgraph.protocols:ForwardForward",
         "hebb": "mpgraph.protocols:Hebb",
         "information_alignment": "mpgraph.protocols:InformationAlignment",
         "kolen_pollack": "mpgraph.protocols:KolenPollack",

@@ -54,7 +54,7 @@ def step(
     Args:
         program: whose graph and agents are run.
         state: as from ``program.init``.
-        inputs: for each input a batch of numbers.
+        inputs: for each input a batch of numbers, and for each variant (``"x.second"``).
         targets: for each output a batch of numbers, labels already as one-hot vectors.
         noise: as from ``program.noise``, for rules that use it.
         phase: which one, of a rule that has several; by default the one whose turn it is.
@@ -96,12 +96,14 @@ class _Run:
         self.whole: dict[tuple[Arrow, int], Tensor] = {}
         for name, node in graph.nodes.items():
             self.fast[name] = {key: {} for key in self.keys(node)}
-            given = fed.get(node.owner if node.type == "input" else name)
-            if given is not None and node.type in ("input", "target"):
+            if node.type not in ("input", "target"):
+                continue
+            for channel in ("value", *(c for c, declared in graph.channels[name].items() if declared.fed)):
+                given = fed[(node.owner if node.type == "input" else name) + f".{channel}" * (channel != "value")]
                 if node.type == "input" and graph.network.ticks > 1:
                     given = given[:, node.tick]
                 for key, own in self.fast[name].items():
-                    own["value"] = given[(key[1], *key[0])]
+                    own[channel] = given[(key[1], *key[0])]
 
     def keys(self, node: AgentNode) -> list[Key]:
         return list(itertools.product(indices(node.shape), range(self.batch)))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy, one_hot, softplus
 
 import mpgraph as mg
 from mpgraph.architectures import mlp
@@ -13,6 +13,7 @@ from mpgraph.protocols import (
     DifferenceTargetPropagation,
     DirectRandomTargetProjection,
     EquilibriumPropagation,
+    ForwardForward,
     LocalLosses,
     PredictiveCoding,
 )
@@ -81,6 +82,64 @@ def test_pepita(problem):
     torch.testing.assert_close(out.prediction, first[-1])
 
 
+def direction(y):
+    return y / torch.sqrt(y.pow(2).sum(1, keepdim=True) + 1e-8)
+
+
+def wrong_labels(program, state, y):
+    """Those that the rule samples: the largest of normal numbers but for that of the true label."""
+    (xi,) = program.noise(state, len(y)).values()
+    return xi.masked_fill(one_hot(y, 3).bool(), -torch.inf).argmax(1)
+
+
+def test_forward_forward_is_the_gradient_of_each_layer_by_itself(problem):
+    program = mg.compile(mlp([5, 6, 4, 3], "tanh"), ForwardForward(0.3, threshold=0.4), dtype=torch.float64)
+    state = program.init()
+    after, out = program.step(state, *problem)
+    w = {n: k["w"].clone().requires_grad_() for n, k in state.items() if "w" in k}
+    wrong = wrong_labels(program, state, problem[1])
+
+    def goodness(labels):
+        x, found = 4.0 * direction(problem[0]), {}
+        for connection, unit in LAYERS:
+            z = x.detach() @ w[connection].T + w[f"{unit}.bias"]
+            z = z + one_hot(labels, 3).double() @ w["h1->loss"] if unit == "h1" else z
+            y = z if unit == "y" else torch.tanh(z)
+            found[unit], x = y.pow(2).sum(1), direction(y)
+        return found
+
+    sizes, total = {"h1": 6, "h2": 4, "y": 3}, 0.0
+    good, bad = goodness(problem[1]), goodness(wrong)
+    for unit, size in sizes.items():
+        total = total + softplus(0.4 * size - good[unit]) + softplus(bad[unit] - 0.4 * size)
+    assert set(w) == {"x->h1", "h1->h2", "h2->y", "h1.bias", "h2.bias", "y.bias", "h1->loss"}
+    for (name, _), gradient in zip(w.items(), torch.autograd.grad(total.mean(), list(w.values())), strict=True):
+        torch.testing.assert_close(after[name]["w"] - state[name]["w"], -0.3 * gradient)
+    scores = torch.stack([sum(goodness(torch.full((7,), c)).values()) for c in range(3)], 1).detach()
+    torch.testing.assert_close(out.prediction, scores)
+    torch.testing.assert_close(program.predict(state, problem[0]), out.prediction)
+    torch.testing.assert_close(out.loss, cross_entropy(scores, problem[1]))
+
+
+def test_wrong_labels_are_wrong_and_even():
+    network = mlp([2, 3])
+    program = mg.compile(network, ForwardForward(), dtype=torch.float64)
+    x, y = torch.zeros(6000, 2, dtype=torch.float64), torch.arange(6000) % 3
+    _, out = program.step(program.init(), x, y, record={"loss": ["wrong"]})
+    wrong = out.recorded["loss"]["wrong"]
+    assert bool((wrong.sum(1) == 1).all())
+    assert not bool((wrong.argmax(1) == y).any())
+    for label in range(3):  # each of the other two half of the time, within four standard deviations
+        counts = torch.bincount(wrong[y == label].argmax(1), minlength=3)
+        assert abs(int(counts[(label + 1) % 3]) - 1000) < 4 * 500**0.5
+
+
+def test_forward_forward_refuses_what_has_no_labels():
+    for loss in ("l2", "sigmoid_cross_entropy"):
+        with pytest.raises(mg.ProtocolError, match="ForwardForward tries one label after the other"):
+            mg.compile(mlp([3, 4, 2], loss=loss), ForwardForward())
+
+
 def test_difference_target_propagation(problem):
     rule = DifferenceTargetPropagation(0.3, step=0.5, noise=0.2, inverse=0.4)
     program = mg.compile(mlp([5, 6, 4, 3], "tanh"), rule, dtype=torch.float64)
@@ -119,6 +178,7 @@ def test_difference_target_propagation(problem):
         DifferenceTargetPropagation,
         DirectRandomTargetProjection,
         EquilibriumPropagation,
+        ForwardForward,
         LocalLosses,
         PEPITA,
         PredictiveCoding,
