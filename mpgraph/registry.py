@@ -39,6 +39,7 @@ SHIPPED: dict[str, dict[str, str]] = {
         "sanger": "mpgraph.protocols:Sanger",
         "sign_symmetry": "mpgraph.protocols:SignSymmetry",
         "symmetric_alignment": "mpgraph.protocols:SymmetricAlignment",
+        "three_factor": "mpgraph.protocols:ThreeFactor",
         "vsml": "mpgraph.protocols:VSML",
         "weight_mirror": "mpgraph.protocols:WeightMirror",
     },

@@ -25,4 +25,5 @@ from .pepita import PEPITA as PEPITA
 from .plasticity import Plasticity as Plasticity
 from .predictive_coding import PredictiveCoding as PredictiveCoding
 from .sign_symmetry import SignSymmetry as SignSymmetry
+from .three_factor import ThreeFactor as ThreeFactor
 from .vsml import VSML as VSML
