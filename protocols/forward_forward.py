@@ -80,15 +80,15 @@ class Weight(Agent):
 class Label(Weight):
     """A synapse from a label, which the loss sends, to a unit: its ends are the other way round."""
 
-    def positive_update(self, s: mg.View, post: Any) -> mg.View:  # type: ignore[override]
+    def positive_update(self, s: mg.View, post: Any) -> mg.View:
         """Keep the label."""
         return s.set(x=post)
 
-    def teach_update(self, s: mg.View, pre: Any) -> mg.View:  # type: ignore[override]
+    def teach_update(self, s: mg.View, pre: Any) -> mg.View:
         """As any weight."""
         return Weight.teach_update(self, s, pre)
 
-    def learn_update(self, s: mg.View, pre: Any) -> mg.View:  # type: ignore[override]
+    def learn_update(self, s: mg.View, pre: Any) -> mg.View:
         """As any weight."""
         return Weight.learn_update(self, s, pre)
 
