@@ -53,6 +53,10 @@ from .network.operations import AvgPool as AvgPool
 from .network.operations import MaxPool as MaxPool
 from .network.operations import Operation as Operation
 from .network.operations import Reshape as Reshape
+from .network.stochastic import Bernoulli as Bernoulli
+from .network.stochastic import Dropout as Dropout
+from .network.stochastic import Noisy as Noisy
+from .network.stochastic import Stochastic as Stochastic
 from .program.backends import Backend as Backend
 from .program.compile import compile as compile
 from .program.program import Output as Output

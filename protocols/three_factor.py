@@ -64,11 +64,10 @@ class Weight(Agent):
 
     def learn_update(self, s: mg.View, post: Any) -> mg.View:
         """w + lr <M e>."""
-        e = post["h"] * s.x
-        if self.decay:
-            e = self.decay * s.e + e
-            s = s.set(e=e)
-        return s.descend(w=-s.examples(post["m"] * e))
+        if not self.decay:
+            return s.descend(w=-s.examples(post * s.x))
+        e = self.decay * s.e + post["h"] * s.x
+        return s.set(e=e).descend(w=-s.examples(post["m"] * e))
 
 
 class Reward(Agent):
@@ -88,12 +87,12 @@ class Reward(Agent):
 class Unit(mg.UnitAgent):
     """A unit that tries something out."""
 
-    xi, h, m = fast(), fast(), fast()
+    xi, m, h, mh = fast(), fast(), fast(), fast()
     operations = False
 
     def __init__(self, rule: ThreeFactor) -> None:
         super().__init__()
-        self.sigma, self.bcm, self.memory = rule.sigma, rule.form == "bcm", rule.memory
+        self.sigma, self.bcm, self.memory, self.decay = rule.sigma, rule.form == "bcm", rule.memory, rule.decay
 
     def channels(self) -> dict[str, mg.Channel]:
         """Also theta, for BCM."""
@@ -109,15 +108,16 @@ class Unit(mg.UnitAgent):
         return s.y
 
     def reward_update(self, s: mg.View, reward: Any) -> mg.View:
-        """M, and what the unit did."""
-        if not self.bcm:
-            return s.set(m=reward, h=s.xi / self.sigma)
-        theta = s.theta + (s.examples(s.y * s.y) - s.theta) / steps(s, self.memory)
-        return s.set(m=reward, h=s.y * (s.y - theta), theta=theta)
+        """M and h."""
+        h = s.xi / self.sigma
+        if self.bcm:
+            theta = s.theta + (s.examples(s.y * s.y) - s.theta) / steps(s, self.memory)
+            s, h = s.set(theta=theta), s.y * (s.y - theta)
+        return s.set(m=reward, h=h, mh=reward * h)
 
     def learn_message(self, s: mg.View) -> Any:
-        """Both."""
-        return {"m": s.m, "h": s.h}
+        """M h; both apart to synapses that keep their eligibility."""
+        return {"m": s.m, "h": s.h} if self.decay else s.mh
 
 
 class Output(Unit):

@@ -27,6 +27,7 @@ from mpgraph.network.axes import BATCH
 from mpgraph.network.connections import indices
 from mpgraph.network.losses import Loss
 from mpgraph.network.operations import Operation
+from mpgraph.network.stochastic import Stochastic
 
 from .totals import Batch, Cumulative, Group, Measured, Operands, Population, Pulled, answer, total
 
@@ -419,7 +420,17 @@ class ScalarView(View):
         assert isinstance(kind, Activation)
         if isinstance(kind, Operation):
             return self._ask(tuple(z.values()), Operands(kind.apply, self.node.shape, self._dims()))
-        return kind.apply(z) if kind.over == "agent" else self._on_node(kind.apply, z)
+        if isinstance(kind, Stochastic):
+            return self._by(kind, kind.sample, z, self._own_noise())
+        return self._by(kind, kind.apply, z)
+
+    def _by(self, kind: Activation, func: Any, *values: Any) -> Any:
+        """A function of a node's on the numbers of one agent, or of all if it needs them."""
+        return func(*values) if kind.over == "agent" else self._on_node(func, *values)
+
+    def _own_noise(self) -> Any:
+        """The noise of a stochastic unit."""
+        return self._run.noise[f"{self.node.name}.own"][(self._key[1], *self._key[0])]
 
     def _dims(self) -> list[int]:
         """Number of dimensions of each operand."""
@@ -443,7 +454,9 @@ class ScalarView(View):
                 return e * 0.0
             kind = activation(surrogate)
             return kind.vjp(e, z, kind.apply(z))
-        return kind.vjp(e, z, out) if kind.over == "agent" else self._on_node(kind.vjp, e, z, out)
+        if isinstance(kind, Stochastic):
+            return self._by(kind, kind.sample_vjp, e, z, out, self._own_noise())
+        return self._by(kind, kind.vjp, e, z, out)
 
     def loss(self, pre: Any, target: Any) -> Any:  # noqa: D102
         func, shape = self.node.function, self.node.shape
