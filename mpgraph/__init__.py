@@ -11,6 +11,7 @@ from .agents.channel import Channel as Channel
 from .agents.channel import carry as carry
 from .agents.channel import common as common
 from .agents.channel import fast as fast
+from .agents.channel import fed as fed
 from .agents.channel import slow as slow
 from .agents.each import Each as Each
 from .agents.initializers import xavier_uniform as xavier_uniform
@@ -52,6 +53,10 @@ from .network.operations import AvgPool as AvgPool
 from .network.operations import MaxPool as MaxPool
 from .network.operations import Operation as Operation
 from .network.operations import Reshape as Reshape
+from .network.stochastic import Bernoulli as Bernoulli
+from .network.stochastic import Dropout as Dropout
+from .network.stochastic import Noisy as Noisy
+from .network.stochastic import Stochastic as Stochastic
 from .program.backends import Backend as Backend
 from .program.compile import compile as compile
 from .program.program import Output as Output

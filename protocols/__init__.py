@@ -14,6 +14,7 @@ from .direct_feedback_alignment import DirectFeedbackAlignment as DirectFeedback
 from .direct_random_target_projection import DirectRandomTargetProjection as DirectRandomTargetProjection
 from .equilibrium_propagation import EquilibriumPropagation as EquilibriumPropagation
 from .feedback_alignment import FeedbackAlignment as FeedbackAlignment
+from .forward_forward import ForwardForward as ForwardForward
 from .hebbian import Hebb as Hebb
 from .hebbian import Oja as Oja
 from .hebbian import Sanger as Sanger
@@ -24,4 +25,5 @@ from .pepita import PEPITA as PEPITA
 from .plasticity import Plasticity as Plasticity
 from .predictive_coding import PredictiveCoding as PredictiveCoding
 from .sign_symmetry import SignSymmetry as SignSymmetry
+from .three_factor import ThreeFactor as ThreeFactor
 from .vsml import VSML as VSML

@@ -14,7 +14,7 @@ AGGREGATIONS = ("sum", "mean", "window_mean", "max", "min", "each")
 
 @dataclass(frozen=True)
 class Channel:
-    """One piece of an agent's state; made by :func:`slow`, :func:`fast`, :func:`carry` and :func:`common`.
+    """One piece of an agent's state; made by :func:`slow`, :func:`fast`, :func:`fed`, :func:`carry` and :func:`common`.
 
     Attributes:
         extent: over what it is kept, see the functions.
@@ -26,6 +26,7 @@ class Channel:
         per: ``"agent"`` keeps one value for all uses of an agent (positions of a convolution, ticks, tied connections),
             ``"use"`` one for each: a message that is held belongs to the place where it arrived.
         learned: of a carry, whether it is what the rule has learned, see :func:`carry`.
+        fed: of a fast channel of an input, whether each batch fills it, see :func:`fed`.
     """
 
     extent: Extent
@@ -35,6 +36,7 @@ class Channel:
     end: End | None = None
     per: Literal["agent", "use"] = "agent"
     learned: bool = False
+    fed: bool = False
 
     @property
     def kept(self) -> bool:
@@ -54,6 +56,16 @@ def slow(size: int | str | None = None, *, init: Initializer | float | str = 0.0
 def fast(size: int | str | None = None) -> Any:
     """One value for each example, gone after the step (an activation). Without a size, any local shape."""
     return Channel("fast", size)
+
+
+def fed() -> Any:
+    """Another variant of an input, which comes with each batch that is learned from: a second view, a negative example.
+
+    Only for agents of inputs. A channel ``second = mg.fed()`` of the agent of the input ``"x"`` holds what a step is
+    given as ``x={"x": ..., "x.second": ...}``, of the input's own shape; its agent sends it in the passes of that
+    variant. Predictions are not given it.
+    """
+    return Channel("fast", fed=True)
 
 
 def carry(

@@ -82,6 +82,18 @@ class AgentGraph:
         initialized(agent)
         return agent
 
+    def fed(self, learning: bool = True) -> dict[str, AgentNode]:
+        """What a batch holds, in order, and the node of its shape: inputs; to learn from, variants and targets too.
+
+        A target is called ``y.target``, a variant of an input by its channel, ``x.second`` (:func:`mpgraph.fed`).
+        """
+        inputs = {name: self.nodes[name] for name in self.network.inputs}
+        if not learning:
+            return inputs
+        targets = {f"{loss.pre}.target": self.nodes[f"{loss.pre}.target"] for loss in self.network.losses.values()}
+        variants = {f"{n}.{c}": node for n, node in inputs.items() for c, d in self.channels[n].items() if d.fed}
+        return inputs | variants | targets
+
     def with_channels(self, more: Mapping[str, Mapping[str, Channel]]) -> AgentGraph:
         """The same graph, whose nodes have further channels: those that inner optimizers keep, by node name."""
         graph = copy.copy(self)
@@ -96,6 +108,15 @@ class AgentGraph:
         self.protocol.check_schedules()
         for agent in agents:
             agent.check_same_as()
+        for name, node in self.nodes.items():
+            variants = [channel for channel, declared in self.channels[name].items() if declared.fed]
+            if variants and node.type != "input":
+                raise ProtocolError(
+                    f"{type(self.agents[name]).__name__}: channel {variants[0]!r} is fed with each batch, which only "
+                    f"agents of inputs are, but it serves the {node.type} {name!r}; declare it as fast()"
+                )
+            for both in (f"{name}.{channel}" for channel in variants if f"{name}.{channel}" in self.nodes):
+                raise ProtocolError(f"{both!r} is both an input and a variant of the input {name!r}; rename one")
         for name in names_of(self.protocol.predict_passes):
             if name not in self.protocol.all_passes:
                 raise ProtocolError(f"{rule}.predict_passes: " + unknown("pass", name, self.protocol.all_passes))
@@ -141,6 +162,7 @@ class AgentGraph:
         """
         self.first[name] = frozenset(n for n, agent in self.agents.items() if name in agent.sends_first)
         known = {"pre", "post"}.union(*((link.role, link.back) for link in self.links))
+        known.update(*(part.adds_connections for part in self.protocol.parts))
         into: dict[str, dict[str, list[Arrow]]] = {}
         before: dict[str, list[str]] = {}
         for target in self.nodes.values():

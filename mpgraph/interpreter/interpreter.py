@@ -27,6 +27,7 @@ from mpgraph.network.axes import BATCH
 from mpgraph.network.connections import indices
 from mpgraph.network.losses import Loss
 from mpgraph.network.operations import Operation
+from mpgraph.network.stochastic import Stochastic
 
 from .totals import Batch, Cumulative, Group, Measured, Operands, Population, Pulled, answer, total
 
@@ -54,7 +55,7 @@ def step(
     Args:
         program: whose graph and agents are run.
         state: as from ``program.init``.
-        inputs: for each input a batch of numbers.
+        inputs: for each input a batch of numbers, and for each variant (``"x.second"``).
         targets: for each output a batch of numbers, labels already as one-hot vectors.
         noise: as from ``program.noise``, for rules that use it.
         phase: which one, of a rule that has several; by default the one whose turn it is.
@@ -96,12 +97,14 @@ class _Run:
         self.whole: dict[tuple[Arrow, int], Tensor] = {}
         for name, node in graph.nodes.items():
             self.fast[name] = {key: {} for key in self.keys(node)}
-            given = fed.get(node.owner if node.type == "input" else name)
-            if given is not None and node.type in ("input", "target"):
+            if node.type not in ("input", "target"):
+                continue
+            for channel in ("value", *(c for c, declared in graph.channels[name].items() if declared.fed)):
+                given = fed[(node.owner if node.type == "input" else name) + f".{channel}" * (channel != "value")]
                 if node.type == "input" and graph.network.ticks > 1:
                     given = given[:, node.tick]
                 for key, own in self.fast[name].items():
-                    own["value"] = given[(key[1], *key[0])]
+                    own[channel] = given[(key[1], *key[0])]
 
     def keys(self, node: AgentNode) -> list[Key]:
         return list(itertools.product(indices(node.shape), range(self.batch)))
@@ -417,7 +420,17 @@ class ScalarView(View):
         assert isinstance(kind, Activation)
         if isinstance(kind, Operation):
             return self._ask(tuple(z.values()), Operands(kind.apply, self.node.shape, self._dims()))
-        return kind.apply(z) if kind.over == "agent" else self._on_node(kind.apply, z)
+        if isinstance(kind, Stochastic):
+            return self._by(kind, kind.sample, z, self._own_noise())
+        return self._by(kind, kind.apply, z)
+
+    def _by(self, kind: Activation, func: Any, *values: Any) -> Any:
+        """A function of a node's on the numbers of one agent, or of all if it needs them."""
+        return func(*values) if kind.over == "agent" else self._on_node(func, *values)
+
+    def _own_noise(self) -> Any:
+        """The noise of a stochastic unit."""
+        return self._run.noise[f"{self.node.name}.own"][(self._key[1], *self._key[0])]
 
     def _dims(self) -> list[int]:
         """Number of dimensions of each operand."""
@@ -441,7 +454,9 @@ class ScalarView(View):
                 return e * 0.0
             kind = activation(surrogate)
             return kind.vjp(e, z, kind.apply(z))
-        return kind.vjp(e, z, out) if kind.over == "agent" else self._on_node(kind.vjp, e, z, out)
+        if isinstance(kind, Stochastic):
+            return self._by(kind, kind.sample_vjp, e, z, out, self._own_noise())
+        return self._by(kind, kind.vjp, e, z, out)
 
     def loss(self, pre: Any, target: Any) -> Any:  # noqa: D102
         func, shape = self.node.function, self.node.shape

@@ -159,7 +159,8 @@ def total(values: Sequence[Any], how: Any) -> Any:
     """Several messages as one: by name or by a module; dictionaries key by key."""
     if isinstance(values[0], dict):
         return {k: total([v[k] for v in values], how) for k in values[0]}
-    stacked = torch.stack([torch.as_tensor(v, dtype=torch.float64 if isinstance(v, float) else None) for v in values])
+    tensors = [torch.as_tensor(v, dtype=torch.float64 if isinstance(v, float) else None) for v in values]
+    stacked = torch.stack(torch.broadcast_tensors(*tensors))  # one number may stand for each of a vector
     if callable(how):
         rows = stacked.reshape(len(values), -1)
         return how(rows, torch.zeros(len(values), dtype=torch.long), dim_size=1, dim=-2).reshape(stacked.shape[1:])

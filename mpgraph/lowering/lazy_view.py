@@ -18,6 +18,7 @@ from mpgraph.network.axes import BATCH, local_axes, ordered
 from mpgraph.network.losses import Loss
 from mpgraph.network.normalization import BatchNorm
 from mpgraph.network.operations import Operation
+from mpgraph.network.stochastic import Stochastic
 
 from .calls import opaque
 from .collectives import all_rows, own_rows
@@ -104,7 +105,8 @@ class LazyView(View):
     def normal(self, per: str = "example") -> Value:  # noqa: D102
         context = self._context
         axes = (BATCH, *self.node.axes) if per == "example" else self.node.kept
-        name = f"{self.node.name}.{self._pass}.{len(context.noise)}"
+        drawn = sum(not name.endswith(".own") for name in context.noise)
+        name = f"{self.node.name}.{self._pass}.{drawn}"
         scopes = self._emitter.scopes  # noise of each round
         context.noise[name] = (*(scope.rounds for scope in scopes), *(axis.size for axis in axes))
         context.rounds[name] = tuple(scope.name for scope in scopes)
@@ -202,7 +204,15 @@ class LazyView(View):
                 f"s, y = s.activate(z) in place of y = s.apply(z), or give the rule {type(kind).__name__.lower()}="
                 "mg.UnitAgent()"
             )
+        if self.learning and isinstance(kind, Stochastic):
+            return self._whole(kind, "sample", lambda: kind.sample, (z, self._own_noise()))
         return self._whole(kind, "apply", lambda: kind.apply, (z,))
+
+    def _own_noise(self) -> Value:
+        """The noise of a stochastic unit: one number in a step, whatever the pass or round."""
+        context, name, axes = self._context, f"{self.node.name}.own", (BATCH, *self.node.axes)
+        context.noise[name], context.rounds[name] = tuple(axis.size for axis in axes), ()
+        return context.leaf(context.item(context.inputs["noise"], name, f"noise_{self.node.name}"), axes)
 
     def statistics(self, z: Any) -> tuple[Value, ...]:  # noqa: D102
         kind, code, axes = self._function(), self._emitter, (BATCH, *self.node.axes)
@@ -235,6 +245,8 @@ class LazyView(View):
                 return e * 0.0
             other = activation(surrogate)
             return self._whole(other, "surrogate", lambda: lambda e, z: other.vjp(e, z, other.apply(z)), (e, z))
+        if self.learning and isinstance(kind, Stochastic):
+            return self._whole(kind, "sample_vjp", lambda: kind.sample_vjp, (e, z, out, self._own_noise()))
         return self._whole(kind, "vjp", lambda: kind.vjp, (e, z, out), type(kind).vjp is not Activation.vjp)
 
     def loss(self, pre: Any, target: Any) -> Value:  # noqa: D102

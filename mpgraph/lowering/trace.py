@@ -55,12 +55,16 @@ class Trace(Rounds):
     # -- leaves -------------------------------------------------------------------------------------------
 
     def feed(self) -> None:
-        """Placeholders for inputs and targets, and the kept channels of every node."""
+        """Placeholders for what a batch holds, in its order, and the kept channels of every node."""
+        for name in self.graph.fed(self.learning):
+            self.emitter.batched(self.emitter.input(name))
         for name, node in self.graph.nodes.items():
             agent, self.values[name], self.kept[name] = self.graph.agents[name], {}, {}
             if node.type in ("input", "target") and name not in self._silent:
-                self.values[name]["value"] = self.leaf(self.fed(node), (BATCH, *node.axes))
+                self.values[name]["value"] = self.fed(node)
             for channel, declared in self.graph.channels[name].items():
+                if declared.fed and self.learning:
+                    self.values[name][channel] = self.fed(node, f".{channel}")
                 if declared.kept and name == node.keeper(declared):
                     holder = self.item(self.inputs["state"], name, name)
                     tensor = self.item(holder, channel, f"{channel}_{name}")
@@ -68,15 +72,12 @@ class Trace(Rounds):
                     self.kept[name][channel] = self.leaf(tensor, node.layout(declared), agent.size_of(declared))
             self.values[name].update(self.kept[name])
 
-    def fed(self, node: AgentNode) -> fx.Node:
-        """The tensor that an input or target holds: of a network with ticks, one of them."""
-        name = node.owner if node.type == "input" else node.name
-        known = self.emitter.inputs.get(name)
-        placeholder = self.emitter.input(name) if known is None else known
-        self.emitter.batched(placeholder)
+    def fed(self, node: AgentNode, variant: str = "") -> Value:
+        """What an input or target holds, or a variant of an input: of a network with ticks, that of one of them."""
+        tensor = self.emitter.inputs[(node.owner if node.type == "input" else node.name) + variant]
         if node.type == "input" and self.graph.network.ticks > 1:
-            return self.emitter.emit("select", placeholder, 1, node.tick)
-        return placeholder
+            tensor = self.emitter.emit("select", tensor, 1, node.tick)
+        return self.leaf(tensor, (BATCH, *node.axes))
 
     def view(self, node: AgentNode, pass_name: str, values: Mapping[str, dict[str, Any]] | None = None) -> LazyView:
         """The view of a node: its own fast channels and the kept ones of its owner."""

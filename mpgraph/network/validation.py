@@ -23,6 +23,7 @@ from .activations import Activation
 from .losses import Loss
 from .network import Network
 from .operations import Operation
+from .stochastic import Stochastic
 
 EXAMPLES = 3
 
@@ -53,6 +54,10 @@ def check_functions(network: Network, dtype: torch.dtype, device: torch.device) 
             if type(function).vjp not in (Activation.vjp, Operation.vjp):
                 operands = tuple(z) if isinstance(function, Operation) else z[0]
                 _same(f"{what}, vjp", partial(function.vjp, torch.ones_like(y), operands, y))
+            if isinstance(function, Stochastic):
+                xi = sample(unit.shape)
+                y = _try(f"{what}, sample", function.sample, [*z, xi], (EXAMPLES, *unit.shape))
+                _same(f"{what}, sample_vjp", partial(function.sample_vjp, torch.ones_like(y), *z, y, xi))
         for name, node in network.losses.items():
             shape = network.shape(node.pre)
             target = sample(shape).softmax(-1) if shape else sample(shape)
@@ -98,8 +103,9 @@ def _same(what: str, function: Callable[[], Any]) -> None:
         return
     raise NetworkError(
         f"{what}: is not a pure function: it samples random numbers, or returns other numbers when it is called again. "
-        "Steps and predictions must depend on state and batch only. Noise belongs to the rule, as s.normal(); call "
-        "module.eval() on a module with dropout"
+        "Steps and predictions must depend on state and batch only. Units with noise are mg.Noisy(activation), "
+        "mg.Dropout(p), mg.Bernoulli() or an mg.Stochastic of your own, which get their numbers from the program; "
+        "noise of a rule is s.normal(); call module.eval() on a module with dropout"
     )
 
 

@@ -31,6 +31,7 @@ class Batches:
 
     Attributes:
         inputs, targets: names, in order.
+        variants: of inputs that steps are given as well, such as ``x.second`` (:func:`mpgraph.fed`).
         shapes: of one example, by name.
         names: of all tensors, in the order of :meth:`tensors`.
         normalized: units that a batch of one example gives one value for each channel to normalize; not those of
@@ -45,12 +46,14 @@ class Batches:
         self.values = "none" if device.type == "meta" else values  # which has shapes, but no values
         self.inputs = tuple(network.inputs)
         self.targets = tuple(dict.fromkeys(node.pre for node in network.losses.values()))
-        self.names = (*self.inputs, *(f"{name}.target" for name in self.targets))
+        self.names = tuple(graph.fed())
+        self.variants = self.names[len(self.inputs) : len(self.names) - len(self.targets)]
         self.ticks = (network.ticks,) if network.ticks > 1 else ()
         self.shapes: dict[str, tuple[int, ...]] = {
             name: (*(self.ticks if name in self.inputs else ()), *graph.nodes[name].shape)
             for name in (*self.inputs, *self.targets)
         }
+        self.shapes |= {name: self.shapes[name.rpartition(".")[0]] for name in self.variants}
         self._classes = {name: math.prod(self.shapes[name]) for name in self.targets if len(self.shapes[name]) == 1}
         self._tables = {n: torch.eye(n, device=device, dtype=dtype) for n in self._classes.values() if 1 < n <= TABLE}
         self.normalized = [
@@ -69,8 +72,9 @@ class Batches:
             InputError: for a batch that does not fit.
         """
         tensors: list[Tensor] = []
-        alone = (x,) if isinstance(x, Tensor) and len(self.inputs) == 1 else None
-        for name, tensor in zip(self.inputs, alone or checks.by_name("x", x, self.inputs, "input"), strict=True):
+        names = (*self.inputs, *self.variants) if learning else self.inputs
+        alone = (x,) if isinstance(x, Tensor) and len(names) == 1 else None
+        for name, tensor in zip(names, alone or checks.by_name("x", x, names, "input"), strict=True):
             shape: Any = tensor.shape if isinstance(tensor, Tensor) else ()
             if (
                 shape[1:] != self.shapes[name]
@@ -79,15 +83,15 @@ class Batches:
                 or tensor.layout is not torch.strided
                 or not shape[0]
             ):
-                called = "x" if len(self.inputs) == 1 else f"x[{name!r}]"
+                called = "x" if len(names) == 1 else f"x[{name!r}]"
                 checks.input(name, tensor, self.shapes[name], self.dtype, self.device, called, bool(self.ticks))
             if self.values == "all" and not inside_transform():
                 checks.finite(name, tensor)
             tensors.append(tensor)
         size = tensors[0].shape[0]
-        for name, tensor in zip(self.inputs[1:], tensors[1:], strict=True):
+        for name, tensor in zip(names[1:], tensors[1:], strict=True):
             if tensor.shape[0] != size:
-                raise InputError(f"input {name!r} has {tensor.shape[0]} examples, {self.inputs[0]!r} has {size}")
+                raise InputError(f"input {name!r} has {tensor.shape[0]} examples, {names[0]!r} has {size}")
         if not learning:
             return tensors, size
         if size == 1 and self.normalized:

@@ -410,7 +410,8 @@ def test_an_agent_at_the_border_translates(problem):
 
 # Several numbers a message, or passes in another order.
 SPEAK_OTHERWISE = {
-    *("blur", "difference_target_propagation", "equilibrium_propagation", "mplp", "pepita", "predictive_coding", "vsml")
+    *("blur", "difference_target_propagation", "equilibrium_propagation", "forward_forward", "mplp", "pepita"),
+    *("predictive_coding", "three_factor", "vsml"),
 }
 
 

@@ -269,10 +269,10 @@ def normalized(shape):
 def test_one_value_is_refused_only_where_the_code_normalizes_it(name):
     """VS-ML leaves normalization out, so it learns from single examples all the same."""
     network = mg.Network()
-    network.input("x", 3), network.unit("h", 4, mg.BatchNorm()), network.unit("y", 2), network.loss("y", "l2")
-    network.connect("x", "h"), network.connect("h", "y")
+    network.input("x", 3), network.unit("h", 4, mg.BatchNorm()), network.unit("y", 2)
+    network.connect("x", "h"), network.connect("h", "y"), network.loss("y", "cross_entropy")
     program = mg.compile(network, mg.make_protocol(name))
-    state, x, t = program.init(batch_size=1), torch.ones(1, 3), torch.zeros(1, 2)
+    state, x, t = program.init(batch_size=1), torch.ones(1, 3), torch.zeros(1, dtype=torch.long)
     if "native_batch_norm" in program.code:
         with refuses(mg.InputError, "'h'", "a batch of one example"):
             program.step(state, x, t)
