@@ -450,6 +450,7 @@ class ScalarView(View):
                 return e * 0.0
             kind = activation(surrogate)
             return kind.vjp(e, z, kind.apply(z))
+        e = torch.as_tensor(e, dtype=self._run.dtype)
         return kind.vjp(e, z, out) if kind.over == "agent" else self._on_node(kind.vjp, e, z, out)
 
     def loss(self, pre: Any, target: Any) -> Any:  # noqa: D102

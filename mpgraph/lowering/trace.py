@@ -57,6 +57,8 @@ class Trace(Rounds):
 
     def feed(self) -> None:
         """Placeholders for inputs and targets, and the kept channels of every node."""
+        for name in self.graph.network.inputs:  # in their order, whichever is needed at the first tick
+            self.emitter.batched(self.emitter.input(name))
         for name, node in self.graph.nodes.items():
             agent, self.values[name], self.kept[name] = self.graph.agents[name], {}, {}
             if node.type in ("input", "target") and name not in self._silent:
