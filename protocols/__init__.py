@@ -12,6 +12,7 @@ from .blur import BLUR as BLUR
 from .difference_target_propagation import DifferenceTargetPropagation as DifferenceTargetPropagation
 from .direct_feedback_alignment import DirectFeedbackAlignment as DirectFeedbackAlignment
 from .direct_random_target_projection import DirectRandomTargetProjection as DirectRandomTargetProjection
+from .eprop import EProp as EProp
 from .equilibrium_propagation import EquilibriumPropagation as EquilibriumPropagation
 from .feedback_alignment import FeedbackAlignment as FeedbackAlignment
 from .forward_forward import ForwardForward as ForwardForward
@@ -24,6 +25,7 @@ from .node_perturbation import NodePerturbation as NodePerturbation
 from .pepita import PEPITA as PEPITA
 from .plasticity import Plasticity as Plasticity
 from .predictive_coding import PredictiveCoding as PredictiveCoding
+from .rflo import RFLO as RFLO
 from .sign_symmetry import SignSymmetry as SignSymmetry
 from .three_factor import ThreeFactor as ThreeFactor
 from .vsml import VSML as VSML

@@ -68,7 +68,9 @@ def run(rule, architecture):
         state, out = program.step(state, x, y, phase=phase)
         assert out.loss is not None, f"{rule} on {architecture}: no loss"
         assert torch.isfinite(out.loss), f"{rule} on {architecture}: the loss is not finite"
-        assert out.prediction.shape == (BATCH, *network.shape("y")), f"{rule} on {architecture}: {out.prediction.shape}"
+        ticks = (network.ticks,) if program.online and network.ticks > 1 else ()  # of a sequence, one step for each
+        wanted = (BATCH, *ticks, *network.shape("y"))
+        assert out.prediction.shape == wanted, f"{rule} on {architecture}: {out.prediction.shape}"
     for node, channels in before.items():
         for channel, tensor in channels.items():
             after, where = state[node][channel], f"{rule} on {architecture}: {node}.{channel}"

@@ -9,9 +9,10 @@ CMA-ES on 14x14 MNIST; fig8: without normalization; fig10: depth. Figures 3 and 
 Each writes FIGURE.png and FIGURE.json, which holds the published numbers beside ours. Figures 5, 6, 10 and the first
 half of 2 measure a genome, ``blur_mnist`` by default, on ten fresh networks 784-512-10, whole test sets.
 
-The ablations train a genome for each variant, from random ones by ``random.toml`` on 196-64-10 and ten updates: fig9 and
-fig17: symmetry, channels, initialization (and, in 17, the backward update), trained on MNIST or on Omniglot and tried on
-both; fig13: states of a neuron; fig15: Oja's term and the size of weights; fig16: synapses normalized while computing.
+The ablations train a genome for each variant, from random ones by ``random.toml`` on 196-64-10 and ten updates. fig9
+and fig17: symmetry, channels, initialization (and, in 17, the backward update), trained on MNIST or on Omniglot and
+tried on both; fig13: states of a neuron; fig15: Oja's term and the size of weights; fig16: synapses that are normalized
+while neurons are computed.
 """
 
 import argparse

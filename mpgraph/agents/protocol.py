@@ -63,6 +63,8 @@ class Protocol(RuleModule):
             all rounds, if it is repeated); by default the moment in a step at which all of ``predict_passes`` have run.
         phases: schedules by name, for a rule whose steps are not all alike (they replace ``passes``). Each is compiled
             to a function of its own; :meth:`phase` gives the phase of a step.
+        online: whether the rule learns in time, so that a step is one tick of the network; others may run so as well
+            (``mg.compile(..., online=True)``), this one cannot do otherwise.
         bias: ``"synapse"`` makes a bias a weight from the number one; ``"agent"`` an agent between the sum and
             the unit.
         loss_link: ``"fused"`` leaves a loss of logits one agent; ``"agent"`` puts an agent of the type ``link`` for
@@ -105,6 +107,7 @@ class Protocol(RuleModule):
     predict_passes: tuple[str | Repeat, ...] = ("forward",)
     predicts: str | None = None
     phases: Mapping[str, tuple[str | Repeat, ...]] = MappingProxyType({})
+    online: bool = False
     bias: str = "synapse"
     loss_link: str = "fused"
     source: str = ""

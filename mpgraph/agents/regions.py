@@ -76,6 +76,7 @@ class Regions(Protocol):
                 f"Regions: the passes of each rule must occur in {self.passes} in their order, but "
                 f"{self._have('passes')}. Give a schedule that serves all: Regions(..., passes=(...))"
             )
+        self.online = any(rule.online for rule in self.parts)
         self.phases = dict(first.phases)  # a mapping proxy cannot be copied or pickled
         self.source = "\n".join(dict.fromkeys(rule.source for rule in self.parts))
 

@@ -8,6 +8,8 @@ This is the first of two steps from a network and a rule to a graph; :mod:`mpgra
   two with its link function (softmax, sigmoid) first. That is the rule's choice, see :class:`Style`.
 - A network with delays is unrolled: each tick has nodes of its own, of which the last carry the plain names and the
   state. Earlier ones (``h@0``) are uses of them. Tied weights are uses of one node in the same way.
+- Of a program whose step is one tick, a delay is a node that says what its unit said a tick ago (``h@-1``); a longer
+  one is a chain of them (``h@-2`` behind it).
 - Links join neighbors. They have no pass yet; what travels along them is decided in the wiring.
 """
 
@@ -57,6 +59,7 @@ class Unrolled:
     Args:
         network: with units, connections and losses.
         styles: of every unit, bias and loss, as :func:`styles_of` finds them.
+        online: whether a step is one tick, so that nothing is unrolled.
 
     Attributes:
         nodes: by name.
@@ -66,9 +69,9 @@ class Unrolled:
         NetworkError: for a network that no rule could run.
     """
 
-    def __init__(self, network: Network, styles: Mapping[str, Style]) -> None:
-        check(network)
-        self.network, self.styles = network, styles
+    def __init__(self, network: Network, styles: Mapping[str, Style], online: bool = False) -> None:
+        check(network, online)
+        self.network, self.styles, self.online = network, styles, online
         self.nodes: dict[str, AgentNode] = {}
         self.links: list[Link] = []
         self._constants: dict[tuple[str, Protocol], AgentNode] = {}
@@ -95,12 +98,14 @@ class Unrolled:
                     self._operands(unit, tick)
             for wire in network.wires.values():
                 end = wire.pre if wire.post in network.losses else wire.post
-                if (end, tick) in needed and tick >= wire.delay:
+                if (end, tick) in needed and (online or tick >= wire.delay):
                     self._wire(wire, tick)
         for tick in range(network.ticks):
             for unit in network.units.values():
                 if (unit.name, tick) in needed and not unit.is_input:
                     self._bias_or_zero(unit, tick)
+        if online:
+            self._nothing_comes_back()
 
     def at(self, name: str, tick: int) -> str:
         """Name of a node at a tick; its last one has the plain name."""
@@ -168,7 +173,7 @@ class Unrolled:
 
     def _wire(self, wire: Wire, tick: int) -> None:
         last = wire.post in self.network.losses
-        pre = self.nodes[self.at(wire.pre, tick - wire.delay)]
+        pre = self._past(wire.pre, wire.delay) if self.online else self.nodes[self.at(wire.pre, tick - wire.delay)]
         post = self._into[wire.post if last else self.at(wire.post, tick)]
         if not wire.connection.weighted:
             endpoints = wire.connection.build(pre.axes, post.axes)
@@ -188,6 +193,24 @@ class Unrolled:
             transposed=wire.transposed,
             tick=tick,
         )
+
+    def _past(self, unit: str, delay: int) -> AgentNode:
+        """What says what a unit said that many ticks ago."""
+        node = self.nodes[unit]
+        for ago in range(1, delay + 1):
+            name = f"{unit}@-{ago}"
+            if name not in self.nodes:
+                _, names = self._copy(name, "delay", node, serves=unit)
+                self.links.append(Link(node, self.nodes[name], names))
+            node = self.nodes[name]
+        return node
+
+    def _nothing_comes_back(self) -> None:
+        """Units that only speak to later ticks receive zero from above: nothing travels back to them."""
+        for unit in self.network.units.values():
+            above = [link.post for link in self.links if link.pre.name == unit.name]
+            if above and all(node.type == "delay" for node in above):
+                self.links.append(Link(self.nodes[unit.name], self._constant("zero", "zero", unit.name), {}))
 
     def _bias_or_zero(self, unit: Unit, tick: int) -> None:
         name = self.at(unit.name, tick)

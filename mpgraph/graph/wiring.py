@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpgraph.agents.agent import Agent
 from mpgraph.agents.channel import AGGREGATIONS, Channel
+from mpgraph.agents.delay import NEXT, Delay
 from mpgraph.agents.module import initialized
 from mpgraph.agents.node import AgentNode
 from mpgraph.agents.protocol import Protocol
@@ -45,25 +46,34 @@ class AgentGraph:
         uses: for each node that keeps a state, the nodes that use it (ticks, tied weights); mostly only itself.
         arrows: for each pass the arrows into each node (by name), grouped by role.
         order: for each pass the nodes, sources first.
+        online: whether a step is one tick of the network.
+        closing: passes that the engine adds at the end of a step.
         first: for each pass the nodes whose agents send before they receive.
     """
 
-    def __init__(self, network: Network, protocol: Protocol) -> None:
-        self.network, self.protocol = network, protocol
-        unrolled = Unrolled(network, styles_of(network, protocol))
+    def __init__(self, network: Network, protocol: Protocol, online: bool = False) -> None:
+        if online:
+            network = network.copy()
+            network.ticks = 1
+        self.network, self.protocol, self.online = network, protocol, online
+        unrolled = Unrolled(network, styles_of(network, protocol), online)
         self.nodes, self.links = unrolled.nodes, unrolled.links
-        self.agents: dict[str, Agent] = {name: self._agent(node) for name, node in self.nodes.items()}
+        self._to: dict[str, list[Link]] = {name: [] for name in self.nodes}
+        self._from: dict[str, list[Link]] = {name: [] for name in self.nodes}
+        for link in self.links:
+            self._to[link.post.name].append(link)
+            self._from[link.pre.name].append(link)
+        delays = [node for node in self.nodes.values() if node.type == "delay"]
+        self.closing = (NEXT,) if delays else ()
+        self.agents: dict[str, Agent] = {n: self._agent(node) for n, node in self.nodes.items() if node not in delays}
+        for node in reversed(delays):  # those behind others know first who hears them
+            self.agents[node.name] = Delay(self._heard(node))
         for name, node in self.nodes.items():  # uses of one node are one agent
             self.agents[name] = self.agents.get(node.owner, self.agents[name])
         self.channels: dict[str, dict[str, Channel]] = {
             name: {c: d for c, d in agent.channels_at(self.nodes[name]).items() if agent.size_of(d) != (0,)}
             for name, agent in self.agents.items()
         }
-        self._to: dict[str, list[Link]] = {name: [] for name in self.nodes}
-        self._from: dict[str, list[Link]] = {name: [] for name in self.nodes}
-        for link in self.links:
-            self._to[link.post.name].append(link)
-            self._from[link.pre.name].append(link)
         self.uses: dict[str, list[str]] = {}
         for name, node in self.nodes.items():
             self.uses.setdefault(node.owner, []).append(name)
@@ -71,7 +81,7 @@ class AgentGraph:
         self.order: dict[str, list[AgentNode]] = {}
         self.first: dict[str, frozenset[str]] = {}
         self._check_rule()
-        for name in protocol.all_passes:
+        for name in (*protocol.all_passes, *self.closing):
             self._wire(name)
         protocol.check({node: self.agents[name] for name, node in self.nodes.items()})
 
@@ -93,6 +103,16 @@ class AgentGraph:
         targets = {f"{loss.pre}.target": self.nodes[f"{loss.pre}.target"] for loss in self.network.losses.values()}
         variants = {f"{n}.{c}": node for n, node in inputs.items() for c, d in self.channels[n].items() if d.fed}
         return inputs | variants | targets
+
+    def _heard(self, delay: AgentNode) -> dict[str, bool]:
+        """The passes in which somebody hears a delay, and whether one of them needs its message."""
+        unit, heard = self.agents[delay.serves], {}
+        for name in self.protocol.all_passes:
+            roles = [(k.role, self.agents[k.post.name].roles(name)) for k in self._from[delay.name]]
+            asked = [required[role] for role, required in roles if role in required]
+            if asked and unit.answer_of(name, "post", any(asked)) is not None:
+                heard[name] = any(asked)
+        return heard
 
     def with_channels(self, more: Mapping[str, Mapping[str, Channel]]) -> AgentGraph:
         """The same graph, whose nodes have further channels: those that inner optimizers keep, by node name."""

@@ -49,6 +49,7 @@ def step(
     noise: Mapping[str, Tensor] | None = None,
     phase: str | None = None,
     repeat: Mapping[str, int] | int | None = None,
+    told: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """One learning step: the new state, and the predictions by output.
 
@@ -60,10 +61,13 @@ def step(
         noise: as from ``program.noise``, for rules that use it.
         phase: which one, of a rule that has several; by default the one whose turn it is.
         repeat: other numbers of rounds, by the name of a repetition.
+        told: for each output, of a program whose step is one tick, one for each example that has a target in it, and
+            zero for others, of which the loss says nothing; by default all have one.
     """
     fed = {**inputs, **{f"{k}.target": v for k, v in targets.items()}}
     run = _Run(program.graph, state, fed, noise or {}, program.dtype)
     passes = program.graph.protocol.passes_of(program.protocol.phase_at(state, phase))
+    run.told = {loss.name: told[loss.pre] for loss in program.graph.network.losses.values()} if told else {}
     run.times, moment = counts_of(passes, repeat), program.graph.protocol.moment(passes)
     predictions: dict[str, Tensor] = {}
     for number, element in enumerate(passes):
@@ -71,6 +75,8 @@ def step(
         if number == moment:
             *_, run.pass_name = names_of([element])
             predictions = {name: run.prediction(name) for name in program.graph.network.outputs}
+    for name in program.graph.closing:
+        run.element(name)
     return run.state(state), predictions
 
 
@@ -87,6 +93,7 @@ class _Run:
         self.batch = len(next(iter(fed.values())))
         self.noise_count = 0
         self.pass_name = ""
+        self.told: Mapping[str, Tensor] = {}  # by loss, of which examples it has a target
         self.times: dict[str, int] = {}  # rounds of repetitions, where they are not those of the schedule
         self.rounds: tuple[int, ...] = ()  # numbers of the present ones
         self.first: dict[str, tuple[Any, Any]] = {}  # of this pass, values before it, where agents send first
@@ -308,7 +315,9 @@ class _Run:
     def message(self, arrow: Arrow, index: tuple[int, ...], example: int) -> Any:
         send = self.graph.agents[arrow.source.name].answer_of(arrow.pass_name, arrow.to)
         assert send is not None
-        return send(self.view(arrow.source, (index, example), first=self.first.get(arrow.source.name)))
+        said = send(self.view(arrow.source, (index, example), first=self.first.get(arrow.source.name)))
+        told = self.told.get(arrow.source.name)
+        return said if told is None else _scaled(said, float(told[example]))
 
     # -- results ------------------------------------------------------------------------------------------
 
@@ -454,6 +463,7 @@ class ScalarView(View):
                 return e * 0.0
             kind = activation(surrogate)
             return kind.vjp(e, z, kind.apply(z))
+        e = torch.as_tensor(e, dtype=self._run.dtype)
         if isinstance(kind, Stochastic):
             return self._by(kind, kind.sample_vjp, e, z, out, self._own_noise())
         return self._by(kind, kind.vjp, e, z, out)

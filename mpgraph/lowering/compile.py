@@ -73,6 +73,7 @@ def compile_passes(
     single: bool = False,
     record: Mapping[str, Sequence[str]] | None = None,
     ranks: Ranks | None = None,
+    memories: bool = False,
 ) -> Compiled:
     """Trace ``passes`` into one function.
 
@@ -88,6 +89,7 @@ def compile_passes(
         single: whether every batch will hold one example, so that sums over the batch have one term.
         record: fast channels to return, by node.
         ranks: processes that each have a slice of the batch.
+        memories: whether the memories of examples are returned as well, where nothing is learned.
 
     Raises:
         ProtocolError: for a method that does not fit the network, or that samples from a global random generator.
@@ -97,7 +99,7 @@ def compile_passes(
     trace = Trace(graph, dtype, single, learning, account, threads, ranks=ranks)
     with trace.parameters_of(modules):
         trace.follow(passes)
-        outputs = trace.results(learning, record or {})
+        outputs = trace.results(learning, record or {}, memories)
     if watched and generator_positions() != before:  # find out where: comparing them at every call is too slow
         again = Trace(graph, dtype, single, learning, ranks=ranks)
         again.watched = True

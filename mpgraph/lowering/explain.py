@@ -111,7 +111,7 @@ def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_
             )
         )
 
-    for name in dict.fromkeys(names_of(compiled.passes)):
+    for name in dict.fromkeys([*names_of(compiled.passes), *graph.closing]):
         for node in graph.order[name]:
             for arrows in graph.arrows[name][node.name].values():
                 for arrow in arrows:

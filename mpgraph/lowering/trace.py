@@ -49,6 +49,7 @@ class Trace(Rounds):
         self._count = 0  # of passes
         self._first: dict[str, dict[str, Any]] = {}  # of this pass, values before it, where agents send first
         self._silent: set[str] = set()  # nodes that lack the target
+        self._told: dict[str, Value] = {}  # by loss, one for examples that have a target in this tick, else zero
         self.predictions: dict[str, fx.Node] = {}
         self.watched = False
 
@@ -71,6 +72,10 @@ class Trace(Rounds):
                     tensor.meta["carry"] = declared.extent == "carry"
                     self.kept[name][channel] = self.leaf(tensor, node.layout(declared), agent.size_of(declared))
             self.values[name].update(self.kept[name])
+        if self.graph.online and self.learning:
+            told = {n: self.emitter.input(f"{n}.told") for n, node in self.graph.nodes.items() if node.type == "target"}
+            losses = self.graph.network.losses.values()
+            self._told = {loss.name: self.leaf(told[f"{loss.pre}.target"], (BATCH,)) for loss in losses}
 
     def fed(self, node: AgentNode, variant: str = "") -> Value:
         """What an input or target holds, or a variant of an input: of a network with ticks, that of one of them."""
@@ -103,6 +108,8 @@ class Trace(Rounds):
             self.element(element)
             if number == moment:
                 self.predict(list(names_of([element]))[-1])
+        for name in self.graph.closing:
+            self.element(name)
 
     def predict(self, pass_name: str) -> None:
         """The predictions are those of this moment, after a pass."""
@@ -241,7 +248,8 @@ class Trace(Rounds):
             if key not in self._messages:
                 first = source.name in self.graph.first[arrow.pass_name]
                 view = self.view(source, arrow.pass_name, self._first if first else None)
-                self._messages[key] = self.call(source, arrow.pass_name, send, view)
+                said = self.call(source, arrow.pass_name, send, view)
+                self._messages[key] = _scaled(said, self._told[source.name]) if source.name in self._told else said
             message = self._messages[key]
             if isinstance(message, Each):
                 message = message[arrow.target.name]
@@ -294,9 +302,11 @@ class Trace(Rounds):
 
     # -- results ------------------------------------------------------------------------------------------
 
-    def results(self, learning: bool, record: Mapping[str, Sequence[str]]) -> Any:
-        """What the generated function returns."""
+    def results(self, learning: bool, record: Mapping[str, Sequence[str]], memories: bool = False) -> Any:
+        """What the generated function returns; with ``memories`` also those of examples, if nothing is learned."""
         predictions = self.predictions
+        if memories:
+            return self.memories(), predictions
         if not learning:
             return predictions
         state: dict[str, Any] = {
@@ -317,11 +327,22 @@ class Trace(Rounds):
                     self.leaf(target, (BATCH, *node.axes)),
                 )
                 each = self.whole(drawn.loss, "apply", values, (BATCH, *node.axes))
-                mean = self.leaf(each, (BATCH,)).total((BATCH,), "mean").stored()
+                loss = self.leaf(each, (BATCH,))
+                mean = (loss * self._told[name] if name in self._told else loss).total((BATCH,), "mean").stored()
                 mean.suggest_name(name)
                 losses[name] = mean.materialize().node
         recorded = {name: {c: self.recorded(name, c) for c in channels} for name, channels in record.items()}
         return state, predictions, losses, recorded
+
+    def memories(self) -> dict[str, dict[str, fx.Node]]:
+        """Those of examples after the tick, but what was learned."""
+        found: dict[str, dict[str, fx.Node]] = {}
+        for name, channels in self.kept.items():
+            for channel in channels:
+                declared = self.graph.channels[name][channel]
+                if declared.extent == "carry" and not declared.learned:
+                    found.setdefault(name, {})[channel] = self.written(name, channel)
+        return found
 
     def prediction(self, name: str, pass_name: str) -> fx.Node:
         """The readout of an output node after a pass, ``(batch, *axes, *local)``."""
@@ -359,6 +380,13 @@ class Trace(Rounds):
         if isinstance(value, Each):
             raise ProtocolError(f"record: channel {channel!r} of {name!r} holds a value for each neighbor")
         return self.emitter.full(value.materialize(), (BATCH, *self.graph.nodes[name].axes, *value.local))
+
+
+def _scaled(message: Any, factor: Value) -> Any:
+    """A message times a number."""
+    if isinstance(message, dict):
+        return {key: part * factor for key, part in message.items()}
+    return message if message is None else message * factor
 
 
 def _mean(values: Sequence[Any]) -> Any:

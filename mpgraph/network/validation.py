@@ -126,8 +126,12 @@ def _generators_restored(device: torch.device) -> Iterator[None]:
             random.setstate(python)
 
 
-def check(network: Network) -> None:
+def check(network: Network, online: bool = False) -> None:
     """Refuse what no rule could run.
+
+    Args:
+        network: with units and connections.
+        online: whether a step is one tick, after which another may always come.
 
     Raises:
         NetworkError: naming the nodes.
@@ -140,12 +144,12 @@ def check(network: Network) -> None:
     lonely = [n for n, u in network.units.items() if not u.is_input and not u.operands and n not in posts]
     if lonely:
         raise NetworkError(f"nothing is connected to {', '.join(map(repr, lonely))}; connect an input or unit to it")
-    longest = [w for w in network.wires.values() if w.delay >= network.ticks]
+    longest = [w for w in network.wires.values() if w.delay >= network.ticks and not online]
     if longest:
         names = ", ".join(f"{w.name!r} (delay {w.delay})" for w in longest)
         raise NetworkError(
             f"the network runs for {network.ticks} tick{'s' * (network.ticks > 1)}, too few for {names}: a delayed "
-            "message would never arrive; use mg.Network(ticks=...)"
+            "message would never arrive; use mg.Network(ticks=...), or mg.compile(..., online=True) for one tick a step"
         )
     for name in network.outputs:
         if not _reached(network, name):

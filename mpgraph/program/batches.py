@@ -17,6 +17,7 @@ from mpgraph.network.normalization import BatchNorm
 from . import checks
 
 Batch = Tensor | Mapping[str, Tensor]
+MISSING = -100  # the label of an example without a target, as in torch's losses
 TABLE = 512  # classes up to which one-hot rows are looked up in a table; more of them are written for each batch
 
 
@@ -32,8 +33,10 @@ class Batches:
     Attributes:
         inputs, targets: names, in order.
         variants: of inputs that steps are given as well, such as ``x.second`` (:func:`mpgraph.fed`).
+        online: whether a batch is one tick, at which targets may be missing.
         shapes: of one example, by name.
-        names: of all tensors, in the order of :meth:`tensors`.
+        names: of inputs and targets, in the order of :meth:`tensors`.
+        fed: shapes of all tensors, of one example, in that order.
         normalized: units that a batch of one example gives one value for each channel to normalize; not those of
             rules whose agents leave the normalization out, which keep no averages of it.
     """
@@ -48,12 +51,15 @@ class Batches:
         self.targets = tuple(dict.fromkeys(node.pre for node in network.losses.values()))
         self.names = tuple(graph.fed())
         self.variants = self.names[len(self.inputs) : len(self.names) - len(self.targets)]
+        self.online = graph.online
         self.ticks = (network.ticks,) if network.ticks > 1 else ()
         self.shapes: dict[str, tuple[int, ...]] = {
             name: (*(self.ticks if name in self.inputs else ()), *graph.nodes[name].shape)
             for name in (*self.inputs, *self.targets)
         }
         self.shapes |= {name: self.shapes[name.rpartition(".")[0]] for name in self.variants}
+        self.fed = [self.shapes[name.removesuffix(".target")] for name in self.names]
+        self.fed += [()] * len(self.targets) * self.online
         self._classes = {name: math.prod(self.shapes[name]) for name in self.targets if len(self.shapes[name]) == 1}
         self._tables = {n: torch.eye(n, device=device, dtype=dtype) for n in self._classes.values() if 1 < n <= TABLE}
         self.normalized = [
@@ -65,8 +71,52 @@ class Batches:
             and unit.activation.kept.keys() <= graph.channels[name].keys()
         ]
 
+    def ticks_of(self, x: Any, y: Any) -> list[tuple[Any, Any]]:
+        """The batches of the ticks of a sequence, of a program whose step is one tick; none if ``x`` is one tick.
+
+        Raises:
+            InputError: for inputs or targets of different numbers of ticks.
+        """
+        fed = x if isinstance(x, Mapping) else dict.fromkeys(self.inputs[:1], x)
+        ticks = {
+            f"input {name!r}": tensor.shape[1]
+            for name, tensor in fed.items()
+            if name in self.inputs and isinstance(tensor, Tensor) and tensor.ndim == len(self.shapes[name]) + 2
+        }
+        if not ticks:
+            return []
+        told = y if isinstance(y, Mapping) else dict.fromkeys(self.targets[:1], y)
+        ended = set()  # targets of the last tick only
+        for name, tensor in told.items():
+            if isinstance(tensor, Tensor) and name in self.targets:
+                labels = tensor.dtype in checks.LABELS
+                if tensor.ndim < (2 if labels else len(self.shapes[name]) + 2):
+                    ended.add(name)
+                else:
+                    ticks[f"target of {name!r}"] = tensor.shape[1]
+        if len(set(ticks.values())) > 1 or not all(ticks.values()) or len(fed) > len(ticks):
+            raise InputError(f"a sequence has as many ticks at every input and target, at least one, got {ticks}")
+        number = next(iter(ticks.values()))
+
+        def at(tick: int) -> tuple[Any, Any]:
+            inputs = {name: tensor[:, tick] for name, tensor in fed.items()}
+            last = tick == number - 1
+            targets = {
+                name: tensor[:, tick] if isinstance(tensor, Tensor) and name not in ended else tensor if last else None
+                for name, tensor in told.items()
+            }
+            return (
+                inputs if isinstance(x, Mapping) else inputs[self.inputs[0]],
+                targets if isinstance(y, Mapping) else next(iter(targets.values()), y),
+            )
+
+        return [at(tick) for tick in range(number)]
+
     def tensors(self, x: Any, y: Any, *, learning: bool = True) -> tuple[list[Tensor], int]:
         """Inputs and targets in order, and the number of examples; only inputs where nothing is learned.
+
+        Of a program whose step is one tick, then one number for each example and target: one where there is a target,
+        zero where it is missing.
 
         Raises:
             InputError: for a batch that does not fit.
@@ -98,14 +148,34 @@ class Batches:
             checks.one_value(self.normalized)
         if self.targets:
             given = (y,) if isinstance(y, Tensor) and len(self.targets) == 1 else None
-            found = given or checks.by_name("y", y, self.targets, "output")
+            none = dict.fromkeys(self.targets) if y is None and self.online else y
+            found = given or checks.by_name("y", none, self.targets, "output")
+            told = []
             for name, tensor in zip(self.targets, found, strict=True):
-                tensors.append(self._target(name, tensor, size))
+                there = None
+                if self.online:
+                    tensor, there = self._present(name, tensor, size)
+                    told.append(there)
+                tensors.append(self._target(name, tensor, size, there))
+            tensors += told
         elif y is not None:
             raise InputError("y was given, but the network has no loss that could use it")
         return tensors, size
 
-    def _target(self, name: str, tensor: Any, size: int) -> Tensor:
+    def _present(self, name: str, tensor: Any, size: int) -> tuple[Any, Tensor]:
+        """A target with zeros where it is missing, and which examples have one."""
+        like: Any = {"device": self.device, "dtype": self.dtype}
+        if tensor is None:
+            return torch.zeros((size, *self.shapes[name]), **like), torch.zeros(size, **like)
+        if isinstance(tensor, Tensor) and tensor.ndim and tensor.layout is torch.strided:
+            labels = tensor.dtype in checks.LABELS - {torch.uint8}
+            missing = tensor == MISSING if labels else tensor.isnan().flatten(1).any(1) if tensor.ndim > 1 else None
+            if missing is not None and missing.ndim == 1:
+                hidden = missing.reshape(-1, *(1 for _ in tensor.shape[1:]))
+                return tensor.masked_fill(hidden, 0), (~missing).to(**like)
+        return tensor, torch.ones(size, **like)
+
+    def _target(self, name: str, tensor: Any, size: int, there: Tensor | None = None) -> Tensor:
         """Targets as numbers of the program's dtype; class labels become one-hot vectors."""
         classes = self._classes.get(name, 1)
         if (
@@ -121,8 +191,9 @@ class Batches:
         called = "y" if len(self.targets) == 1 else f"y[{name!r}]"
         checks.target(name, tensor, size, self.shapes[name], self.dtype, self.device, called)
         if self.values != "none" and not inside_transform():
+            given = tensor if there is None else tensor[there > 0]
             for node in self.losses:
-                problem = node.loss.problem(tensor) if node.pre == name else None
+                problem = node.loss.problem(given) if node.pre == name and len(given) else None
                 if problem:
                     raise InputError(f"target of {name!r}, loss {node.name!r}: {problem}")
         return tensor

@@ -16,8 +16,10 @@ from mpgraph.network.network import Network
 from mpgraph.network.validation import check_functions
 
 
-def agent_graph(network: Network, protocol: Protocol, device: torch.device, dtype: torch.dtype) -> AgentGraph:
-    """The agents of a network under a rule, and their arrows.
+def agent_graph(
+    network: Network, protocol: Protocol, device: torch.device, dtype: torch.dtype, online: bool = False
+) -> AgentGraph:
+    """The agents of a network under a rule, and their arrows; ``online`` if a step is one tick.
 
     Raises:
         NetworkError, ProtocolError: for a network or a rule that cannot be, or that do not fit each other.
@@ -27,7 +29,7 @@ def agent_graph(network: Network, protocol: Protocol, device: torch.device, dtyp
         raise ProtocolError(f"{type(protocol).__name__}.rewrite must return a network, got {rewritten!r}")
     place = torch.device("cpu") if device.type == "meta" else device  # values are compared
     check_functions(rewritten, dtype, place)  # before the graph: a function that fails is named as such
-    graph = AgentGraph(rewritten, protocol)
+    graph = AgentGraph(rewritten, protocol, online)
     if len(protocol.parts) > 1:
         check_borders(graph)
     graph = graph.with_channels(optimizer_channels(graph, dtype))

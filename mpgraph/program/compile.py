@@ -36,6 +36,7 @@ def compile(
     threads: int | None = None,
     backend: Literal["eager", "inductor", "cudagraphs"] | Backend = "eager",
     group: ProcessGroup | Literal["alone"] = "alone",
+    online: bool | None = None,
 ) -> Program:
     """Compile a network with a learning rule into a program.
 
@@ -65,10 +66,13 @@ def compile(
             ``out.losses`` are means over it. Predictions, recorded channels and memories are those of the slice. All
             processes start from one seed and call ``step`` equally often; ``predict`` too, where the code of a
             prediction reduces over the batch. See docs/scale.md.
+        online: whether a step is one tick of the network, not a whole sequence; by default as the rule says
+            (:attr:`mpgraph.Protocol.online`). What travels along delayed connections is then part of the state, and
+            ``Network(ticks=...)`` does not matter. See docs/settling.md.
 
     Raises:
         NetworkError: for a cycle, a unit without connections, an output that no input reaches.
-        ProtocolError: for a rule that does not fit the network.
+        ProtocolError: for a rule that does not fit the network, or that learns at every tick with ``online=False``.
         BackendError: for a backend that cannot run on the device.
         GroupError: for a group that is not there.
 
@@ -92,8 +96,16 @@ def compile(
         raise InputError(f"dtype must be a floating-point torch.dtype such as torch.float64, got {dtype!r}")
     if threads is not None:
         threads = Arguments("mg.compile").integer("threads", threads, 1)
+    if online is not None:
+        online = Arguments("mg.compile").flag("online", online)
+    if protocol.online and online is False:
+        raise ProtocolError(
+            f"mg.compile(..., online=False): {protocol!r} learns at every tick, so a step of it is one tick; leave "
+            "online out"
+        )
     chosen = backend_of(backend)
     chosen.check(place)
     keep_freed_memory()
     with unchanged_on_error(protocol):
-        return Program(network, protocol, Execution(place, dtype, checks, memory, threads, chosen, found))
+        execution = Execution(place, dtype, checks, memory, threads, chosen, found, protocol.online or bool(online))
+        return Program(network, protocol, execution)

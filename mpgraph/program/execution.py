@@ -29,6 +29,7 @@ class Execution:
         threads: that slices of segments are shared out to; ``None`` for torch's number.
         backend: runs the generated code; serves one program.
         group: of processes that each have a slice of every batch; ``None`` for one process.
+        online: whether a step is one tick of the network.
     """
 
     device: torch.device
@@ -38,6 +39,7 @@ class Execution:
     threads: int | None = None
     backend: Backend = field(default_factory=Backend)
     group: ProcessGroup | None = None
+    online: bool = False
 
     def again(self) -> Execution:
         """The same for another program.

@@ -23,6 +23,7 @@ VIEWS = frozenset([
     "unsqueeze", "view", "view_as",
 ])
 # fmt: on
+SPREAD = frozenset(["broadcast_to", "expand", "expand_as"])
 
 
 def separate(module: fx.GraphModule) -> None:
@@ -39,7 +40,8 @@ def separate(module: fx.GraphModule) -> None:
         for channel, tensor in channels.items():
             origins = _origins(tensor, segments)
             foreign = any(_given(origin) and not _is(origin, name, channel) for origin in origins)
-            if foreign or not taken.isdisjoint(origins):
+            spread = tensor.op == "call_method" and tensor.target in SPREAD  # all its numbers may lie in one place
+            if foreign or spread or not taken.isdisjoint(origins):
                 with graph.inserting_before(end):
                     copy = graph.call_method("clone", (tensor,))
                 copy.meta.update(tensor.meta)

@@ -75,6 +75,7 @@ class Program(nn.Module):
         threads: that the slices of segments are shared out to; ``None`` for as many as torch has.
         backend: runs the generated code.
         group: of processes that each have a slice of every batch; ``None`` for one process.
+        online: whether a step is one tick of the network.
     """
 
     def __init__(
@@ -89,11 +90,11 @@ class Program(nn.Module):
         self._execution = execution
         device, dtype = self.device, self.dtype = execution.device, execution.dtype
         self.checks, self.backend, self.group = execution.checks, execution.backend, execution.group
-        self.threads = execution.threads
+        self.threads, self.online = execution.threads, execution.online
         self.memory = Account(bytes_of("mg.compile", execution.memory, device))
         self._network = network.copy()  # before the rule rewrites it: what a pickle compiles again
         with on_cpu(device):
-            self.graph = graph = build.agent_graph(network, protocol, device, dtype)
+            self.graph = graph = build.agent_graph(network, protocol, device, dtype, self.online)
         self.protocol = protocol
         self.agents = build.own_agents(graph)  # after the graph: rules may make agents for its nodes
         build.place_parameters(protocol, self.agents, device, dtype)  # before anything is traced: code has its dtype
@@ -119,16 +120,17 @@ class Program(nn.Module):
         record: Mapping[str, Sequence[str]] | None = None,
         *,
         learning: bool = True,
-        online: bool = False,
+        single: bool = False,
         phase: str | None = None,
         repeat: Mapping[str, int] | int | None = None,
+        memories: bool = False,
     ) -> Compiled:
-        """The generated function for these outputs, compiled on first use; ``online`` for batches of one."""
+        """The generated function for these outputs, compiled on first use; ``single`` for batches of one."""
         if record is not None:
             checks.record(record)
         if repeat is not None:
-            return self._repeated(repeat, record, learning, online, phase)
-        key = (learning, online, phase, tuple((n, tuple(c)) for n, c in record.items()) if record else ())
+            return self._repeated(repeat, record, learning, single, phase, memories)
+        key = (learning, memories, single, phase, tuple((n, tuple(c)) for n, c in record.items()) if record else ())
         if key not in self._compiled:
             if torch.compiler.is_compiling():
                 if not record and learning:
@@ -145,15 +147,16 @@ class Program(nn.Module):
                         learning=learning,
                         account=self.memory,
                         threads=self.threads,
-                        single=online,
+                        single=single,
                         record=record,
                         ranks=self._ranks,
+                        memories=memories,
                     )
                 except ProtocolError:
                     if not learning:
                         checks.prediction(self.graph, passes)
                     raise
-            if learning:
+            if learning or memories:
                 memory.separate(compiled.module)
             compiled.module.to(self.device)  # constants: patterns of sparse connections and the like
             what = " ".join(["step" if learning else "predict", *([f"of phase {phase!r}"] if phase else [])])
@@ -167,17 +170,19 @@ class Program(nn.Module):
         Threads that share a program need it before they begin: for as long as code is written, the rule's parameters
         are out of their places.
         """
-        online = Arguments("program.prepare").integer("batch_size", batch_size, 1) == 1
+        single = Arguments("program.prepare").integer("batch_size", batch_size, 1) == 1
         for phase in self.protocol.phases or [None]:
-            self._function(online=online, phase=phase)
+            self._function(single=single, phase=phase)
         self._function(learning=False)
 
-    def _repeated(self, repeat: Any, record: Any, learning: bool, online: bool, phase: str | None) -> Compiled:
+    def _repeated(
+        self, repeat: Any, record: Any, learning: bool, single: bool, phase: str | None, memories: bool
+    ) -> Compiled:
         """The generated function with other numbers of rounds."""
         passes = self.protocol.passes_of(phase) if learning else self.protocol.predict_passes
         times = counts_of(passes, repeat)
         usual = {one.name: one.times for one in repeats_of(passes)}
-        compiled = self._function(record, learning=learning, online=online, phase=phase)
+        compiled = self._function(record, learning=learning, single=single, phase=phase, memories=memories)
         if all(usual[name] == number for name, number in times.items()):
             return compiled
         key = id(compiled), tuple(sorted(times.items()))
@@ -254,7 +259,7 @@ class Program(nn.Module):
 
     def _example(self, batch_size: int, phase: str | None) -> tuple[Compiled, tuple[Any, ...]]:
         """The code of a step, and arguments of that size, all zero."""
-        compiled = self._function(online=batch_size == 1, phase=self.protocol.phase_named(phase))
+        compiled = self._function(single=batch_size == 1, phase=self.protocol.phase_named(phase))
 
         def zeros(shape: Sequence[int | None]) -> Tensor:
             sizes = [batch_size if n is None else n for n in shape]
@@ -265,7 +270,7 @@ class Program(nn.Module):
         for name, channel, shape in self._layout.wanted:
             state.setdefault(name, {})[channel] = zeros(shape)
         noise = {name: zeros(shape) for name, shape in compiled.noise.items()}
-        fed = [zeros((None, *self._batches.shapes[name.removesuffix(".target")])) for name in self._batches.names]
+        fed = [zeros((None, *shape)) for shape in self._batches.fed]
         return compiled, (state, self._parameters_now(), noise, *fed)
 
     @property
@@ -295,8 +300,8 @@ class Program(nn.Module):
         Args:
             seed: any integer of 64 bits; a sequence of them, ``range(8)``, gives every tensor a leading axis of that
                 length, for ``torch.func.vmap(program.step)``.
-            batch_size: needed where the rule keeps a memory for each slot of the batch (carry channels); of a group,
-                the slots of this process.
+            batch_size: needed where the rule keeps a memory for each slot of the batch (carry channels), or where the
+                messages of one tick are heard in the next; of a group, the slots of this process.
 
         Raises:
             StateError: if ``batch_size`` is needed and missing.
@@ -307,6 +312,29 @@ class Program(nn.Module):
                 raise InputError("program.init: an empty sequence of seeds; give at least one")
             return stack([self._layout.fresh(one, batch_size) for one in seeds])
         return self._layout.fresh(seed, batch_size)  # type: ignore[arg-type]
+
+    def reset(self, state: State, batch_size: int | None = None) -> State:
+        """The state with the memories of examples as :meth:`init` makes them: a new sequence begins.
+
+        What was learned stays, memories that are what was learned too. Of stacked states all are reset.
+
+        Args:
+            state: from :meth:`init` or a step.
+            batch_size: examples of the new sequences; by default as many as before.
+
+        Raises:
+            InputError: under a transform, where the state's seed cannot be read.
+            StateError: for a state of another program.
+        """
+        if inside_transform():
+            raise InputError("program.reset reads the state's seed: call it outside of torch.func and torch.compile")
+        seeds = state["program"]["seed"] if isinstance(state, Mapping) and "program" in state else None
+        if isinstance(seeds, Tensor) and seeds.ndim == 1:
+            each = [
+                {n: {c: t[i] for c, t in channels.items()} for n, channels in state.items()} for i in range(len(seeds))
+            ]
+            return stack([self._layout.reset(one, batch_size) for one in each])
+        return self._layout.reset(state, batch_size)
 
     def slots(self, state: State) -> int | None:
         """For how many examples a state keeps memories (carry channels), which is the size that batches must have.
@@ -398,12 +426,19 @@ class Program(nn.Module):
         parameters. A channel that the step leaves alone is the very tensor of the state that was passed in. Under
         ``torch.autocast`` a step is what it is without.
 
+        Of a program whose step is one tick (``online``), inputs with a dimension of ticks after the batch are a
+        sequence: one step for each tick, from where the state is. Predictions and recorded channels are then
+        ``(batch, ticks, ...)``, losses the mean over the ticks.
+
         Args:
             state: from :meth:`init` or an earlier step.
             x: ``(batch, *input)``; a dictionary by input name if there are several. Of a group, the slice of this
                 process.
             y: class labels ``(batch,)`` (integers), or targets ``(batch, *output)``; a dictionary by output name if
-                there are several; nothing for a network without a loss.
+                there are several; nothing for a network without a loss. Of an online program nothing as well where
+                there is no target in this tick; of single examples the label -100 or a target with NaN. The loss then
+                says zero, and counts zero. Of a sequence ``(batch, ticks)`` or ``(batch, ticks, *output)``; without
+                ticks they are those of the last.
             record: channels to return for every agent and example: ``{"h1": ["e"]}``.
             noise: standard normal numbers, see :meth:`noise`; sampled from the state if not given.
             phase: of a rule whose steps are not all alike; by default the one whose turn it is by the step counter,
@@ -418,10 +453,14 @@ class Program(nn.Module):
             InputError: for a batch that does not fit, or parameters or repetitions that the rule does not have.
             StateError: for a state of another program.
         """
+        if self.online and (ticks := self._batches.ticks_of(x, y)):
+            if noise is not None:
+                raise InputError("noise= is that of one step, but this is a sequence; pass one tick after the other")
+            return self._sequence(state, ticks, record=record, phase=phase, parameters=parameters, repeat=repeat)
         tensors, size = self._batches.tensors(x, y)
         if phase is not None or self._phased:
             phase = self.protocol.phase_at(state, phase)
-        compiled = self._function(record, online=size == 1, phase=phase, repeat=repeat)
+        compiled = self._function(record, single=size == 1, phase=phase, repeat=repeat)
         self._layout.check(state, size)
         if compiled.noise and noise is None:
             if inside_transform():
@@ -438,12 +477,71 @@ class Program(nn.Module):
         prediction = predictions if len(predictions) > 1 else predictions[self._outputs[0]]
         return state, Output(prediction, losses, recorded)
 
+    def _sequence(self, state: State, ticks: Sequence[tuple[Any, Any]], **options: Any) -> tuple[State, Output]:
+        """A step for each tick."""
+        outputs = []
+        for x, y in ticks:
+            state, out = self.step(state, x, y, **options)
+            outputs.append(out)
+        losses = {name: torch.stack([out.losses[name] for out in outputs]).mean(0) for name in outputs[0].losses}
+        predictions, recorded = (
+            _stacked([getattr(out, part) for out in outputs]) for part in ("prediction", "recorded")
+        )
+        return state, Output(predictions, losses, recorded)
+
+    def advance(
+        self,
+        state: State,
+        x: Batch,
+        *,
+        parameters: Mapping[str, Tensor] | None = None,
+        repeat: Mapping[str, int] | int | None = None,
+    ) -> tuple[State, Any]:
+        """A prediction, and the state with the memories of examples after it: a tick without learning.
+
+        Args:
+            state: from :meth:`init`, :meth:`reset` or a step; memories start from there.
+            x: as in :meth:`step`, a sequence too.
+            parameters: tensors that replace parameters of the rule for this call, as in :meth:`step`.
+            repeat: other numbers of rounds, as in :meth:`step`.
+
+        Returns:
+            The state, and predictions as those of :meth:`predict`.
+
+        Raises:
+            InputError: for a batch that does not fit.
+            StateError: for a state of another program.
+        """
+        if self.online and (ticks := self._batches.ticks_of(x, None)):
+            predictions = []
+            for one, _ in ticks:
+                state, prediction = self.advance(state, one, parameters=parameters, repeat=repeat)
+                predictions.append(prediction)
+            return state, _stacked(predictions)
+        compiled = self._function(learning=False, repeat=repeat, memories=True)
+        tensors, size = self._batches.tensors(x, None, learning=False)
+        self._layout.check(state, size)
+        memories, prediction = self._predicted(compiled, state, size, tensors, parameters)
+        state = {name: {**channels, **memories.get(name, {})} for name, channels in state.items()}
+        return state, prediction if len(prediction) > 1 else prediction[self._outputs[0]]
+
+    def _predicted(
+        self, compiled: Compiled, state: State, size: int, tensors: Sequence[Tensor], parameters: Any
+    ) -> Any:
+        """What a function says that learns nothing; noise is zero in it."""
+        noise = {
+            name: torch.zeros([size if n is None else n for n in shape], device=self.device, dtype=self.dtype)
+            for name, shape in compiled.noise.items()
+        }
+        own = self._rule.now() if parameters is None else self._rule.replaced(parameters)
+        return self._call(compiled, state, own, noise, *tensors)
+
     def predict(
         self,
         state: State,
         x: Batch,
         *,
-        memories: Literal["fresh", "state"] = "fresh",
+        memories: Literal["fresh", "state"] | None = None,
         parameters: Mapping[str, Tensor] | None = None,
         repeat: Mapping[str, int] | int | None = None,
     ) -> Any:
@@ -452,12 +550,16 @@ class Program(nn.Module):
         Any batch size works, but for a rule that learns in memories of its own for each slot of the batch (VS-ML), or
         with ``memories="state"``: then it is that of the state. Several outputs are returned as a dictionary.
 
+        Of a program whose step is one tick it predicts the next one; of a sequence ``(batch, ticks, *input)`` it
+        predicts ``(batch, ticks, *output)``.
+
         Args:
             state: from :meth:`init` or a step.
             x: ``(batch, *input)``; a dictionary by input name if there are several.
             memories: where memories of examples start: ``"fresh"`` at their initial values, the same for every
-                example, ``"state"`` where the last step left them, for a stream that goes on. Memories that *are* what
-                was learned (``mg.carry(learned=True)``) always start from the state.
+                example, ``"state"`` where the last step left them, for a stream that goes on. By default the latter
+                where a step is one tick, else the former. Memories that *are* what was learned
+                (``mg.carry(learned=True)``) always start from the state.
             parameters: tensors that replace parameters of the rule for this call, as in :meth:`step`.
             repeat: other numbers of rounds, as in :meth:`step`.
 
@@ -465,22 +567,23 @@ class Program(nn.Module):
             InputError: for a batch that does not fit.
             StateError: for a state of another program.
         """
-        compiled = self._function(learning=False, repeat=repeat)
-        tensors, size = self._batches.tensors(x, None, learning=False)
+        if memories is None:
+            memories = "state" if self.online else "fresh"
         if memories not in ("fresh", "state"):
             raise InputError(unknown("memories", memories, ("fresh", "state")))
+        if self.online and (ticks := self._batches.ticks_of(x, None)):
+            size = checks.examples(ticks[0][0])
+            start = state if memories == "state" else self.reset(state, size)
+            return self.advance(start, x, parameters=parameters, repeat=repeat)[1]
+        compiled = self._function(learning=False, repeat=repeat)
+        tensors, size = self._batches.tensors(x, None, learning=False)
         kept = memories == "state" and bool(self._fresh)
         self._layout.check(state, size if kept or self._reads_learned else None)
         if self._fresh and not kept:
             state = {name: dict(channels) for name, channels in state.items()}
             for (name, channel), one in self._fresh.items():
                 state[name][channel] = one.expand(size, *one.shape[1:])
-        noise = {
-            name: torch.zeros([size if n is None else n for n in shape], device=self.device, dtype=self.dtype)
-            for name, shape in compiled.noise.items()
-        }
-        own = self._rule.now() if parameters is None else self._rule.replaced(parameters)
-        predictions = self._call(compiled, state, own, noise, *tensors)
+        predictions = self._predicted(compiled, state, size, tensors, parameters)
         return predictions if len(predictions) > 1 else predictions[self._outputs[0]]
 
     def run(self, state: State, batches: Iterable[Any], *, progress: bool = False) -> tuple[State, list[float]]:
@@ -598,3 +701,10 @@ class Program(nn.Module):
         return (
             f"{len(self.graph.nodes)} nodes, {arrows} arrows, {numbers} numbers of state, {self.dtype}, {self.device}"
         )
+
+
+def _stacked(parts: Sequence[Any]) -> Any:
+    """Tensors of several ticks as one, ticks after the batch; of dictionaries, each entry."""
+    if isinstance(parts[0], Mapping):
+        return {key: _stacked([part[key] for part in parts]) for key in parts[0]}
+    return torch.stack(list(parts), 1)

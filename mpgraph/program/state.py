@@ -136,6 +136,20 @@ class StateLayout:
         tensor = agent.init_of(declared)(shape, node, generator, self.dtype)
         return tensor.to(device=self.device, dtype=self.dtype, copy=True)  # it may be the rule's own
 
+    def reset(self, state: State, batch_size: int | None) -> State:
+        """The state with fresh memories of examples; see :meth:`Program.reset`."""
+        self.check(state, None)
+        seed, size = state["program"]["seed"], batch_size or self.slots(state) or 0
+        if batch_size is not None:
+            size = Arguments("program.reset").integer("batch_size", batch_size, 1)
+        fresh = {name: dict(channels) for name, channels in state.items()}
+        with on_cpu(self.device):
+            for name, channel, declared, _ in self._channels:
+                if declared.extent == "carry" and not declared.learned:
+                    initial = self._initial(name, channel, int(seed), self._whole(size))
+                    fresh[name][channel] = self._own(initial, size)
+        return fresh
+
     def memories(self, read: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Tensor]:
         """Initial values of memories of examples, for one example."""
         with on_cpu(self.device):

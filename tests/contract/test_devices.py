@@ -27,7 +27,7 @@ def test_every_tensor_is_on_the_device(rule, name, size):
     network = mlp([3, 4, 4, 2], "tanh") if name == "dense" else GRAPHS[name]()
     program = mg.compile(network, rule, checks="none", device="cpu")
     phases = rule.phases or [None]
-    shapes = {phase: program._function(online=size == 1, phase=phase).noise for phase in phases}
+    shapes = {phase: program._function(single=size == 1, phase=phase).noise for phase in phases}
     fake = FakeCuda()
     fake.program(program)
     x, y = batch(network, size)

@@ -48,7 +48,7 @@ def test_compiled_means_what_the_interpreter_does(rule, network):
     repeat = few(program)
     size = 3 if repeat is None or len(network.units) < 4 else 1  # rounds take long there
     state = randomised(program.init(batch_size=size), torch.Generator().manual_seed(0))
-    x, y = batch(network, size)
+    x, y = batch(program.graph.network, size)
     after, _ = program.step(state, x, y, repeat=repeat)
     targets = {"y": torch.eye(2, dtype=torch.float64)[y]}
     meaning, _ = interpreter.step(program, state, x, targets, program.noise(state, size, repeat=repeat), repeat=repeat)
@@ -58,7 +58,7 @@ def test_compiled_means_what_the_interpreter_does(rule, network):
 @pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")
 def test_pure_seeded_and_mappable(rule, network):
     program = mg.compile(network, rule(), dtype=torch.float64)
-    x, y = batch(network, 3)
+    x, y = batch(program.graph.network, 3)
     states = [program.init(seed, batch_size=3) for seed in (0, 0, 1)]
     assert distance(states[0], states[1]) == 0.0
     noise = program.noise(states[0], 3)
@@ -73,7 +73,7 @@ def test_pure_seeded_and_mappable(rule, network):
 @pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")
 def test_no_tensor_of_a_state_shares_memory(rule, network):
     program = mg.compile(network, rule(), dtype=torch.float64)
-    x, y = batch(network, 3)
+    x, y = batch(program.graph.network, 3)
     before = program.init(batch_size=3)
     after, out = program.step(before, x, y)
     fed = [*(x.values() if isinstance(x, dict) else [x]), y]

@@ -328,7 +328,7 @@ def test_ten_terms_take_three_outer_products_a_connection_and_no_square_matrix()
     network = mlp([784, 170, 130, 100, 70, 47], mg.Softplus(10.0), bias=False)
     program = mg.compile(network, Plasticity(**{name: mg.learnable(0.1) for name in TERMS}))
     program.step(program.init(), torch.rand(1, 784), torch.tensor([3]))
-    code = program._function(online=True).module.code
+    code = program._function(single=True).module.code
     assert len(re.findall(r"addcmul\(", code)) == 3 * 5
     report = program.explain(1)
     assert "materialised" not in report
@@ -343,7 +343,7 @@ def test_ten_terms_take_three_outer_products_a_connection_and_no_square_matrix()
 
     state = program.init()
     target = torch.nn.functional.one_hot(torch.tensor([3]), 47).float()
-    Sizes(program._function(online=True).module).run(state, program._parameters_now(), {}, torch.rand(1, 784), target)
+    Sizes(program._function(single=True).module).run(state, program._parameters_now(), {}, torch.rand(1, 784), target)
     assert max(sizes) == 784 * 170
 
 
