@@ -78,10 +78,10 @@ MISTAKES = [
     (["compare", "--protocols", "own.py:Mising"], ["unknown rule 'Mising'", "did you mean 'Missing'"]),
     (["compare", "--protocols", "own.py:Missing"], ["'x->h1'", "learn", "'missing'", "allowed are e, w, x"]),
     (["compare", "--protocols", "own.py:Nothing"], ["learn_update must return a view", "NoneType"]),
-    (["compare", "--protocols", "own.py:Zero"], ["own.py:Zero: line 14", "division by zero", "--debug"]),
+    (["compare", "--protocols", "own.py:Zero"], ["own.py:Zero: line 13", "division by zero", "--debug"]),
     (["compare", "--protocols", "own.py:Branch"], ["torch.where"]),
-    (["compare", "--protocols", "own.py:Refusing"], ["own.py:Refusing: line 20", "not today"]),
-    (["compare", "--networks", "own.py:broken"], ["own.py:broken: line 24", "KeyError"]),
+    (["compare", "--protocols", "own.py:Refusing"], ["own.py:Refusing: line 19", "not today"]),
+    (["compare", "--networks", "own.py:broken"], ["own.py:broken: line 23", "KeyError"]),
     (["compare", "--networks", "own.py:number"], ["returned a int", "mg.Network"]),
     (["compare", "--protocols", "backprop:nowhere"], ["there is no file nowhere/protocol.safetensors"]),
     # a search, contrasts, settings
