@@ -44,16 +44,21 @@ class Curve(NamedTuple):
 
 
 def curves(runs: Sequence[Run], path: Path | str, title: str) -> None:
+    """Write :func:`overview`; the suffix of the path sets the format."""
+    save(overview(runs, title), path)
+
+
+def overview(runs: Sequence[Run], title: str) -> Figure:
     """Score against steps, score against seconds, and the gain over the readout: a row for each task and network.
 
-    Lines are means over seeds, bands reach from the worst to the best seed. The suffix of the path sets the format.
+    Lines are means over seeds, bands reach from the worst to the best seed.
     """
     groups = grouped(runs)
     figure = _figure(PANELS.values(), list(groups.values()))
     for axes, (task, network) in zip(figure.axes[:: len(PANELS)], groups, strict=True):
         axes.set_title(f"{task}, {network}" if len(groups) > 1 else "", loc="left")
     figure.suptitle(title)
-    save(figure, path)
+    return figure
 
 
 def panel(name: str, runs: Sequence[Run], path: Any) -> None:
