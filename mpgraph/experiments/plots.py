@@ -203,19 +203,20 @@ def name_ends(
             name + beyond, xy=(x, y) if inside else (1.0, place(y)),
             xycoords="data" if inside else "axes fraction", xytext=(1.03, height), textcoords="axes fraction",
             color=color, va="center", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "alpha": 0.6},
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "alpha": 0.6, "relpos": (0.0, 0.5)},
         )  # fmt: skip
 
 
 def spread(heights: Sequence[float], gap: float = GAP) -> list[float]:
-    """Heights that grow, moved as little as need be to lie a gap apart: pooled where they touch."""
+    """Heights that grow, moved as little as need be to lie a gap apart: pooled where they touch, none above 1."""
     pools: list[list[float]] = []  # heights that move as one, each less its number of gaps
     for i, height in enumerate(heights):
         pools.append([height - i * gap])
         while len(pools) > 1 and statistics.fmean(pools[-2]) > statistics.fmean(pools[-1]):
             pools[-2:] = [pools[-2] + pools[-1]]
     flat = [statistics.fmean(pool) for pool in pools for _ in pool]
-    return [height + i * gap for i, height in enumerate(flat)]
+    most = 1.0 - (len(flat) - 1) * gap
+    return [min(height, most) + i * gap for i, height in enumerate(flat)]
 
 
 def _against_steps(axes: Axes, runs: Sequence[Run]) -> None:

@@ -323,6 +323,7 @@ def test_one_bad_rule_does_not_squash_the_others():
 def test_names_at_ends_keep_apart_and_move_little():
     assert plots.spread([0.1, 0.5, 0.9], 0.1) == pytest.approx([0.1, 0.5, 0.9])
     assert plots.spread([0.5, 0.5, 0.9], 0.1) == pytest.approx([0.45, 0.55, 0.9])
+    assert plots.spread([0.2, 1.0, 1.0], 0.1) == pytest.approx([0.2, 0.9, 1.0])  # none leaves the axes
     assert plots.spread([0.5, 0.5, 0.5, 0.52], 0.1) == pytest.approx([0.355, 0.455, 0.555, 0.655])
 
 
