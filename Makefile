@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-fast mutants lint types documents matrix wheel benchmarks benchmarks-quick gpu
+.PHONY: demo test test-fast mutants lint types documents site matrix wheel benchmarks benchmarks-quick gpu
 
 demo: $(VENV)/ready
 	$(BIN)/mpgraph compare --task digits --protocols backprop,feedback_alignment --seeds 3 --out results
@@ -26,6 +26,9 @@ types: $(VENV)/ready
 
 documents: $(VENV)/ready
 	$(BIN)/python docs/run_blocks.py README.md docs/*.md
+
+site: $(VENV)/ready
+	$(BIN)/mkdocs build --strict --quiet --site-dir site
 
 matrix: $(VENV)/ready
 	$(BIN)/python tests/matrix.py

@@ -9,6 +9,7 @@ import argparse
 import inspect
 import json
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -45,6 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if typed != given:
             traceback.print_exc()
         print(f"mpgraph: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search(r"allocate memory|out of memory", str(error)):
+            raise
+        print(f"mpgraph: out of memory: {str(error).splitlines()[0]}; a smaller --hidden or --batch needs less",
+              file=sys.stderr)  # fmt: skip
         return 2
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -22,6 +22,7 @@ SLOW = {
     *("test_backends.py", "test_devices.py"),
     *("test_vsml_meaning.py", "test_blur_meaning.py", "test_memories.py", "test_regions.py", "test_dry_run.py"),
     *("test_group.py", "test_cost.py"),
+    *("test_compare.py", "test_hostile.py", "test_report.py", "test_looks.py", "test_mistakes.py"),
     *("test_examples.py", "test_learning.py", "test_data.py", "test_drawing.py", "test_experiments.py", "test_cli.py"),
 }
 

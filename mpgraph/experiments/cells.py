@@ -27,7 +27,7 @@ from mpgraph.program.compile import compile
 from mpgraph.program.program import Program
 
 from .comparison import measured, shape_of
-from .naming import named, network_named
+from .naming import named, network_named, own_code
 from .results import READOUT_ONLY, Run
 from .tasks import TASKS, fitted, task_named
 from .tuning import SHARE, Space, searched
@@ -72,7 +72,9 @@ class Plan:
     def program(self, cell: Cell, chosen: dict[str, Any] | None = None, *, trained: bool = True) -> Program:
         """The compiled cell, with arguments that were chosen for its rule; ``trained`` as in :func:`named`."""
         make = named(cell.protocol, {**self._usual(), **(chosen or {})}, trained=trained).make
-        return compile(self.network(cell), make(), device=self.device)
+        network = self.network(cell)
+        with own_code(cell.protocol):
+            return compile(network, make(), device=self.device)
 
     def searched(self, cell: Cell) -> Space | None:
         """What is searched for the rule of a cell."""
@@ -168,7 +170,14 @@ def run_cell(plan: Plan, cell: Cell, progress: bool = False, on_epoch: Callable[
     """Search, if the plan says so, then train and test one cell.
 
     A search trains on four fifths of the training set and scores on the rest; the run itself trains on all of it.
+    What compiling warns of was said when the rules were checked.
     """
+    with own_code(cell.protocol), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _trained(plan, cell, progress, on_epoch)
+
+
+def _trained(plan: Plan, cell: Cell, progress: bool, on_epoch: Callable[[], object]) -> Run:
     data = fitted(_data(cell.task, plan.root, cell.seed, plan.raw, plan.limit, progress), plan.network(cell))
     data = data.to(usable(plan.device)) if plan.device else data
     epochs = plan.epochs_of(cell)
@@ -278,6 +287,5 @@ def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _begin(threads: int, dtype: torch.dtype) -> None:
-    warnings.simplefilter("ignore")  # all were shown when the rules were checked
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)

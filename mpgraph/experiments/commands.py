@@ -166,7 +166,7 @@ def pictures(
     differences: Sequence[dict[str, Any]],
 ) -> tuple[str, ...]:
     """Write the figures and the report; returns the names of the files."""
-    from .plots import curves
+    from .plots import overview, save
     from .report import report
 
     names = ("curves.png", "curves.svg", "report.html")
@@ -176,8 +176,9 @@ def pictures(
         runs, title=title, command=command, settings=settings_of(plan), contrasts=differences, networks=networks
     )
     try:
-        curves(runs, out / "curves.png", title)
-        curves(runs, out / "curves.svg", title)
+        figure = overview(runs, title)
+        save(figure, out / "curves.svg")
+        save(figure, out / "curves.png")
         atomic.write(out / "report.html", text.encode())
     except OSError as error:
         raise FileError(f"--out {out} cannot be written: {error.strerror}") from None

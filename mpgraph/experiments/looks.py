@@ -91,17 +91,16 @@ def _code(program: Program) -> str:
 def _draw(options: argparse.Namespace) -> int:
     program = _program(options)
     graph = program.graph
+    _known(program, options.passes)
     if options.out is None:
         print(network_text(graph.network, _width()))
         if not options.network_only:
-            _known(program, options.passes)
             print("\n" + graph_text(graph, _width(), options.passes))
         return 0
     suffix = options.out.suffix
     allowed = (*SUFFIXES, *ENDS, ".html")
     if suffix not in allowed:
         raise InputError(f"--out {options.out}: " + unknown("suffix", suffix, allowed))
-    _known(program, options.passes)
     if suffix == ".html":
         _write(options.out, page.page(_title(program), _pictures(program, options.passes)))
     else:

@@ -15,7 +15,8 @@ import inspect
 import math
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,12 +165,38 @@ def network_named(text: str, task: Task, usual: Mapping[str, Any]) -> Network:
             raise InputError(f"{text}: " + unknown(f"argument of {name}", key, known))
     arguments = {**{key: value for key, value in usual.items() if key in known}, **given}
     try:
-        network = build(**arguments)
+        with own_code(text):
+            network = build(**arguments)
     except (TypeError, MPGraphError) as error:
         raise InputError(f"network {text} for {task.name}: {error}") from error
     if not isinstance(network, Network):
         raise InputError(f"network {text}: {name} returned a {type(network).__name__}, not an mg.Network")
     return network
+
+
+@contextmanager
+def own_code(text: str) -> Iterator[None]:
+    """Within, an exception of the file that a rule or network is named by is told by its line, as one of the family.
+
+    Raises:
+        FileError: for any exception that is not of the family, if the name is of a file.
+    """
+    name = text.partition("(")[0].partition(":")[0]
+    try:
+        yield
+    except MPGraphError:
+        raise
+    except Exception as error:
+        if not name.endswith(".py"):
+            raise
+        where = _line(error, Path(name))
+        raise FileError(f"{text}:{where} {type(error).__name__}: {error}; --debug shows how it came there") from error
+
+
+def _line(error: BaseException, path: Path) -> str:
+    """Where in the file an exception was raised: `` line 3,``."""
+    frames = traceback.extract_tb(error.__traceback__)[::-1]
+    return next((f" line {f.lineno}," for f in frames if Path(f.filename).resolve() == path.resolve()), "")
 
 
 def _is_function(value: Any, module: str) -> bool:
@@ -198,9 +225,7 @@ def _object_in(path: Path, name: str, what: str, fits: Callable[[Any, str], bool
     except Exception as error:
         if ours:  # and no module of that name that was there before
             del sys.modules[path.stem]
-        where = next((f" line {f.lineno}," for f in traceback.extract_tb(error.__traceback__)[::-1]
-                      if f.filename == str(path)), "")  # fmt: skip
-        raise FileError(f"{path}:{where} {type(error).__name__}: {error}") from error
+        raise FileError(f"{path}:{_line(error, path)} {type(error).__name__}: {error}") from error
     found = getattr(module, name, None)
     if not fits(found, module.__name__):
         own = [n for n, value in vars(module).items()

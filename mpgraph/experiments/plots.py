@@ -44,16 +44,21 @@ class Curve(NamedTuple):
 
 
 def curves(runs: Sequence[Run], path: Path | str, title: str) -> None:
+    """Write :func:`overview`; the suffix of the path sets the format."""
+    save(overview(runs, title), path)
+
+
+def overview(runs: Sequence[Run], title: str) -> Figure:
     """Score against steps, score against seconds, and the gain over the readout: a row for each task and network.
 
-    Lines are means over seeds, bands reach from the worst to the best seed. The suffix of the path sets the format.
+    Lines are means over seeds, bands reach from the worst to the best seed.
     """
     groups = grouped(runs)
     figure = _figure(PANELS.values(), list(groups.values()))
     for axes, (task, network) in zip(figure.axes[:: len(PANELS)], groups, strict=True):
         axes.set_title(f"{task}, {network}" if len(groups) > 1 else "", loc="left")
     figure.suptitle(title)
-    save(figure, path)
+    return figure
 
 
 def panel(name: str, runs: Sequence[Run], path: Any) -> None:
@@ -198,19 +203,20 @@ def name_ends(
             name + beyond, xy=(x, y) if inside else (1.0, place(y)),
             xycoords="data" if inside else "axes fraction", xytext=(1.03, height), textcoords="axes fraction",
             color=color, va="center", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "alpha": 0.6},
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "alpha": 0.6, "relpos": (0.0, 0.5)},
         )  # fmt: skip
 
 
 def spread(heights: Sequence[float], gap: float = GAP) -> list[float]:
-    """Heights that grow, moved as little as need be to lie a gap apart: pooled where they touch."""
+    """Heights that grow, moved as little as need be to lie a gap apart: pooled where they touch, none above 1."""
     pools: list[list[float]] = []  # heights that move as one, each less its number of gaps
     for i, height in enumerate(heights):
         pools.append([height - i * gap])
         while len(pools) > 1 and statistics.fmean(pools[-2]) > statistics.fmean(pools[-1]):
             pools[-2:] = [pools[-2] + pools[-1]]
     flat = [statistics.fmean(pool) for pool in pools for _ in pool]
-    return [height + i * gap for i, height in enumerate(flat)]
+    most = 1.0 - (len(flat) - 1) * gap
+    return [min(height, most) + i * gap for i, height in enumerate(flat)]
 
 
 def _against_steps(axes: Axes, runs: Sequence[Run]) -> None:

@@ -54,6 +54,7 @@ def share(values: Sequence[float], factor: float) -> float:
 def draw(found: Mapping[str, Sequence[float]], path: Path) -> None:
     """The profile of each rule over factors from 1 to the largest that occurs, in the logarithm."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     figure = Figure(figsize=(9.0, max(4.0, 0.27 * len(found))), layout="constrained")
     axes = figure.subplots()
@@ -68,6 +69,8 @@ def draw(found: Mapping[str, Sequence[float]], path: Path) -> None:
         axes.plot(steps, heights, drawstyle="steps-post", color=color, linestyle=DASHES[i // len(COLORS) % len(DASHES)])
         ends.append((last, heights[-1], shown[name], color))
     axes.set_xscale("log")
+    for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        which(LogFormatter(minor_thresholds=(1.0, 0.4)))
     axes.set(
         xlabel="error, as a multiple of the smallest", ylabel="share of problems", xlim=(1.0, last), ylim=(0, 1.02)
     )

@@ -53,6 +53,7 @@ def report(
         parts += _section(task, network, group, rows, (networks or {}).get((task, network)))
     parts.append(page.heading("How it was made"))
     facts = {**{f"setting: {key}": value for key, value in settings.items()}, **versions()}
+    facts = {key: "by default" if value is None else value for key, value in facts.items()}
     shown = [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in facts.items()]
     parts.append(page.table("Settings and versions", ("what", "value"), shown, long=("value",)))
     return page.page(title, parts)

@@ -112,61 +112,6 @@ def test_divergence_is_said_and_changes_the_exit_status(tmp_path, capsys):
     assert json.loads((tmp_path / "results.json").read_text())["runs"][1]["diverged"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["compare", "--protocols", "backprob"], ["'backprob'", "backprop"]),
-        (["compare", "--protocols", ","], ["--protocols", "backprop"]),
-        (["compare", "--activation", "tahn"], ["'tahn'", "tanh"]),
-        (["compare", "--loss", "l3"], ["'l3'", "l2"]),
-        (["compare", "--surrogate", "tahn"], ["'tahn'", "tanh"]),
-        (["compare", "--device", "abacus"], ["'abacus'"]),
-        (["compare", "--lr", "nan"], ["--lr", "nan", "finite number"]),
-        (["compare", "--task", "mnist", "--data", "nowhere"], ["nowhere"]),
-        (["compare", "--task", "mnist"], ["mnist", "--data", "MPGRAPH_DATA"]),
-        (["compare", "--resume"], ["--out"]),
-        (["compare", "--resume", "--out", "nowhere"], ["nowhere/results.json", "No such file"]),
-        (["explain", "--protocol", "q"], ["'q'"]),
-    ],
-)
-def test_wrong_arguments_exit_with_two_and_one_line(arguments, words, capsys, monkeypatch):
-    monkeypatch.delenv("MPGRAPH_DATA", raising=False)
-    status, captured = (
-        run(*arguments, "--quiet", capsys=capsys) if arguments[0] == "compare" else run(*arguments, capsys=capsys)
-    )
-    assert status == 2
-    assert all(word in captured.err for word in words)
-    assert len(captured.err.strip().splitlines()) == 1
-    assert not captured.out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["compare", "--task", "minst"], ["--task", "'minst'", "did you mean 'mnist'"]),
-        (["compare", "--seeds", "0"], ["--seeds", "'0'", "positive integer"]),
-        (["compare", "--epochs", "0"], ["--epochs", "'0'", "positive integer"]),
-        (["compare", "--batch", "-1"], ["--batch", "'-1'", "positive integer"]),
-        (["compare", "--limit", "0"], ["--limit", "'0'", "positive integer"]),
-        (["compare", "--hidden", "0"], ["--hidden", "'0'", "positive integer"]),
-        (["compare", "--hidden", "a"], ["--hidden", "'a'", "positive integer"]),
-        (["compare", "--hidden", "8,,8"], ["--hidden", "''", "positive integer"]),
-        (["compare", "--lr", "fast"], ["--lr", "'fast'"]),
-        (["compare", "--data"], ["--data", "expected one argument"]),
-        (["compare", "--colour", "red"], ["--colour"]),
-        (["explain", "--batch", "0"], ["--batch", "'0'", "positive integer"]),
-        (["nothing"], ["'nothing'", "compare"]),
-        ([], ["command"]),
-    ],
-)
-def test_the_parser_exits_with_two_and_one_line(arguments, words, capsys):
-    assert cli.main(arguments) == 2
-    captured = capsys.readouterr()
-    assert all(word in captured.err for word in words)
-    assert len(captured.err.strip().splitlines()) == 1
-    assert not captured.out
-
-
 def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):

@@ -15,6 +15,7 @@ from mpgraph import cli, data, experiments
 from mpgraph.architectures import mlp
 from mpgraph.data.synthetic import series_of
 from mpgraph.experiments import Run, plots
+from mpgraph.experiments.cells import Plan, cells_of, run_cells
 from mpgraph.experiments.contrasts import needed, paired
 from mpgraph.experiments.tuning import halton, searched, space_of
 from mpgraph.protocols import Backprop
@@ -174,30 +175,24 @@ def test_what_is_no_space_is_refused(text, capsys):
         space_of(text, 3)
 
 
-def test_a_search_is_part_of_the_result_and_never_sees_the_test_set(tmp_path, capsys, monkeypatch):
-    arguments = ["--protocols", "backprop,backprop(lr=0.2)", "--tune", "lr=1e-6..0.5", "--trials", "2", "--epochs", "8"]
-    compared(*arguments, "--out", str(tmp_path), capsys=capsys)
-    content = json.loads((tmp_path / "results.json").read_text())
-    assert content["settings"]["tune"] == {"space": "lr=1e-6..0.5", "trials": 2}
-    for run in content["runs"]:
-        tried = [one["arguments"] for one in run["tuning"]["trials"]]
-        if run["protocol"] == "backprop(lr=0.2)":
-            assert tried == []
-            assert run["arguments"] == "Backprop(lr=0.2)"
-        else:
-            assert tried == [{"lr": 1e-6}, {"lr": 0.5}]
-            assert run["tuning"]["chosen"] == {"lr": 0.5}  # the other one moves nothing
-            assert run["arguments"] == "Backprop(lr=0.5)"
-            assert run["tuning"]["validation_examples"] == 13  # a fifth of 64
+def test_a_search_is_part_of_the_result_and_never_sees_the_test_set(monkeypatch):
+    plan = Plan(epochs=8, limit=64, lr=0.1, space=space_of("lr=1e-6..0.5", 2))
+    cells = cells_of(plan, ["digits"], ["mlp"], ["backprop", "backprop(lr=0.2)"], [0])
+    searched_one, given = runs = run_cells(plan, cells, progress=False)
+    assert [one["arguments"] for one in searched_one.tuning["trials"]] == [{"lr": 1e-6}, {"lr": 0.5}]
+    assert searched_one.tuning["chosen"] == {"lr": 0.5}  # the other one moves nothing
+    assert searched_one.tuning["space"] == "lr=1e-6..0.5"
+    assert searched_one.arguments == "Backprop(lr=0.5)"
+    assert searched_one.tuning["validation_examples"] == 13  # a fifth of 64
+    assert given.tuning["trials"] == []
+    assert given.arguments == "Backprop(lr=0.2)"
     original = data.Dataset.validation
 
     def shuffled(self, *arguments):  # other test labels, the same choice
         return original(replace(self, test_y=self.test_y.flip(0)), *arguments)
 
     monkeypatch.setattr(data.Dataset, "validation", shuffled)
-    compared(*arguments, "--out", str(tmp_path / "again"), capsys=capsys)
-    again = json.loads((tmp_path / "again" / "results.json").read_text())
-    assert [run["tuning"] for run in again["runs"]] == [run["tuning"] for run in content["runs"]]
+    assert [run.tuning for run in run_cells(plan, cells, progress=False)] == [run.tuning for run in runs]
 
 
 def test_a_dimension_that_no_rule_takes_is_refused(capsys):
@@ -252,19 +247,20 @@ def test_numbers_are_compared_by_their_error(capsys):
     assert "test error" in capsys.readouterr().out
 
 
-def test_processes_and_cells_in_any_order_give_the_same(tmp_path, capsys):
-    arguments = ["--tasks", "digits,xor", "--protocols", "backprop"]
-    alone = compared(*arguments, "--out", str(tmp_path / "alone"), capsys=capsys)
-    several = compared(*arguments, "--jobs", "2", "--out", str(tmp_path / "several"), capsys=capsys)
-    for one, two in zip(alone["summary"], several["summary"], strict=True):
-        assert {**one, "seconds": 0} == {**two, "seconds": 0}
-    path = tmp_path / "several" / "results.json"
-    kept = experiments.read(path, {})
-    experiments.write(path, kept[3:5], json.loads(path.read_text())["settings"])  # a comparison that was interrupted
-    compared(*arguments, "--resume", "--out", str(path.parent), capsys=capsys)
-    again = experiments.read(path, {})
-    assert [replace(run, seconds=0, times=[]) for run in again] == [replace(run, seconds=0, times=[]) for run in kept]
-    assert again[3:5] == kept[3:5]  # seconds included: not run again
+def test_processes_and_cells_in_any_order_give_the_same():
+    def without_times(runs):
+        return [replace(run, seconds=0, times=[]) for run in runs]
+
+    plan = Plan(epochs=1, limit=64, lr=0.1)
+    cells = cells_of(plan, ["xor", "teacher"], ["mlp"], ["readout_only", "backprop"], [0, 1])
+    alone = run_cells(plan, cells, progress=False)
+    written = []
+    several = run_cells(plan, cells, jobs=2, on_run=written.append, progress=False)
+    assert without_times(several) == without_times(alone)
+    assert [len(runs) for runs in written] == list(range(1, len(cells) + 1))  # each cell is written at once
+    backwards = run_cells(plan, cells[::-1], done=several[3:5], progress=False)  # as after an interrupt
+    assert without_times(backwards) == without_times(alone[::-1])
+    assert several[3] in backwards  # seconds included: not run again
 
 
 def test_a_file_of_settings_is_the_flags_and_what_is_typed_wins(tmp_path, capsys):
@@ -327,6 +323,7 @@ def test_one_bad_rule_does_not_squash_the_others():
 def test_names_at_ends_keep_apart_and_move_little():
     assert plots.spread([0.1, 0.5, 0.9], 0.1) == pytest.approx([0.1, 0.5, 0.9])
     assert plots.spread([0.5, 0.5, 0.9], 0.1) == pytest.approx([0.45, 0.55, 0.9])
+    assert plots.spread([0.2, 1.0, 1.0], 0.1) == pytest.approx([0.2, 0.9, 1.0])  # none leaves the axes
     assert plots.spread([0.5, 0.5, 0.5, 0.52], 0.1) == pytest.approx([0.355, 0.455, 0.555, 0.655])
 
 
