@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def with_delays(neurons: Neurons, edges: Edges, cycles: Any) -> Edges:
     elif cycles == "feedback_arcs":
         late = closing_edges(edges.source, edges.target, edges.delay == 0, len(neurons.names))
     else:
-        raise NetworkError("from_networkx: cycles: " + unknown("word", cycles, Cycles.__args__))
+        raise NetworkError("from_networkx: cycles: " + unknown("word", cycles, get_args(Cycles)))
     return replace(edges, delay=np.where(late & (edges.delay == 0), 1, edges.delay))
 
 

@@ -325,7 +325,7 @@ class Network:
 
         Args:
             module: any ``torch.fx``-traceable module of Linear, Conv2d, activations, pooling, flatten, LayerNorm,
-                BatchNorm, additions, products and concatenations.
+                GroupNorm, BatchNorm, Dropout, additions, products and concatenations; docs/networks.md has all.
             input_shape: of one example, without the batch: ``(1, 8, 8)`` for an image, ``(64,)`` for a vector; by
                 argument of ``forward`` if it takes several.
             loss: on the output, as in :meth:`loss`.
