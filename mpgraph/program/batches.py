@@ -32,6 +32,7 @@ class Batches:
     Attributes:
         inputs, targets: names, in order.
         variants: of inputs that steps are given as well, such as ``x.second`` (:func:`mpgraph.fed`).
+        given: inputs and variants: what ``x`` holds in a step.
         shapes: of one example, by name.
         names: of all tensors, in the order of :meth:`tensors`.
         normalized: units that a batch of one example gives one value for each channel to normalize; not those of
@@ -48,6 +49,7 @@ class Batches:
         self.targets = tuple(dict.fromkeys(node.pre for node in network.losses.values()))
         self.names = tuple(graph.fed())
         self.variants = self.names[len(self.inputs) : len(self.names) - len(self.targets)]
+        self.given = (*self.inputs, *self.variants)
         self.ticks = (network.ticks,) if network.ticks > 1 else ()
         self.shapes: dict[str, tuple[int, ...]] = {
             name: (*(self.ticks if name in self.inputs else ()), *graph.nodes[name].shape)
@@ -72,7 +74,7 @@ class Batches:
             InputError: for a batch that does not fit.
         """
         tensors: list[Tensor] = []
-        names = (*self.inputs, *self.variants) if learning else self.inputs
+        names = self.given if learning else self.inputs
         alone = (x,) if isinstance(x, Tensor) and len(names) == 1 else None
         for name, tensor in zip(names, alone or checks.by_name("x", x, names, "input"), strict=True):
             shape: Any = tensor.shape if isinstance(tensor, Tensor) else ()
