@@ -48,6 +48,7 @@ from .network.connections import Sparse as Sparse
 from .network.losses import Loss as Loss
 from .network.network import Network as Network
 from .network.normalization import BatchNorm as BatchNorm
+from .network.normalization import GroupNorm as GroupNorm
 from .network.normalization import LayerNorm as LayerNorm
 from .network.operations import AvgPool as AvgPool
 from .network.operations import MaxPool as MaxPool

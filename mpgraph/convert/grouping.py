@@ -8,8 +8,9 @@ Every node is one neuron with a bias (inputs have none), every edge one weight. 
     index       place among the inputs or the outputs; by default their order in the graph
     bias        initial value, by default 0
 
-and of an edge: ``weight``, its initial value (of all edges, or of none for the rule to choose), and ``delay`` in
-ticks, by default 0. Other attributes are ignored.
+and of an edge: ``weight``, its initial value (of all edges, or of none for the rule to choose), and ``delay``, how many
+ticks later its message arrives, by default 0 (within the tick). Other attributes are ignored. Edges without a delay
+may form no cycle, but for ``cycles="synchronous"`` and ``"feedback_arcs"``, which give some of them one tick.
 
 All inputs are the unit ``x``, all outputs the unit ``y``. A neuron's level is the longest path without delay that
 leads to it from the inputs; the neurons of a level with the same activation are one unit, ``level1`` or, where a level
@@ -38,6 +39,7 @@ from mpgraph.network.losses import Loss
 from mpgraph.network.network import Network
 from mpgraph.network.operations import Concat, Operation, Shape
 
+from .cycles import Cycles, with_delays
 from .neurons import INPUT, OUTPUT, Edges, Neurons, check, levels, read_edges, read_neurons
 
 
@@ -80,13 +82,14 @@ class Bus(Concat):
         return "concat"
 
 
-def from_networkx(graph: Any, *, loss: str | Loss | None = None, ticks: int = 1) -> Network:
+def from_networkx(graph: Any, *, loss: str | Loss | None = None, ticks: int = 1, cycles: Cycles = "refused") -> Network:
     """A network in which every node of a networkx graph is one neuron and every edge one weight.
 
     Args:
         graph: an ``nx.DiGraph`` or ``nx.MultiDiGraph`` with the attributes of the module's description.
         loss: on the outputs, as in :meth:`Network.loss`; ``None`` for a network without one.
         ticks: how often the network runs for one example; delays must be smaller.
+        cycles: what happens to edges without a delay where they form cycles, see :meth:`Network.from_networkx`.
 
     Raises:
         NetworkError: naming the neurons or edges: for unknown or missing attributes, no inputs or outputs, edges into
@@ -94,7 +97,8 @@ def from_networkx(graph: Any, *, loss: str | Loss | None = None, ticks: int = 1)
     """
     _directed(graph)
     edges = read_edges(graph)
-    return group(read_neurons(graph, edges), edges, loss=loss, ticks=ticks)
+    neurons = read_neurons(graph, edges)
+    return group(neurons, with_delays(neurons, edges, cycles), loss=loss, ticks=ticks)
 
 
 def _directed(graph: Any) -> None:

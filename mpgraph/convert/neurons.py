@@ -336,7 +336,11 @@ def check(neurons: Neurons, edges: Edges, ticks: int) -> None:
     receives = np.bincount(edges.target, minlength=len(names)) > 0
     refuse(np.flatnonzero(~receives & (kind != INPUT)), "no edge leads to {}; connect it, or make it an input", neuron)
     loops = (edges.source == edges.target) & (edges.delay == 0)
-    refuse(np.flatnonzero(loops), "edges from a neuron to itself need a delay: {}", edges.name)
+    refuse(
+        np.flatnonzero(loops),
+        "edges from a neuron to itself need a delay (cycles='feedback_arcs' gives them one): {}",
+        edges.name,
+    )
     late = np.flatnonzero(edges.delay >= ticks)
     many = f"the network runs for {ticks} tick{'s' * (ticks > 1)}, too few for the delay of {{}}; give more ticks"
     refuse(late, many, edges.name)
@@ -399,7 +403,8 @@ def levels(neurons: Neurons, edges: Edges) -> np.ndarray:
         in_order(
             before,
             "cycle without a delay",
-            "A neuron cannot wait for itself: remove an edge, or give one a delay (with ticks=...)",
+            "A neuron cannot wait for itself: remove an edge, or give one a delay (with ticks=...); "
+            'Network.from_networkx(..., ticks=..., cycles="feedback_arcs" or "synchronous") chooses edges for it',
             lambda i: repr(neurons.names[i]),
         )
     return level

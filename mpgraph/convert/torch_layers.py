@@ -14,8 +14,9 @@ from torch.nn import functional
 from mpgraph.errors import NetworkError
 from mpgraph.network.activations import Activation, Function, ReLU, Sigmoid, Softplus, Tanh
 from mpgraph.network.connections import Conv2d, OneToOne
-from mpgraph.network.normalization import BatchNorm, FrozenBatchNorm, LayerNorm
+from mpgraph.network.normalization import BatchNorm, FrozenBatchNorm, GroupNorm, LayerNorm
 from mpgraph.network.operations import AvgPool, GlobalAvgPool, MaxPool, Operation
+from mpgraph.network.stochastic import Dropout
 
 from .torch_builder import Builder, Placed, Result, Sum, Term
 from .torch_trace import function_name, in_place, where
@@ -82,6 +83,11 @@ def _layer_norm(builder: Builder, node: fx.Node, layer: nn.LayerNorm) -> Result:
     return _normalized(builder, node, layer, LayerNorm(layer.eps), OneToOne(), None)
 
 
+def _group_norm(builder: Builder, node: fx.Node, layer: nn.GroupNorm) -> Result:
+    gain = OneToOne(tuple(range(1, len(builder.shape(node)))))
+    return _normalized(builder, node, layer, GroupNorm(layer.num_groups, layer.eps), gain, None)
+
+
 def _normalized(
     builder: Builder, node: fx.Node, layer: Any, kind: Activation, gain: OneToOne, values: dict[str, Tensor] | None
 ) -> Result:
@@ -129,9 +135,22 @@ def _adaptive_pool(builder: Builder, node: fx.Node, layer: nn.AdaptiveAvgPool2d)
     return builder.operation(node, AvgPool((before[0] // after[0], before[1] // after[1])), source)
 
 
-def _dropout(builder: Builder, node: fx.Node, layer: Any) -> Result:
+def _dropout(builder: Builder, node: fx.Node, layer: nn.Dropout) -> Result:
+    """In training mode a unit with noise of its own."""
+    (source,) = builder.operands(node)
+    if layer.p == 0 or not layer.training:
+        return builder.passed(node, source)
+    if layer.p == 1:
+        builder.refuse(node, "p=1 drops everything; give it a p below 1")
+    return builder.activated(node, source, Dropout(layer.p))
+
+
+def _without_dropout(builder: Builder, node: fx.Node, layer: Any) -> Result:
+    """Dropout of whole channels, or to other values than zero: only where it does nothing."""
     if layer.p > 0 and layer.training:
-        builder.refuse(node, f"p={layer.p} samples numbers; set p=0, or call its .eval() to read the module without it")
+        builder.refuse(
+            node, f"p={layer.p} samples numbers for whole channels; use nn.Dropout, or call its .eval() to read without"
+        )
     return builder.passed(node, *builder.operands(node))
 
 
@@ -263,8 +282,11 @@ def _functional(layer: Callable[..., nn.Module], *names: str) -> Callable[[Build
     return call
 
 
-def _dropping(p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:
-    return nn.Dropout(p).train(training)
+def _dropping(kind: Callable[[float], nn.Module]) -> Callable[..., nn.Module]:
+    def layer(p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:
+        return kind(p).train(training)
+
+    return layer
 
 
 # -- tables -----------------------------------------------------------------------------------------------
@@ -279,6 +301,7 @@ LAYERS: dict[type[nn.Module], Callable[..., Result]] = {
     nn.Conv2d: _conv2d,
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
+    nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,
     nn.MaxPool2d: _pool(MaxPool),
     nn.AvgPool2d: _pool(AvgPool),
@@ -286,7 +309,8 @@ LAYERS: dict[type[nn.Module], Callable[..., Result]] = {
     nn.Flatten: _reshape,
     nn.Unflatten: _reshape,
     nn.Identity: _identity,
-    **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout), _dropout),
+    nn.Dropout: _dropout,
+    **dict.fromkeys((nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout), _without_dropout),
     nn.Tanh: _kind(lambda layer: Tanh()),
     nn.Sigmoid: _kind(lambda layer: Sigmoid()),
     nn.ReLU: _kind(lambda layer: ReLU()),
@@ -308,7 +332,9 @@ FUNCTIONS: dict[str, Callable[[Builder, fx.Node], Result]] = {
     **dict.fromkeys(("cat", "concat", "concatenate"), _concatenate),
     **dict.fromkeys(("flatten", "reshape", "squeeze", "unflatten", "unsqueeze", "view"), _reshape),
     **dict.fromkeys(("clone", "contiguous"), _identity),
-    **dict.fromkeys(("dropout", "dropout1d", "dropout2d"), _functional(_dropping, "p", "training", "inplace")),
+    "dropout": _functional(_dropping(nn.Dropout), "p", "training", "inplace"),
+    "dropout1d": _functional(_dropping(nn.Dropout1d), "p", "training", "inplace"),
+    "dropout2d": _functional(_dropping(nn.Dropout2d), "p", "training", "inplace"),
     "tanh": _kind(lambda layer: Tanh()),
     "sigmoid": _kind(lambda layer: Sigmoid()),
     "relu": _kind(lambda layer: ReLU()),

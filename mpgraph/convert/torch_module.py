@@ -12,7 +12,8 @@ Where no submodule has weights, the unit or operation has the name of the activa
 
 Weights that a module uses several times are tied. Layers keep the mode that they are in. In training mode a batch
 normalization learns by the statistics of the batch and predicts by running ones; in eval mode it learns and predicts
-by the running ones, which stay as they are. Layers without effect (dropout in eval mode) vanish. Parameters that need
+by the running ones, which stay as they are. Dropout in training mode is a unit with
+noise (:class:`mpgraph.Dropout`); layers without effect (dropout in eval mode) vanish. Parameters that need
 no gradient stay fixed under every rule.
 
 Modules that only wrap another one (``torch.compile``, ``DataParallel``, ``DistributedDataParallel``) are read as the

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -282,7 +282,14 @@ class Network:
         return self.edges(u, v, key)
 
     @classmethod
-    def from_networkx(cls, graph: Any, *, loss: str | Loss | None = None, ticks: int = 1) -> Network:
+    def from_networkx(
+        cls,
+        graph: Any,
+        *,
+        loss: str | Loss | None = None,
+        ticks: int = 1,
+        cycles: Literal["refused", "synchronous", "feedback_arcs"] = "refused",
+    ) -> Network:
         """A network in which every node of a networkx graph is one neuron and every edge one weight.
 
         See :mod:`mpgraph.convert.grouping` for the attributes that are read and how neurons are grouped.
@@ -290,14 +297,19 @@ class Network:
         Args:
             graph: a directed (multi)graph.
             loss: on the outputs, as in :meth:`loss`; ``None`` for a network without one.
-            ticks: as in ``Network(ticks=...)``, for graphs with delays.
+            ticks: as in ``Network(ticks=...)``, for graphs with delays: how often all neurons run for one example.
+            cycles: of edges whose ``delay`` is 0 or not given. ``"refused"``: an error. ``"synchronous"``: every edge
+                between neurons takes one tick, so that all run at once and hear what the others said a tick ago; those
+                from inputs arrive within the tick. ``"feedback_arcs"``: few edges that close cycles take one tick, the
+                others arrive within the tick; which they are ``network.wires`` says.
 
         Raises:
-            NetworkError: for a graph without inputs or outputs, unknown attributes, or a cycle without delay.
+            NetworkError: for a graph without inputs or outputs, unknown attributes, a cycle without delay, or fewer
+                ticks than delays need.
         """
         from mpgraph.convert.grouping import from_networkx
 
-        return from_networkx(graph, loss=loss, ticks=ticks)
+        return from_networkx(graph, loss=loss, ticks=ticks, cycles=cycles)
 
     @classmethod
     def from_torch(
@@ -313,7 +325,7 @@ class Network:
 
         Args:
             module: any ``torch.fx``-traceable module of Linear, Conv2d, activations, pooling, flatten, LayerNorm,
-                BatchNorm, additions, products and concatenations.
+                GroupNorm, BatchNorm, Dropout, additions, products and concatenations; docs/networks.md has all.
             input_shape: of one example, without the batch: ``(1, 8, 8)`` for an image, ``(64,)`` for a vector; by
                 argument of ``forward`` if it takes several.
             loss: on the output, as in :meth:`loss`.

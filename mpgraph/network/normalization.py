@@ -44,6 +44,30 @@ class LayerNorm(Activation):
         return aten.native_layer_norm_backward.default(e, z, self.size, mean, rstd, None, None, mask)[0]
 
 
+class GroupNorm(Activation):
+    """Each group of an example's channels (first dimension), centered and divided by its deviation over its positions.
+
+    No gain or bias of its own: those are a connection ``OneToOne(shared=...)`` and the bias of the unit that follows.
+
+    Args:
+        groups: how many; they divide the channels.
+        eps: added to the variance.
+    """
+
+    over = "node"
+    _flat = False
+
+    def __init__(self, groups: int, eps: float = 1e-5) -> None:
+        check = Arguments("groupnorm", NetworkError)
+        self.groups, self.eps = check.integer("groups", groups, 1), check.number("eps", eps, 0)
+
+    def apply(self, z: Tensor) -> Tensor:  # noqa: D102
+        return torch.nn.functional.group_norm(z, self.groups, eps=self.eps)
+
+    def __repr__(self) -> str:
+        return f"groupnorm({self.groups})"
+
+
 class BatchNorm(Activation):
     """Each channel (first dimension) centered and divided by its deviation over batch and positions.
 

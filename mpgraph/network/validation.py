@@ -57,7 +57,7 @@ def check_functions(network: Network, dtype: torch.dtype, device: torch.device) 
             if isinstance(function, Stochastic):
                 xi = sample(unit.shape)
                 y = _try(f"{what}, sample", function.sample, [*z, xi], (EXAMPLES, *unit.shape))
-                _same(f"{what}, sample_vjp", partial(function.sample_vjp, torch.ones_like(y), *z, y, xi))
+                _same(f"{what}, sample_vjp", partial(function.sample_vjp, torch.ones_like(y), z[0], y, xi))
         for name, node in network.losses.items():
             shape = network.shape(node.pre)
             target = sample(shape).softmax(-1) if shape else sample(shape)

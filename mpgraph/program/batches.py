@@ -34,6 +34,7 @@ class Batches:
         inputs, targets: names, in order.
         variants: of inputs that steps are given as well, such as ``x.second`` (:func:`mpgraph.fed`).
         online: whether a batch is one tick, at which targets may be missing.
+        given: inputs and variants: what ``x`` holds in a step.
         shapes: of one example, by name.
         names: of inputs and targets, in the order of :meth:`tensors`.
         fed: shapes of all tensors, of one example, in that order.
@@ -52,6 +53,7 @@ class Batches:
         self.names = tuple(graph.fed())
         self.variants = self.names[len(self.inputs) : len(self.names) - len(self.targets)]
         self.online = graph.online
+        self.given = (*self.inputs, *self.variants)
         self.ticks = (network.ticks,) if network.ticks > 1 else ()
         self.shapes: dict[str, tuple[int, ...]] = {
             name: (*(self.ticks if name in self.inputs else ()), *graph.nodes[name].shape)
@@ -122,7 +124,7 @@ class Batches:
             InputError: for a batch that does not fit.
         """
         tensors: list[Tensor] = []
-        names = (*self.inputs, *self.variants) if learning else self.inputs
+        names = self.given if learning else self.inputs
         alone = (x,) if isinstance(x, Tensor) and len(names) == 1 else None
         for name, tensor in zip(names, alone or checks.by_name("x", x, names, "input"), strict=True):
             shape: Any = tensor.shape if isinstance(tensor, Tensor) else ()

@@ -601,7 +601,7 @@ class Program(nn.Module):
         with torch.no_grad():
             # disable=None: only on a terminal
             for number, batch in enumerate(tqdm(batches, disable=None if progress else True, leave=False)):
-                x, y = checks.batch(number, batch, self._batches.inputs, bool(self._batches.targets))
+                x, y = checks.batch(number, batch, self._batches.given, bool(self._batches.targets))
                 if self._batches.normalized:
                     size = checks.examples(x)
                     largest = max(largest, size)

@@ -1,10 +1,12 @@
 """Networks read from torch modules compute and learn what the modules do; the oracle is autograd on a copy."""
 
+import re
 from copy import deepcopy
 from functools import partial
 
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refuses
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 
 import mpgraph as mg
 from mpgraph.architectures import mlp as drawn_mlp
+from mpgraph.convert import torch_layers
 from mpgraph.protocols import Backprop, DirectFeedbackAlignment, FeedbackAlignment, NodePerturbation
 
 LR = 0.05
@@ -637,8 +640,8 @@ REFUSED = {
     "shape": (nn.Sequential(nn.Linear(5, 3)), ["0 (nn.Linear)", "(batch, 4)", "5 numbers (in_features), not 4"]),
     "channels": (nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(3, 2, 1)), ["1 (nn.Conv2d)", "3 channels"]),
     "later shape": (nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(2, 3)), ["2 (nn.Linear)", "(batch, 3)"]),
-    "dropout": (nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1)), ["1 (nn.Dropout)", "p=0.1", ".eval()"]),
-    "functional dropout": (functions(lambda s, x: F.dropout(s.fc(x))), ["dropout()", "p=0.5"]),
+    "dropout": (nn.Sequential(nn.Linear(4, 4), nn.AlphaDropout(0.1)), ["1 (nn.AlphaDropout)", "p=0.1", ".eval()"]),
+    "all dropped": (functions(lambda s, x: F.dropout(s.fc(x), 1.0)), ["dropout()", "p=1"]),
     "broadcast": (functions(lambda s, x: s.fc(x).unsqueeze(2) + x.unsqueeze(1)), ["add()", "one shape", "(1, 4)"]),
     "two by division": (functions(lambda s, x: s.fc(x) / x), ["truediv()", "numbers"]),
     "alpha": (functions(lambda s, x: torch.add(s.fc(x), x, alpha=2)), ["add()", "alpha"]),
@@ -757,3 +760,51 @@ def sequentials(draw):
 @given(sequentials(), st.sampled_from(["cross_entropy", "l2"]))
 def test_random_modules_learn_as_by_autograd(module, loss):
     check_learning(made(lambda: module), loss, torch.float64)
+
+
+# -- noise, groups, and what the page says ------------------------------------------------------------------------
+
+
+def test_dropout_in_training_mode_is_noise():
+    """By its own numbers, in steps and not in predictions, under the mask that the program samples."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Dropout(0.3), nn.Linear(6, 3)).double()
+    program = mg.compile(mg.Network.from_torch(module, 4, loss="l2"), Backprop(LR), dtype=torch.float64)
+    state = program.init()
+    x, y = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    torch.testing.assert_close(program.predict(state, x), module.eval()(x))
+    (xi,) = program.noise(state, 5).values()
+    kept = (xi > torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(0.3, dtype=torch.float64))).double()
+    after, out = program.step(state, x, y)
+    prediction = module[3](torch.relu(module[0](x)) * kept / 0.7)
+    torch.testing.assert_close(out.prediction, prediction)
+    (0.5 * (prediction - y).pow(2).sum(1).mean()).backward()
+    learned = program.to_torch(after)
+    for old, new in zip(module.parameters(), learned.parameters(), strict=True):
+        torch.testing.assert_close(new, old - LR * old.grad)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_group_normalization(affine):
+    def build():
+        layers = [nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4, affine=affine), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)]
+        return nn.Sequential(*layers)
+
+    module = made(build)
+    program = mg.compile(mg.Network.from_torch(module, (1, 8, 8), loss="l2"), Backprop(LR), dtype=torch.float64)
+    state, data = program.init(), list(batches(torch.float64, "l2"))
+    torch.testing.assert_close(program.predict(state, data[0][0]), module(data[0][0]))
+    for x, y in data:
+        state, _ = program.step(state, x, y)
+    for found, wanted in zip(
+        program.to_torch(state).parameters(), by_autograd(module, data, "l2").parameters(), strict=True
+    ):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_the_page_lists_what_is_supported():
+    text = (ROOT / "docs" / "networks.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith(("| torch.nn |", "| functions |"))]
+    layers, calls = (set(re.findall(r"`(\w+)`", row)) for row in rows)
+    assert layers == {kind.__name__ for kind in torch_layers.LAYERS}
+    assert calls == set(torch_layers.FUNCTIONS)

@@ -15,7 +15,7 @@ from mpgraph import registry
 
 PUBLIC = {
     "Activation", "Adam", "Agent", "AgentNode", "AvgPool", "Backend", "BackendError", "BatchNorm", "BatchNormAgent",
-    "Bernoulli", "Dropout", "Noisy", "Stochastic", "fed",
+    "Bernoulli", "Dropout", "GroupNorm", "Noisy", "Stochastic", "fed",
     "Channel", "Connection", "GroupError",
     "Conv2d", "Each", "FileError", "FlatUnitWarning", "Function", "InputError", "Kind", "LayerNorm", "Loss",
     "LossAgent", "MPGraphError", "MaxPool", "Network", "NetworkError", "Number", "OneToOne", "Operation",

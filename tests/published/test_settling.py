@@ -6,6 +6,7 @@ from reference import distance
 
 import mpgraph as mg
 from mpgraph.architectures import mlp
+from mpgraph.interpreter import interpreter
 from mpgraph.protocols import Backprop, EquilibriumPropagation, PredictiveCoding
 
 DOUBLE = torch.float64
@@ -78,6 +79,94 @@ def test_equilibrium_propagation_sees_no_target_in_its_prediction():
     assert torch.equal(one, program.predict(state, x))
 
 
+@pytest.mark.parametrize("loss", ["l2", "sigmoid_cross_entropy"])
+def test_one_step_of_errors_is_backpropagation_times_its_rate(loss):
+    """At hidden layers; the output, whose error is not a variable, learns as it does there."""
+    network = mlp([5, 6, 4, 5, 3], "tanh", loss)
+    x, y = problem(5, 3)
+    y = y.sigmoid()
+    exact = mg.compile(network, Backprop(0.3), dtype=DOUBLE)
+    state = exact.init()
+    after, _ = exact.step(state, x, y)
+    program = mg.compile(network, PredictiveCoding(0.3, variant="error", rate=0.4, steps=1), dtype=DOUBLE)
+    found, _ = program.step(state, x, y)
+    for name in (n for n in state if n != "program"):
+        share = 1.0 if name in ("h3->y", "y.bias") else 0.4
+        change = after[name]["w"] - state[name]["w"]
+        torch.testing.assert_close(found[name]["w"] - state[name]["w"], share * change, rtol=0, atol=1e-10)
+
+
+def test_errors_rest_where_values_do():
+    """The same energy in other variables has the same minimum."""
+    network = mlp([5, 6, 4, 3], "tanh", "l2")
+    x, y = problem(5, 3)
+    rules = [PredictiveCoding(0.3, variant=v, rate=0.3, precision=0.8, steps=600) for v in ("strict", "error")]
+    programs = [mg.compile(network, rule, dtype=DOUBLE) for rule in rules]
+    state = programs[0].init()
+    one, two = (program.step(state, x, y)[0] for program in programs)
+    assert distance(one, two) < 1e-10
+    assert distance(one, state) > 1e-3
+
+
+@pytest.mark.parametrize(("variant", "order"), [("strict", 1), ("centred", 2)])
+def test_nudged_predictive_coding_approaches_the_gradient(variant, order):
+    """Its error falls as beta with one nudge, and as beta squared with two."""
+    network = mlp([5, 6, 4, 3], "tanh", "l2")
+    x, y = problem(5, 3)
+    exact = mg.compile(network, Backprop(1.0), dtype=DOUBLE)
+    state = exact.init()
+    after, _ = exact.step(state, x, y)
+    errors = []
+    for beta in (0.02, 0.01):
+        rule = PredictiveCoding(1.0, variant=variant, rate=0.3, beta=beta, steps=400)
+        found, out = mg.compile(network, rule, dtype=DOUBLE).step(state, x, y)
+        errors.append(distance(found, after))
+        assert torch.allclose(out.prediction, exact.predict(state, x))
+    assert errors[0] / errors[1] == pytest.approx(2.0**order, rel=0.1)
+
+
+def deep(depth, width=64):
+    """A residual network: each hidden unit also receives what the one below says."""
+    network = mg.Network()
+    below = network.input("x", width)
+    for i in range(depth):
+        name = network.unit(f"h{i}", width, "tanh", bias=False)
+        network.connect(below, name)
+        if i:
+            network.connect(below, name, "identity")
+        below = name
+    network.unit("y", 3, bias=False), network.connect(below, "y"), network.loss("y", "l2")
+    return network
+
+
+def test_scaling_keeps_activity_of_deep_networks():
+    """Innocenti et al. (2025): a = 1 / sqrt(n), 1 / sqrt(n L) beside a skip, 1 / n at the output."""
+    network, depth, width = deep(10), 10, 64
+    rule = PredictiveCoding(0.3, scaling="mupc", variant="fixed", rate=1.0, steps=depth + 1)
+    program = mg.compile(network, rule, dtype=DOUBLE)
+    state = program.init()
+    gains = {n: program.graph.agents[n].gain for n in state if "->" in n}
+    assert gains["x->h0"] == pytest.approx(width**-0.5)
+    assert gains["h3->h4"] == pytest.approx((width * (depth - 1)) ** -0.5)
+    assert gains["h9->y"] == pytest.approx(1 / width)
+    w = torch.cat([k["w"].flatten() for n, k in state.items() if n.startswith("h") and n != "h9->y"])
+    assert abs(float(w.std()) - 1.0) < 0.02
+    x = torch.randn(50, width, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
+    y = torch.zeros(50, 3, dtype=DOUBLE)
+    leaves = {n: k["w"].clone().requires_grad_() for n, k in state.items() if "w" in k}
+    h = torch.tanh(gains["x->h0"] * x @ leaves["x->h0"].T)
+    sizes = [float(h.detach().std())]
+    for i in range(1, depth):
+        h = torch.tanh(gains[f"h{i - 1}->h{i}"] * h @ leaves[f"h{i - 1}->h{i}"].T + h)
+        sizes.append(float(h.detach().std()))
+    assert max(sizes) < 2 * min(sizes)
+    loss = 0.5 * (gains["h9->y"] * h @ leaves["h9->y"].T - y).pow(2).sum(1).mean()
+    after, out = program.step(state, x, y)
+    torch.testing.assert_close(out.loss, loss)
+    for (name, leaf), gradient in zip(leaves.items(), torch.autograd.grad(loss, list(leaves.values())), strict=True):
+        torch.testing.assert_close(after[name]["w"], leaf.detach() - 0.3 * gradient)
+
+
 @pytest.mark.parametrize("variant", ["fixed", "z_il"])
 @pytest.mark.parametrize("loss", ["l2", "sigmoid_cross_entropy"])
 def test_predictive_coding_that_is_backpropagation(variant, loss):
@@ -141,3 +230,17 @@ def test_predictive_coding_descends_its_energy(steps, variant):
         if variant == "incremental" or number == steps - 1:
             w = dict(zip(w, descended(w.values(), lr / len(x), of_weights), strict=True))
     assert max((after[n]["w"] - w[n]).abs().max() for n in w) < 1e-12
+
+
+@pytest.mark.parametrize("options", [{"variant": "centred"}, {"variant": "error"}, {"scaling": "mupc"}], ids=str)
+def test_variants_mean_what_the_interpreter_does(options):
+    network = mg.Network()
+    network.input("x", 3), network.unit("h", 3, "tanh"), network.unit("g", 3, "sigmoid"), network.unit("y", 2)
+    network.connect("x", "h"), network.connect("h", "g"), network.operation("p", "product", "h", "g")
+    network.connect("p", "y"), network.connect("g", "y"), network.loss("y", "l2")
+    program = mg.compile(network, PredictiveCoding(rate=0.3, steps=3, beta=0.5, **options), dtype=DOUBLE)
+    state, (x, y) = program.init(), problem(3, 2)
+    after, _ = program.step(state, x[:2], y[:2])
+    meaning, _ = interpreter.step(program, state, {"x": x[:2]}, {"y": y[:2]})
+    assert distance(after, meaning) < 1e-10
+    assert distance(after, state) > 1e-4
