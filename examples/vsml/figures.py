@@ -149,7 +149,7 @@ def fig5(options):
     """Both data sets, both depths."""
     budget, table = BUDGETS[options.budget], {}
     sets = {name: data.load(name).flat() for name in options.data}
-    for seed in range(budget["seeds"]):
+    for seed in options.seeds or range(budget["seeds"]):
         for depth in options.depths:
             for name, found in sets.items():
                 row = learned(mg.load_protocol(options.clone), SIZES[depth], found, seed, budget[depth])
@@ -272,6 +272,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--data", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--depths", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--seeds", type=int, nargs="+", help="of networks in fig5 (default: as many as the budget has)")
     parser.add_argument("--out", default=".", help="folder of pictures and numbers (default: here)")
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -73,6 +73,17 @@ def test_the_recurrent_baseline_is_an_lstm_of_torch(told, loss, estimator):
         assert (found.gradient[name] - slope).abs().max() < 1e-11
 
 
+@pytest.mark.parametrize("told", ["error", "label"])
+def test_what_the_recurrent_baseline_predicts_is_what_its_loss_is_of(told):
+    family = make_family("few_shot", data="digits", ways=3, shots=3, queries=1, batch=1)
+    learner = MetaRNN(family.inputs, 3, 4, terms={"stream": 1.0}, told=told, dtype=torch.float64)
+    batch = learner.prepared(Tasks(family, 4, 1).batch())
+    wanted = learner.run(learner.parameters(), batch).loss
+    y = batch.y[0, :, 0]
+    found = learner.predictions(learner.parameters(), batch.x[0, :, 0], y)
+    assert abs(torch.nn.functional.cross_entropy(found, y) - wanted) < 1e-12
+
+
 def test_the_recurrent_baseline_is_trained_and_resumed_like_a_rule(tmp_path):
     def trainer():
         return MetaTrainer(MetaRNN(1, 1, 4, "l2"), Sinusoids(shots=2, steps=3), Evolution(0.01, 1), tasks=2)

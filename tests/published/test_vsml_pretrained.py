@@ -34,8 +34,7 @@ def descent(w, x, y, updates):
     return predict
 
 
-@pytest.mark.parametrize("sizes", [[64, 10], [64, 32, 10]], ids=["shallow", "deep"])
-@pytest.mark.parametrize("batch", [32, 64])
+@pytest.mark.parametrize(("sizes", "batch"), [([64, 10], 64), ([64, 32, 10], 24)], ids=["shallow", "deep"])
 def test_the_clone_learns_as_gradient_descent_does(digits, sizes, batch):
     rule = mg.load_protocol("vsml_clone")
     program, known = mg.compile(mlp(sizes, "tanh"), rule), rule.cells[0].random
@@ -51,8 +50,28 @@ def test_the_clone_learns_as_gradient_descent_does(digits, sizes, batch):
     assert cloned > wanted - 0.04
 
 
+@torch.no_grad()
+def test_the_online_learner_learns_from_the_first_image_and_goes_on_from_a_file(digits, tmp_path):
+    program = mg.compile(mlp([64, 10], bias=False), mg.load_protocol("vsml_online"))
+    right = []
+    for seed in range(3):
+        rows = torch.randperm(len(digits.test_x), generator=torch.Generator().manual_seed(seed))[:150]
+        state = program.init(seed, batch_size=1)
+        for i, row in enumerate(rows):
+            if i == 20:
+                program.save(state, tmp_path / "learner.safetensors")
+                state = program.load(tmp_path / "learner.safetensors")
+            state, out = program.step(state, digits.test_x[row, None], digits.test_y[row, None])
+            right.append(out.prediction.argmax() == digits.test_y[row])
+    assert torch.stack(right).double().mean() > 0.3  # chance is 0.1; other images, another size
+
+
 def test_the_records_say_how_they_are_meant_to_be_used():
     record = mg.load_protocol("vsml_clone").record
     assert (record["network"], record["batch"], record["rate"]) == ([784, 32, 10], 64, RATE)
     assert record["images"]["side"] ** 2 == record["network"][0]
     assert record["settings"]["estimator"]["name"] == "alone"
+    record = mg.load_protocol("vsml_online").record
+    assert (record["network"], record["batch"], record["updates"]) == ([49, 10], 1, 200)
+    assert record["images"]["side"] ** 2 == record["network"][0]
+    assert record["stages"][0]["settings"]["estimator"]["name"] == "cloning"
