@@ -9,9 +9,10 @@ networks of spiking neurons", Nature Communications 11. A step is one tick t; ou
     backward    e_j = f'(h_j) sum_k b_kj (dL/dy)_k      at the output e = dL/dz
     learn       w_ji <- w_ji - lr <e_j p_i>
 
-The paper's weights are 1 - alpha times these, in which the usual initial weights suit any alpha. With ``feedback="symmetric"`` b is the weight w, and of one layer the sum of the updates is the gradient of the summed
-losses in which all that goes round through recurrent weights and the reset is left out; a unit's own potential is not.
-Rate units are those of the network; spiking ones are units with a step, a threshold as their bias, ``reset`` and
+The paper's weights are 1 - alpha times these, in which the usual initial weights suit any alpha. With
+``feedback="symmetric"`` b is the weight w, and of one layer the sum of the updates is the gradient of the summed losses
+in which all that goes round through recurrent weights and the reset is left out; a unit's own potential is not. Rate
+units are those of the network; spiking ones are units with a step, a threshold as their bias, ``reset`` and
 ``surrogate``.
 """
 

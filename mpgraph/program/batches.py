@@ -99,7 +99,11 @@ class Batches:
             inputs = {name: tensor.select(1, tick) for name, tensor in fed.items()}
             last = tick == number - 1
             targets = {
-                name: tensor.select(1, tick) if isinstance(tensor, Tensor) and name not in ended else tensor if last else None
+                name: tensor.select(1, tick)
+                if isinstance(tensor, Tensor) and name not in ended
+                else tensor
+                if last
+                else None
                 for name, tensor in told.items()
             }
             return (

@@ -248,3 +248,8 @@ def test_delays_need_ticks_or_one_a_step():
     ):
         mg.compile(network, Backprop())
     mg.compile(network, Backprop(), online=True)
+
+
+def test_messages_that_are_delayed_are_single_numbers():
+    with pytest.raises(mg.ProtocolError, match=r"'h1@-1', pass '\w+': .* is of shape \(2,\); .*online=False"):
+        mg.compile(recurrent([3, 4, 2], 2), protocols.BLUR(), online=True)
