@@ -9,7 +9,7 @@ import mpgraph as mg
 from mpgraph.architectures import recurrent
 from mpgraph.protocols import RFLO, EProp
 
-TICKS, UNITS, INPUTS = 50, 60, 5
+TICKS, UNITS, INPUTS = 40, 40, 5
 
 
 def pattern(generator):

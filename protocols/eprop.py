@@ -45,7 +45,7 @@ class Synapse(Agent):
 
     def trace_update(self, s: mg.View, post: Any) -> mg.View:
         """p <- alpha p + (1 - alpha) z, with the unit's alpha."""
-        return s.set(p=post * s.p + (1.0 - post) * s.x)
+        return s.set(p=post["keep"] * s.p + post["share"] * s.x)
 
     def backward_update(self, s: mg.View, post: Any) -> mg.View:
         """Keep the learning signal."""
@@ -82,8 +82,8 @@ class Leaky(mg.UnitAgent):
         return s.set(h=h, z=h, y=y, **({"last": y} if self.reset else {}))
 
     def trace_message(self, s: mg.View) -> Any:
-        """alpha."""
-        return self.decay
+        """alpha and 1 - alpha."""
+        return {"keep": self.decay, "share": 1.0 - self.decay}
 
     def readout(self, s: mg.View) -> Any:
         """z."""
@@ -100,8 +100,8 @@ class Output(mg.UnitAgent):
     """An output: it does not leak."""
 
     def trace_message(self, s: mg.View) -> Any:
-        """0."""
-        return 0.0
+        """0 and 1."""
+        return {"keep": 0.0, "share": 1.0}
 
     def readout(self, s: mg.View) -> Any:
         """z."""
