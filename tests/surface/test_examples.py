@@ -37,7 +37,7 @@ def test_meta_learning_finds_a_better_rate(capsys):
 
 
 def test_a_cue_is_remembered():
-    found = example("delayed_cue").main(batches=80, seeds=1)
+    found = example("delayed_cue").main(batches=40, seeds=1)
     for rule in ("EProp", "RFLO"):
         assert found[rule, "all"] == 1.0
         assert found[rule, "readout only"] < 0.95
