@@ -9,7 +9,7 @@ import mpgraph as mg
 from mpgraph.architectures import recurrent
 from mpgraph.protocols import RFLO, EProp
 
-TICKS, UNITS, INPUTS = 40, 40, 5
+TICKS, UNITS, INPUTS = 40, 20, 5
 
 
 def pattern(generator):
@@ -29,13 +29,13 @@ def error(network, rule, trials, seed=0):
     return float((program.predict(state, x, memories="fresh") - y).square().mean() / y.var(unbiased=False))
 
 
-def main(trials=300, seeds=3):
+def main(trials=200, seeds=3):
     """Each rule, and the same with only the connection to the output trained."""
     network, found = recurrent([INPUTS, UNITS, 1], TICKS, loss="l2"), {}
     for make in (EProp, RFLO):
         for trained in ("all", "readout only"):
             drawn = network if trained == "all" else network.readout_only()
-            rows = [error(drawn, make(0.02), trials, seed) for seed in range(seeds)]
+            rows = [error(drawn, make(0.03), trials, seed) for seed in range(seeds)]
             found[make.__name__, trained] = sum(rows) / seeds
             print(f"{make.__name__:5}  {trained:12}  {', '.join(f'{row:.3f}' for row in rows)}", flush=True)
     return found

@@ -33,7 +33,7 @@ def accuracy(program: Program, state: State, x: Tensor, y: Tensor, chunk: int = 
     slots = program.slots(state)
     filled = x if slots is None else torch.cat([x, x[:1].expand(-len(x) % slots, *x.shape[1:])])
     with torch.no_grad():
-        found = [program.predict(state, part).argmax(-1) for part in filled.split(slots or chunk)]
+        found = [program.predict(state, part, memories="fresh").argmax(-1) for part in filled.split(slots or chunk)]
     return int((torch.cat(found)[: len(y)] == y).sum()) / len(y)
 
 
@@ -81,7 +81,8 @@ def train(
     if follow:
         follow(0, state)
     for epoch in range(epochs):
-        state, steps = program.run(state, _at_least(least, data.batches(batch, generator)))
+        # Examples have nothing to do with each other: where a step is a tick, each batch is a sequence of its own.
+        state, steps = program.run(state, _at_least(least, data.batches(batch, generator)), reset=program.online)
         losses.append(sum(steps) / max(1, len(steps)))
         curve.append(accuracy(program, state, data.test_x, data.test_y))
         if on_epoch:

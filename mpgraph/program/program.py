@@ -596,11 +596,19 @@ class Program(nn.Module):
         predictions = self._predicted(compiled, state, size, tensors, parameters)
         return predictions if len(predictions) > 1 else predictions[self._outputs[0]]
 
-    def run(self, state: State, batches: Iterable[Any], *, progress: bool = False) -> tuple[State, list[float]]:
+    def run(
+        self, state: State, batches: Iterable[Any], *, progress: bool = False, reset: bool = False
+    ) -> tuple[State, list[float]]:
         """Steps over batches ``(x, y)`` (or ``x``, or ``(x,)``); returns the state and the loss of each step.
 
         Where a unit normalizes over the batch, a smaller rest of one example is left out: it has no deviation. Keeps no
         autograd graph: to differentiate through learning call :meth:`step` yourself.
+
+        Args:
+            state: from :meth:`init` or a step.
+            batches: one after the other; of a program whose step is one tick also sequences.
+            progress: show a bar, if stderr is a terminal.
+            reset: whether a new sequence begins with each batch, see :meth:`reset`.
 
         Raises:
             InputError: naming the batch that does not fit.
@@ -618,7 +626,7 @@ class Program(nn.Module):
                     if size == 1 < largest:
                         continue
                 try:
-                    state, out = self.step(state, x, y)
+                    state, out = self.step(self.reset(state) if reset else state, x, y)
                 except InputError as error:
                     raise InputError(f"program.run: batch {number}: {error}") from None
                 if out.loss is not None:
