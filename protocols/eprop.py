@@ -24,7 +24,7 @@ import mpgraph as mg
 from mpgraph import Agent, Number, carry, fast, option, slow
 
 from .backprop import Backprop
-from .direct_feedback_alignment import DirectUnit, Feedback, ForwardOperation
+from .direct_feedback_alignment import Feedback, ForwardOperation
 from .pathways import hidden, joined
 
 
@@ -93,7 +93,9 @@ class Leaky(mg.UnitAgent):
 class DirectLeaky(Leaky):
     """A unit whose learning signal comes from the loss."""
 
-    backward_update = DirectUnit.backward_update
+    def backward_update(self, s: mg.View, feedback: Any) -> mg.View:
+        """e = f'(h) * the feedback."""
+        return Leaky.backward_update(self, s, feedback)
 
 
 class Output(mg.UnitAgent):

@@ -44,9 +44,9 @@ def test_a_cue_is_remembered():
 
 
 def test_a_pattern_is_generated():
-    found = example("pattern_generation").main(trials=60, seeds=1)
+    found = example("pattern_generation").main(trials=100, seeds=1)
     for rule in ("EProp", "RFLO"):
-        assert found[rule, "all"] < found[rule, "readout only"] - 0.05
+        assert found[rule, "all"] < 0.8 * found[rule, "readout only"]
 
 
 def test_learning_to_learn_lowers_the_loss_after_learning(tmp_path):
