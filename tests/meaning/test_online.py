@@ -24,7 +24,7 @@ RULES = [
     ("SignSymmetry", {}),
     ("PredictiveCoding", {}),
     ("EquilibriumPropagation", {}),
-    ("EProp", {"optimizer": mg.Adam(0.01)}),
+    ("EProp", {}),
     ("EProp", {"feedback": "symmetric", "reset": 0.5}),
     ("RFLO", {}),
     ("RFLO", {"feedback": "symmetric"}),
