@@ -375,7 +375,7 @@ class Trace(Rounds):
         with self.emitter.at(("write", node)):
             tensor = self.emitter.full(value.materialize(), axes)
             if set(axes) - set(value.materialize().axes):
-                tensor = self.emitter.emit("contiguous", tensor)
+                tensor = self.emitter.emit("clone", tensor)  # all its numbers lie in one place
         return tensor
 
     def recorded(self, name: str, channel: str) -> fx.Node:

@@ -175,6 +175,8 @@ class Program(nn.Module):
         for phase in self.protocol.phases or [None]:
             self._function(single=single, phase=phase)
         self._function(learning=False)
+        if self.online:
+            self._function(learning=False, memories=True)
 
     def _repeated(
         self, repeat: Any, record: Any, learning: bool, single: bool, phase: str | None, memories: bool
