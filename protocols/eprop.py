@@ -3,14 +3,16 @@
 Bellec, Scherr, Subramoney, Hajek, Salaj, Legenstein and Maass (2020), "A solution to the learning dilemma for recurrent
 networks of spiking neurons", Nature Communications 11. A step is one tick t; outputs y do not leak (alpha = 0):
 
-    forward     h_j <- alpha h_j + sum_i w_ji z_i + b_j - reset z_j'      z_j = f(h_j), with z_j' of the tick before
-    trace       p_i <- alpha p_i + z_i                                    the eligibility trace is f'(h_j) p_i
-    backward    e_j = f'(h_j) sum_k b_kj (dL/dy)_k                        at the output e = dL/dz
+    forward     h_j <- alpha h_j + (1 - alpha) (sum_i w_ji z_i + b_j) - reset z_j'
+                z_j = f(h_j), and z_j' that of the tick before
+    trace       p_i <- alpha p_i + (1 - alpha) z_i      the eligibility trace is f'(h_j) p_i
+    backward    e_j = f'(h_j) sum_k b_kj (dL/dy)_k      at the output e = dL/dz
     learn       w_ji <- w_ji - lr <e_j p_i>
 
-With ``feedback="symmetric"`` b is the weight w, and of one layer the sum of the updates is the gradient of the summed
-losses in which all that goes round through recurrent weights and the reset is left out; a unit's own potential is not.
-Rate units are those of the network; spiking ones are units with a step, a threshold as their bias, ``reset`` and
+The paper's weights are 1 - alpha times these, in which the usual initial weights suit any alpha. With
+``feedback="symmetric"`` b is the weight w, and of one layer the sum of the updates is the gradient of the summed losses
+in which all that goes round through recurrent weights and the reset is left out; a unit's own potential is not. Rate
+units are those of the network; spiking ones are units with a step, a threshold as their bias, ``reset`` and
 ``surrogate``.
 """
 
@@ -22,7 +24,7 @@ import mpgraph as mg
 from mpgraph import Agent, Number, carry, fast, option, slow
 
 from .backprop import Backprop
-from .direct_feedback_alignment import DirectUnit, Feedback, ForwardOperation
+from .direct_feedback_alignment import Feedback, ForwardOperation
 from .pathways import hidden, joined
 
 
@@ -42,8 +44,8 @@ class Synapse(Agent):
         return s.w * s.x
 
     def trace_update(self, s: mg.View, post: Any) -> mg.View:
-        """p <- alpha p + z, with the unit's alpha."""
-        return s.set(p=post * s.p + s.x)
+        """p <- alpha p + (1 - alpha) z, with the unit's alpha."""
+        return s.set(p=post["keep"] * s.p + post["share"] * s.x)
 
     def backward_update(self, s: mg.View, post: Any) -> mg.View:
         """Keep the learning signal."""
@@ -75,13 +77,13 @@ class Leaky(mg.UnitAgent):
 
     def forward_update(self, s: mg.View, pre: Any) -> mg.View:
         """The potential, and what the unit makes of it."""
-        h = self.decay * s.h + pre - (self.reset * s.last if self.reset else 0.0)
+        h = self.decay * s.h + (1.0 - self.decay) * pre - (self.reset * s.last if self.reset else 0.0)
         s, y = s.activate(h)
         return s.set(h=h, z=h, y=y, **({"last": y} if self.reset else {}))
 
     def trace_message(self, s: mg.View) -> Any:
-        """alpha."""
-        return self.decay
+        """alpha and 1 - alpha."""
+        return {"keep": self.decay, "share": 1.0 - self.decay}
 
     def readout(self, s: mg.View) -> Any:
         """z."""
@@ -91,15 +93,17 @@ class Leaky(mg.UnitAgent):
 class DirectLeaky(Leaky):
     """A unit whose learning signal comes from the loss."""
 
-    backward_update = DirectUnit.backward_update
+    def backward_update(self, s: mg.View, feedback: Any) -> mg.View:
+        """e = f'(h) * the feedback."""
+        return Leaky.backward_update(self, s, feedback)
 
 
 class Output(mg.UnitAgent):
     """An output: it does not leak."""
 
     def trace_message(self, s: mg.View) -> Any:
-        """0."""
-        return 0.0
+        """0 and 1."""
+        return {"keep": 0.0, "share": 1.0}
 
     def readout(self, s: mg.View) -> Any:
         """z."""
@@ -109,7 +113,7 @@ class Output(mg.UnitAgent):
 class EProp(Backprop):
     """Gradient descent at every tick by eligibility traces and a learning signal of that tick."""
 
-    decay: Number = option(0.9, "alpha: share of a potential that stays for the next tick.", low=0, high=1)
+    decay: Number = option(0.9, "alpha: share of a potential that stays for the next tick.", low=0, below=1)
     feedback: Literal["random", "symmetric"] = option(
         "random", "of the learning signal: fixed weights from the loss to each unit, or the weights themselves."
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mpgraph.errors import ProtocolError, unknown
+
 from .initializers import Initializer, constant, zeros
 
 Extent = Literal["slow", "fast", "carry", "common"]
@@ -27,6 +29,7 @@ class Channel:
             ``"use"`` one for each: a message that is held belongs to the place where it arrived.
         learned: of a carry, whether it is what the rule has learned, see :func:`carry`.
         fed: of a fast channel of an input, whether each batch fills it, see :func:`fed`.
+        life: of a carry, ``"state"`` if it goes from step to step, ``"step"`` if each step begins anew.
     """
 
     extent: Extent
@@ -37,6 +40,7 @@ class Channel:
     per: Literal["agent", "use"] = "agent"
     learned: bool = False
     fed: bool = False
+    life: Literal["state", "step"] = "state"
 
     @property
     def kept(self) -> bool:
@@ -75,6 +79,7 @@ def carry(
     end: End | None = None,
     per: Literal["agent", "use"] = "agent",
     learned: bool = False,
+    life: Literal["state", "step"] = "state",
 ) -> Any:
     """One value for each slot of the batch, kept between steps (a memory); see :class:`Channel` for the rest.
 
@@ -83,9 +88,17 @@ def carry(
 
     ``program.predict`` starts from a memory's initial value: what the last batch of training left in it belongs to
     other examples. ``learned=True`` means that the memory *is* what the rule learns (a synapse that is a recurrent
-    network); predictions then start from the state.
+    network); predictions then start from the state. ``life="step"`` is a memory within a step, such as a trace that
+    goes from tick to tick of a network that is unrolled: every step begins with its initial value.
+
+    Raises:
+        ProtocolError: for another word for its life, or one of a step for what was learned.
     """
-    return Channel("carry", size, _initializer(init), end=end, per=per, learned=learned)
+    if life not in ("state", "step"):
+        raise ProtocolError("mg.carry: " + unknown("life", life, ("state", "step")))
+    if learned and life == "step":
+        raise ProtocolError("mg.carry(learned=True, life='step'): what was learned would be lost after each step")
+    return Channel("carry", size, _initializer(init), end=end, per=per, learned=learned, life=life)
 
 
 def common(size: int | str | None = None, *, init: Initializer | float | str = 0.0) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mpgraph.errors import ProtocolError
+
 from .agent import Agent, View
 from .channel import Channel, carry, fast
 
@@ -38,6 +40,12 @@ class Delay(Agent):
         """Hear the unit; at the end of the tick take over what was heard."""
 
         def hear(s: View, pre: Any) -> View:
+            if isinstance(pre, dict) or tuple(getattr(pre, "shape", ())):
+                kind = "a dictionary" if isinstance(pre, dict) else f"of shape {tuple(pre.shape)}"
+                raise ProtocolError(
+                    f"node {s.node.name!r}, pass {name!r}: the message that is delayed is {kind}; where a step is one "
+                    "tick it must be a single number. Unroll the network instead: mg.compile(..., online=False)"
+                )
             return s.set(**{_heard(name): pre})
 
         def take_over(s: View) -> View:

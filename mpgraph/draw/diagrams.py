@@ -28,6 +28,7 @@ LOOKS = {
     "output": Look("#ffd3a1", "round"),
     "weight": Look("#d5ecd0", "square"),
     "bias": Look("#eef7ec", "square"),
+    "delay": Look("#f3e3c3", "pill"),
     "loss": Look("#f7cfd3", "cut"),
     "target": Look("#cdecec", "pill"),
     "constant": Look("#e9e9e9", "pill"),

@@ -70,7 +70,7 @@ def _predicted(program: Program, state: State, x: Tensor, chunk: int) -> Tensor:
     slots = program.slots(state)
     filled = x if slots is None else torch.cat([x, x[:1].expand(-len(x) % slots, *x.shape[1:])])
     with torch.no_grad():
-        found = [program.predict(state, part) for part in filled.split(slots or chunk)]
+        found = [program.predict(state, part, memories="fresh") for part in filled.split(slots or chunk)]
     return torch.cat(found)[: len(x)]
 
 
@@ -122,7 +122,8 @@ def train(
     spent = 0.0
     for epoch in range(epochs):
         start = time.perf_counter()
-        state, steps = program.run(state, _at_least(least, data.batches(batch, generator)))
+        # Examples have nothing to do with each other: where a step is a tick, each batch is a sequence of its own.
+        state, steps = program.run(state, _at_least(least, data.batches(batch, generator)), reset=program.online)
         losses.append(sum(steps) / max(1, len(steps)))
         spent += time.perf_counter() - start
         if times is not None:

@@ -65,7 +65,8 @@ def step(
             zero for others, of which the loss says nothing; by default all have one.
     """
     fed = {**inputs, **{f"{k}.target": v for k, v in targets.items()}}
-    run = _Run(program.graph, state, fed, noise or {}, program.dtype)
+    start = program.renewed(dict(state), len(next(iter(fed.values()))))
+    run = _Run(program.graph, start, fed, noise or {}, program.dtype)
     passes = program.graph.protocol.passes_of(program.protocol.phase_at(state, phase))
     run.told = {loss.name: told[loss.pre] for loss in program.graph.network.losses.values()} if told else {}
     run.times, moment = counts_of(passes, repeat), program.graph.protocol.moment(passes)

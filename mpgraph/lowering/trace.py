@@ -252,6 +252,11 @@ class Trace(Rounds):
                 self._messages[key] = _scaled(said, self._told[source.name]) if source.name in self._told else said
             message = self._messages[key]
             if isinstance(message, Each):
+                if arrow.target.type == "delay":
+                    raise ProtocolError(
+                        f"{arrow}: {source.name!r} sends each neighbor a message of its own, which answers one of this "
+                        "tick and cannot be delayed. Unroll the network instead: mg.compile(..., online=False)"
+                    )
                 message = message[arrow.target.name]
             if isinstance(message, dict):
                 return {k: self._placed(v, arrow) for k, v in message.items()}
@@ -369,7 +374,7 @@ class Trace(Rounds):
         with self.emitter.at(("write", node)):
             tensor = self.emitter.full(value.materialize(), axes)
             if set(axes) - set(value.materialize().axes):
-                tensor = self.emitter.emit("contiguous", tensor)
+                tensor = self.emitter.emit("clone", tensor)  # all its numbers lie in one place
         return tensor
 
     def recorded(self, name: str, channel: str) -> fx.Node:

@@ -101,10 +101,14 @@ class Batches:
         number = next(iter(ticks.values()))
 
         def at(tick: int) -> tuple[Any, Any]:
-            inputs = {name: tensor[:, tick] for name, tensor in fed.items()}
+            inputs = {name: tensor.select(1, tick) for name, tensor in fed.items()}
             last = tick == number - 1
             targets = {
-                name: tensor[:, tick] if isinstance(tensor, Tensor) and name not in ended else tensor if last else None
+                name: tensor.select(1, tick)
+                if isinstance(tensor, Tensor) and name not in ended
+                else tensor
+                if last
+                else None
                 for name, tensor in told.items()
             }
             return (
@@ -174,7 +178,7 @@ class Batches:
             missing = tensor == MISSING if labels else tensor.isnan().flatten(1).any(1) if tensor.ndim > 1 else None
             if missing is not None and missing.ndim == 1:
                 hidden = missing.reshape(-1, *(1 for _ in tensor.shape[1:]))
-                return tensor.masked_fill(hidden, 0), (~missing).to(**like)
+                return tensor.masked_fill(hidden, 0), 1 - missing.to(self.dtype)
         return tensor, torch.ones(size, **like)
 
     def _target(self, name: str, tensor: Any, size: int, there: Tensor | None = None) -> Tensor:

@@ -109,6 +109,7 @@ class Program(nn.Module):
         self._replays: Replays = {}
         steps = [self._function(phase=phase) for phase in protocol.phases or [None]]
         self._fresh = self._fresh_memories()
+        self._brief = self._layout.brief()
         self._seal()  # last: while code is written, agents may still note what they were compiled for
         if warn:
             self._warn([name for c in steps for name in c.flat], [name for c in steps for name in c.no_signal])
@@ -174,6 +175,8 @@ class Program(nn.Module):
         for phase in self.protocol.phases or [None]:
             self._function(single=single, phase=phase)
         self._function(learning=False)
+        if self.online:
+            self._function(learning=False, memories=True)
 
     def _repeated(
         self, repeat: Any, record: Any, learning: bool, single: bool, phase: str | None, memories: bool
@@ -336,6 +339,22 @@ class Program(nn.Module):
             return stack([self._layout.reset(one, batch_size) for one in each])
         return self._layout.reset(state, batch_size)
 
+    def renewed(self, state: State, size: int, memories: Mapping[tuple[str, str], Tensor] | None = None) -> State:
+        """The state with which a step of that many examples begins: memories that live for one step begin anew.
+
+        Args:
+            state: from :meth:`init` or a step.
+            size: of the batch.
+            memories: others that begin anew, by node and channel, as those of one example.
+        """
+        memories = {**self._brief, **(memories or {})}
+        if not memories:
+            return state
+        state = {name: dict(channels) for name, channels in state.items()}
+        for (name, channel), one in memories.items():
+            state[name][channel] = one.expand(size, *one.shape[1:]).clone()
+        return state
+
     def slots(self, state: State) -> int | None:
         """For how many examples a state keeps memories (carry channels), which is the size that batches must have.
 
@@ -462,6 +481,7 @@ class Program(nn.Module):
             phase = self.protocol.phase_at(state, phase)
         compiled = self._function(record, single=size == 1, phase=phase, repeat=repeat)
         self._layout.check(state, size)
+        state = self.renewed(state, size)
         if compiled.noise and noise is None:
             if inside_transform():
                 raise InputError(
@@ -521,7 +541,8 @@ class Program(nn.Module):
         compiled = self._function(learning=False, repeat=repeat, memories=True)
         tensors, size = self._batches.tensors(x, None, learning=False)
         self._layout.check(state, size)
-        memories, prediction = self._predicted(compiled, state, size, tensors, parameters)
+        begun = self.renewed(state, size)
+        memories, prediction = self._predicted(compiled, begun, size, tensors, parameters)
         state = {name: {**channels, **memories.get(name, {})} for name, channels in state.items()}
         return state, prediction if len(prediction) > 1 else prediction[self._outputs[0]]
 
@@ -579,18 +600,23 @@ class Program(nn.Module):
         tensors, size = self._batches.tensors(x, None, learning=False)
         kept = memories == "state" and bool(self._fresh)
         self._layout.check(state, size if kept or self._reads_learned else None)
-        if self._fresh and not kept:
-            state = {name: dict(channels) for name, channels in state.items()}
-            for (name, channel), one in self._fresh.items():
-                state[name][channel] = one.expand(size, *one.shape[1:])
+        state = self.renewed(state, size, None if kept else self._fresh)
         predictions = self._predicted(compiled, state, size, tensors, parameters)
         return predictions if len(predictions) > 1 else predictions[self._outputs[0]]
 
-    def run(self, state: State, batches: Iterable[Any], *, progress: bool = False) -> tuple[State, list[float]]:
+    def run(
+        self, state: State, batches: Iterable[Any], *, progress: bool = False, reset: bool = False
+    ) -> tuple[State, list[float]]:
         """Steps over batches ``(x, y)`` (or ``x``, or ``(x,)``); returns the state and the loss of each step.
 
         Where a unit normalizes over the batch, a smaller rest of one example is left out: it has no deviation. Keeps no
         autograd graph: to differentiate through learning call :meth:`step` yourself.
+
+        Args:
+            state: from :meth:`init` or a step.
+            batches: one after the other; of a program whose step is one tick also sequences.
+            progress: show a bar, if stderr is a terminal.
+            reset: whether a new sequence begins with each batch, see :meth:`reset`.
 
         Raises:
             InputError: naming the batch that does not fit.
@@ -608,7 +634,7 @@ class Program(nn.Module):
                     if size == 1 < largest:
                         continue
                 try:
-                    state, out = self.step(state, x, y)
+                    state, out = self.step(self.reset(state) if reset else state, x, y)
                 except InputError as error:
                     raise InputError(f"program.run: batch {number}: {error}") from None
                 if out.loss is not None:

@@ -150,6 +150,12 @@ class StateLayout:
                     fresh[name][channel] = self._own(initial, size)
         return fresh
 
+    def brief(self) -> dict[tuple[str, str], Tensor]:
+        """Initial values of memories that live for one step, for one example."""
+        return self.memories(
+            (name, channel) for name, channel, declared, _ in self._channels if declared.life == "step"
+        )
+
     def memories(self, read: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Tensor]:
         """Initial values of memories of examples, for one example."""
         with on_cpu(self.device):

@@ -51,7 +51,7 @@ def network(rule, w, x, detached, reset=0.0):
         back = z.detach() if detached else z
         drive = x[:, t] @ w["x->h1"].T + back @ w["h1->h1"].T + w["h1.bias"]
         if rule is EProp:
-            h = KEEP * h + drive - reset * back
+            h = KEEP * h + (1 - KEEP) * drive - reset * back
             z = torch.tanh(h)
         else:
             z = (1 - 1 / TAU) * z + torch.tanh(drive) / TAU
@@ -110,9 +110,9 @@ def by_formula(rule, state, x, y):
         drive = x[:, t] @ w["x->h1"].T + z @ w["h1->h1"].T + w["h1.bias"]
         heard = {"x->h1": x[:, t], "h1->h1": z, "h1.bias": torch.ones(BATCH, 1, dtype=DOUBLE)}
         if rule is EProp:
-            h = KEEP * h + drive
+            h = KEEP * h + (1 - KEEP) * drive
             z = torch.tanh(h)
-            p = {name: KEEP * p[name] + heard[name][:, None] for name in p}
+            p = {name: KEEP * p[name] + (1 - KEEP) * heard[name][:, None] for name in p}
             traces = {name: (1 - z**2)[..., None] * p[name] for name in p}
         else:
             slope = (1 - torch.tanh(drive) ** 2) / TAU

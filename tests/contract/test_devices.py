@@ -26,11 +26,12 @@ def rule(request):
 def test_every_tensor_is_on_the_device(rule, name, size):
     network = mlp([3, 4, 4, 2], "tanh") if name == "dense" else GRAPHS[name]()
     program = mg.compile(network, rule, checks="none", device="cpu")
+    program.prepare(size)
     phases = rule.phases or [None]
     shapes = {phase: program._function(single=size == 1, phase=phase).noise for phase in phases}
     fake = FakeCuda()
     fake.program(program)
-    x, y = batch(network, size)
+    x, y = batch(program.graph.network, size)
     x, y = fake.everywhere({n: t.float() for n, t in x.items()}), fake.moved(y)
     with torch.no_grad(), fake:
         state = first = program.init(batch_size=size)

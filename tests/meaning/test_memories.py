@@ -297,3 +297,30 @@ def test_predictions_that_need_a_target_name_pass_and_loss():
     network.input("x", 3), network.unit("y", 2), network.connect("x", "y"), network.loss("y", "l2")
     with pytest.raises(mg.ProtocolError, match=words.format("again")):
         mg.compile(network, Again(weight=PlainWeight(), unit=Target(), loss=Nudge()))
+
+
+class Brief(PlainWeight):
+    """A synapse that remembers, within a step, all that it has heard at earlier ticks."""
+
+    total = carry(init=0.5, life="step")
+
+    def forward_update(self, s, pre):
+        return s.set(x=pre, total=s.total + pre)
+
+
+def test_a_memory_may_live_for_one_step():
+    network = mg.Network(ticks=3)
+    network.input("x", 2), network.unit("y", 1, bias=False), network.connect("x", "y", "dense")
+    network.connect("y", "y", delay=1), network.loss("y", "l2")
+    program = mg.compile(network, Protocol(weight=Brief()), dtype=torch.float64)
+    state, y = program.init(batch_size=2), torch.zeros(2, 1, dtype=torch.float64)
+    for seed in range(2):
+        x = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        meaning, _ = interpreter.step(program, state, {"x": x}, {"y": y})
+        state, _ = program.step(state, x, y)
+        torch.testing.assert_close(state["x->y"]["total"], 0.5 + x.sum(1)[:, None, :])
+        assert distance(state, meaning) < 1e-12
+    with pytest.raises(mg.ProtocolError, match="unknown life 'tick': allowed are state, step"):
+        carry(life="tick")
+    with pytest.raises(mg.ProtocolError, match="what was learned would be lost"):
+        carry(learned=True, life="step")

@@ -36,6 +36,19 @@ def test_meta_learning_finds_a_better_rate(capsys):
     assert losses[-1] < 0.7 * losses[0]
 
 
+def test_a_cue_is_remembered():
+    found = example("delayed_cue").main(batches=40, seeds=1)
+    for rule in ("EProp", "RFLO"):
+        assert found[rule, "all"] == 1.0
+        assert found[rule, "readout only"] < 0.95
+
+
+def test_a_pattern_is_generated():
+    found = example("pattern_generation").main(trials=100, seeds=1)
+    for rule in ("EProp", "RFLO"):
+        assert found[rule, "all"] < 0.8 * found[rule, "readout only"]
+
+
 def test_learning_to_learn_lowers_the_loss_after_learning(tmp_path):
     losses, curves = example("learning_to_learn").main(meta_steps=60, figure=tmp_path / "curves.png")
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
