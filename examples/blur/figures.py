@@ -305,13 +305,15 @@ def variants(name, options, table, published, data_sets=("mnist",)):
         ours[f"SGD {lr:g}, best of {len(RATES)} on {tried}"] = {tried: best}
 
     def plot(axes):
+        axes.figure.set_size_inches(7.0, 1.4 + 0.17 * len(ours))
         for tried in data_sets:
             rows = [(label, row[tried]) for label, row in ours.items() if tried in row]
             labels, means, bars = zip(*((label, row["mean"], row["deviation"]) for label, row in rows), strict=True)
             axes.errorbar(means, labels, xerr=bars, fmt="o", ms=3, lw=0.7, label=f"tried on {tried}")
-        axes.tick_params(axis="y", labelsize=4)
+        axes.tick_params(axis="y", labelsize=7)
+        axes.invert_yaxis()
         axes.set(xlabel="accuracy after ten updates, %")
-        axes.legend(fontsize="x-small")
+        axes.figure.legend(loc="outside lower right", ncols=2, fontsize="x-small")
 
     written(options, name, published, ours, plot)
 
