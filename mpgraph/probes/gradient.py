@@ -78,11 +78,18 @@ def gradients(program: Program, state: State, x: Batch, y: Batch | None = None, 
         batch.
 
     Raises:
-        ProtocolError: for a network without a loss, or one whose forward pass autograd cannot follow.
+        ProtocolError: for a network without a loss, a rule that predicts by other passes than ``forward``, or a
+            forward pass that autograd cannot follow.
     """
     if not program.graph.network.losses:
         raise ProtocolError("gradients: the network has no loss to differentiate; add one with network.loss(...)")
     module, needed, sizes = _gradient_of(program)
+    if not sizes:
+        protocol = program.protocol
+        raise ProtocolError(
+            f"gradients: {type(protocol).__name__} predicts without a pass 'forward' in which units add up what they "
+            f"hear, so there is nothing to differentiate by; its passes are {', '.join(protocol.all_passes)}"
+        )
     tensors, batch = program._batches.tensors(x, y)
     noise = program._layout.noise(state, needed, batch)
     like: dict[str, Any] = {"dtype": program.dtype, "device": program.device, "requires_grad": True}

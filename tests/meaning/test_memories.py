@@ -173,12 +173,24 @@ def test_sums_that_hold_the_same_narrow_terms_share_them():
 
 def test_a_product_with_many_rows_is_added_in_the_same_call():
     sheet = Sheet()
-    (one, wide), (two, other) = (sheet.leaf(("batch", "i", "j"), 3) for _ in range(2))
-    matrix = torch.randn(3, 3, dtype=torch.float64)
+    (one, wide), (two, other) = (sheet.leaf(("batch", "i", "j"), 9) for _ in range(2))
+    matrix = torch.randn(9, 9, dtype=torch.float64)
     array, module = sheet.evaluate(one + 0.5 * (two @ matrix))
     assert (array - wide - 0.5 * other @ matrix).abs().max() < 1e-14
     assert "addmm" in module.code
     assert "torch.add(" not in module.code
+
+
+def test_few_channels_that_a_matrix_mixes_come_first_in_memory():
+    sheet = Sheet()
+    (one, wide), (two, other) = (sheet.leaf(("batch", "i", "j"), 3) for _ in range(2))
+    matrix = torch.randn(3, 3, dtype=torch.float64)
+    array, module = sheet.evaluate(one + 0.5 * (two @ matrix))
+    assert (array - wide - 0.5 * other @ matrix).abs().max() < 1e-14
+    mixed, _ = sheet.evaluate(two @ matrix)
+    assert (mixed - other @ matrix).abs().max() < 1e-14
+    assert mixed.stride(-1) == mixed.numel() // 3  # so that products over agents need no copy
+    assert mixed.movedim(-1, 0).is_contiguous()
 
 
 def test_a_mean_of_equal_numbers_is_that_number():

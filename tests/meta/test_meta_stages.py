@@ -125,7 +125,7 @@ def test_messages_that_agents_imitate_are_the_gradient():
 
 def test_the_loss_that_agents_imitate_sends_the_gradient():
     graph = mg.compile(mlp([2, 3, 5], "sigmoid"), MPLP(share="all", hidden=(4, 3))).graph
-    values, message = example("loss", graph.nodes["loss"], Numbers(torch.Generator().manual_seed(0), 50, 4))
+    values, message, _ = example("loss", graph.nodes["loss"], Numbers(torch.Generator().manual_seed(0), 50, 4))
     loss, p, t, log = values
     torch.testing.assert_close(loss, -t * log)
     torch.testing.assert_close(message, p - t)  # d/dz of the cross-entropy of a softmax

@@ -49,16 +49,23 @@ def test_every_problem_of_the_suite_fits_its_task():
 
 
 def test_a_tiny_bench_is_added_to_and_its_page_holds_all_of_it(tmp_path, capsys):
-    page = tmp_path / "bench.md"
+    page, own = tmp_path / "bench.md", tmp_path / "own.py"
+    own.write_text(
+        "import mpgraph as mg\n"
+        "from mpgraph.protocols import Backprop\n"
+        "class Picky(Backprop):\n"
+        "    def check(self, agents):\n"
+        "        raise mg.ProtocolError('Picky: not on this network')\n"
+    )
     common = ["bench", "--budget", "tiny", "--tasks", "xor", "--out", str(tmp_path), "--page", str(page), "--quiet"]
-    assert cli.main([*common, "--protocols", "backprop,vsml"]) == 0
+    assert cli.main([*common, "--protocols", f"backprop,{own}:Picky"]) == 0
     assert cli.main([*common, "--protocols", "feedback_alignment", "--resume"]) == 0
     content = json.loads((tmp_path / "results.json").read_text())
     assert {run["protocol"] for run in content["runs"]} == {"readout_only", "backprop", "feedback_alignment"}
     assert {len(run["tuning"]["trials"]) for run in content["runs"]} == {1}
-    assert [row["protocol"] for row in content["refused"]] == ["vsml"]
+    assert [row["protocol"] for row in content["refused"]] == [f"{own}:Picky"]
     text = page.read_text()
-    for words in ("`backprop`", "`feedback_alignment`", "`readout_only`", "## xor: 2-16-2 tanh", "- `vsml` on xor"):
+    for words in ("`backprop`", "`feedback_alignment`", "`readout_only`", "## xor: 2-16-2 tanh", "Picky` on xor"):
         assert words in text
     assert "mpgraph bench --budget tiny --tasks xor" in text
     assert str(tmp_path / "results.json") not in text

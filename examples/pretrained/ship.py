@@ -1,8 +1,8 @@
 """Copy a trained rule into the package, its record completed by how it is meant to be used.
 
-python examples/ship.py vsml_clone runs/vsml_alone/rule
-python examples/ship.py mplp_mnist runs/tuned/rule --between runs/alone/rule --share 0.15
-python examples/ship.py mplp_sinusoid runs/sinusoid/rule
+python examples/pretrained/ship.py vsml_clone runs/vsml_alone/rule
+python examples/pretrained/ship.py mplp_mnist runs/tuned/rule --between runs/alone/rule --share 0.15
+python examples/pretrained/ship.py mplp_sinusoid runs/sinusoid/rule
 
 The records of the stages before it, whose rules it went on with, are kept in `stages`, the first one first.
 """
