@@ -9,7 +9,7 @@ import torch
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile(
-    "default", deadline=None, max_examples=int(os.environ.get("EXAMPLES", 25)), derandomize=True
+    "default", deadline=None, max_examples=int(os.environ.get("EXAMPLES", 20)), derandomize=True
 )
 hypothesis.settings.load_profile("default")
 

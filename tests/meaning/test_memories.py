@@ -185,7 +185,7 @@ def test_few_channels_that_a_matrix_mixes_come_first_in_memory():
     sheet = Sheet()
     (one, wide), (two, other) = (sheet.leaf(("batch", "i", "j"), 3) for _ in range(2))
     matrix = torch.randn(3, 3, dtype=torch.float64)
-    array, module = sheet.evaluate(one + 0.5 * (two @ matrix))
+    array, _ = sheet.evaluate(one + 0.5 * (two @ matrix))
     assert (array - wide - 0.5 * other @ matrix).abs().max() < 1e-14
     mixed, _ = sheet.evaluate(two @ matrix)
     assert (mixed - other @ matrix).abs().max() < 1e-14
