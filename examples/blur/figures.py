@@ -17,6 +17,7 @@ while neurons are computed.
 
 import argparse
 import json
+import math
 import os
 from pathlib import Path
 
@@ -365,7 +366,8 @@ def long(rule, updates):
             state, _ = program.step(state, found.train_x[part], found.train_y[part])
             if t in (1, 3, 10, 30, 100, 200, 500, 1000):
                 wrong = 100.0 * (1.0 - experiments.accuracy(program, state, found.test_x, found.test_y))
-                rows[t] = {"mean |w|": float(state["h1->y"]["w"].abs().mean()), "test error": wrong}
+                size = float(state["h1->y"]["w"].abs().mean())
+                rows[t] = {"mean |w|": size if math.isfinite(size) else None, "test error": wrong}
     return rows
 
 
