@@ -66,12 +66,17 @@ def score(program: Program, state: State, data: Dataset) -> float:
 
 
 def _predicted(program: Program, state: State, x: Tensor, chunk: int) -> Tensor:
-    """Predictions for all examples, in chunks; memories of single examples are filled up with the first."""
+    """Predictions for all examples, in chunks; memories of single examples are filled up with the first.
+
+    Of sequences, where a step is a tick, those of the last tick, which has the target.
+    """
     slots = program.slots(state)
     filled = x if slots is None else torch.cat([x, x[:1].expand(-len(x) % slots, *x.shape[1:])])
     with torch.no_grad():
         found = [program.predict(state, part, memories="fresh") for part in filled.split(slots or chunk)]
-    return torch.cat(found)[: len(x)]
+    predicted, network = torch.cat(found)[: len(x)], program.graph.network
+    every_tick = predicted.ndim > 1 + len(network.shape(network.outputs[0]))
+    return predicted[:, -1] if every_tick else predicted
 
 
 def train(

@@ -12,13 +12,13 @@ from refusals import refuses
 
 import mpgraph as mg
 from mpgraph import cli, data, experiments
-from mpgraph.architectures import mlp
+from mpgraph.architectures import mlp, recurrent
 from mpgraph.data.synthetic import series_of
 from mpgraph.experiments import Run, plots
 from mpgraph.experiments.cells import Plan, cells_of, run_cells
 from mpgraph.experiments.contrasts import needed, paired
 from mpgraph.experiments.tuning import halton, searched, space_of
-from mpgraph.protocols import Backprop
+from mpgraph.protocols import Backprop, EProp
 
 SHORT = ("--seeds", "2", "--epochs", "1", "--limit", "64", "--quiet")
 
@@ -45,6 +45,16 @@ def test_the_cue_of_a_sequence_stands_at_its_first_tick_only():
     assert torch.equal(found.train_x[:, 0].argmax(-1), found.train_y)
     assert not found.train_x[:, 1:, :2].any()
     assert not found.train_x[:, 0, 2].any()
+
+
+def test_a_rule_whose_step_is_a_tick_is_scored_at_the_last_tick_of_a_sequence():
+    found = data.load("delayed_cue", standardise=False)
+    x, y = found.test_x[:6], found.test_y[:6]
+    program = mg.compile(recurrent([x.shape[-1], 4, found.classes], ticks=x.shape[1]), EProp())
+    state = program.init(seed=0, batch_size=3)
+    every = torch.cat([program.predict(state, part, memories="fresh") for part in x.split(3)])
+    assert every.shape == (6, x.shape[1], found.classes)
+    assert experiments.accuracy(program, state, x, y) == float((every[:, -1].argmax(-1) == y).double().mean())
 
 
 def test_the_series_of_mackey_and_glass():
