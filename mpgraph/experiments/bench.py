@@ -190,11 +190,12 @@ def page(content: Mapping[str, Any], runs: Sequence[Run], figure: str) -> str:
         "",
         "## Profile",
         "",
-        f"![The share of problems that each rule solves within a factor of the smallest error]({figure})",
+        f"![How many times the smallest error on a problem each rule has, over all problems]({figure})",
         "",
-        "A curve says on which share of the problems the error of a rule is at most so many times the smallest error "
-        "of any rule (Dolan and Moré, 2002). Errors below 0.001 count as 0.001; a rule that diverged on a seed, or "
-        "cannot run, has not solved the problem.",
+        "The profile of a rule (Dolan and Moré, 2002) is the share of problems on which its error is at most so many "
+        f"times the smallest of any rule. With more than {profiles.CURVES} rules the picture has a dot for each "
+        "problem and a bar at the median. Errors below 0.001 count as 0.001; a rule that diverged on a seed, or cannot "
+        "run, has not solved the problem.",
         "",
         *_profile_table(profiles.ratios(runs)),
     ]

@@ -8,6 +8,7 @@ how many problems it works at all.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from .plots import COLORS, DASHES, name_ends, plain, readable, save
 from .results import READOUT_ONLY, Run
 
+CURVES = 8  # that can be told apart in one picture
+EDGE = 30.0  # ratios above it stand at the edge of a line of dots
 LEAST = 1e-3  # errors below this count as this, so that a perfect score does not make all others infinitely bad
 
 
@@ -52,9 +55,16 @@ def share(values: Sequence[float], factor: float) -> float:
 
 
 def draw(found: Mapping[str, Sequence[float]], path: Path) -> None:
-    """The profile of each rule over factors from 1 to the largest that occurs, in the logarithm."""
+    """The profile of each rule over factors from 1 to the largest that occurs, in the logarithm.
+
+    Of more than `CURVES` rules, whose curves nobody can tell apart, each has a line with a dot for each problem.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
+
+    if len(found) > CURVES:
+        _dots(found, path)
+        return
 
     figure = Figure(figsize=(9.0, max(4.0, 0.27 * len(found))), layout="constrained")
     axes = figure.subplots()
@@ -76,4 +86,33 @@ def draw(found: Mapping[str, Sequence[float]], path: Path) -> None:
     )
     plain(axes)
     name_ends(axes, ends, gap=min(0.065, 0.95 / max(1, len(ends))))
+    save(figure, path)
+
+
+def _dots(found: Mapping[str, Sequence[float]], path: Path) -> None:
+    """A line for each rule, the smallest median first: a dot for each problem at its ratio, and a bar at the median."""
+    from matplotlib.figure import Figure
+
+    order = sorted(found, key=lambda name: (statistics.median(found[name]), name))
+    shown = readable(found)
+    figure = Figure(figsize=(7.0, 1.0 + 0.24 * len(order)), layout="constrained")
+    axes = figure.subplots()
+    for i, name in enumerate(order):
+        within = [value for value in found[name] if value <= EDGE]
+        beyond = len(found[name]) - len(within)
+        axes.plot(within, [i] * len(within), "o", ms=5, alpha=0.6, color=COLORS[0], markeredgewidth=0)
+        axes.plot(min(EDGE, statistics.median(found[name])), i, "|", ms=11, mew=2.0, color=COLORS[1])
+        if beyond:
+            axes.annotate(
+                f"{beyond} beyond", (EDGE, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7
+            )
+    ticks = [1, 2, 3, 5, 10, 20, 30]
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_yticks(range(len(order)), [shown[name] for name in order], fontsize=8)
+    axes.set(
+        xlabel="error, as a multiple of the smallest on that problem", xlim=(0.93, EDGE), ylim=(len(order) - 0.4, -0.6)
+    )
+    plain(axes)
     save(figure, path)

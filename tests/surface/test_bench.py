@@ -41,6 +41,19 @@ def test_what_diverged_on_a_seed_has_not_solved_the_problem():
     assert [profiles.ratios(perfect)[name][0] for name in "ab"] == pytest.approx([1.0, 1.0])
 
 
+def test_many_rules_have_a_line_of_dots_each_the_best_first(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(profiles, "save", lambda figure, path: drawn.append(figure))
+    found = {f"rule_{i}": [1.0 + i, 2.0 + i, math.inf] for i in reversed(range(profiles.CURVES + 1))}
+    profiles.draw(found, tmp_path / "p.png")
+    (axes,) = drawn[0].axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == [f"rule {i}" for i in range(profiles.CURVES + 1)]
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [list(line.get_xdata()) for line in dots] == [[1.0 + i, 2.0 + i] for i in range(profiles.CURVES + 1)]
+    assert [text.get_text() for text in axes.texts] == ["1 beyond"] * len(found)
+
+
 def test_every_problem_of_the_suite_fits_its_task():
     plan = bench.Plan()
     for task, network in bench.SUITE:
