@@ -28,6 +28,7 @@ from mpgraph import cli, data, experiments, probes
 from mpgraph.architectures import mlp
 from mpgraph.meta import Tasks, make_family
 from mpgraph.protocols import BLUR, Backprop
+from mpgraph.serialization import toml
 
 HERE = Path(os.path.relpath(Path(__file__).parent))  # which a record can name
 BUDGETS = {  # outer steps of meta-training by run; networks that are measured
@@ -267,16 +268,9 @@ def variant(name, options, changes, data_set="mnist"):
     family = {f"family.{key}": value for key, value in FEW[data_set].items()}
     growth = {"estimator.steps": {"growing": [2, UNROLL, max(1, options.steps["random"] // 2)]}}
     given = {**family, **growth, **changes}
-    texts = [f"{key}={toml(value)}" for key, value in given.items()]
+    texts = [f"{key}={toml.text(value)}" for key, value in given.items()]
     run = trained("random", options, *texts, run=name.replace(" ", "_").replace(",", ""))
     return mg.load_protocol(run / "rule")
-
-
-def toml(value):
-    """A value as TOML has it, which but for tables and truth is as JSON does."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {toml(part)}" for key, part in value.items()) + "}"
-    return json.dumps(value)
 
 
 def few(rule, data_set, tasks):

@@ -12,13 +12,14 @@ from typing import Any
 from mpgraph.draw.drawing import SUFFIXES, TEXTS
 from mpgraph.draw.text import agents_text, graph_text, network_text
 from mpgraph.errors import FileError, InputError, unknown
+from mpgraph.lowering.explain import short
 from mpgraph.program.program import Program
 from mpgraph.serialization import atomic
 
 from . import flags, page, plots
 from .cells import Cell
 from .commands import model_flags, plan_of
-from .report import MOST_UNITS, short
+from .report import MOST_UNITS
 
 SCREEN = (100, 24)  # letters and lines, where there is no terminal
 LEAST = 60  # letters that a table needs

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mpgraph.lowering.explain import short
 from mpgraph.network.network import Network
 
 from . import page, plots
@@ -160,12 +161,3 @@ def _search_table(runs: Sequence[Run]) -> str:
         "space may lie beyond it."
     )
     return page.table(caption, ("rule", "seed", "trials", "chosen", "at the edge"), shown, long=("chosen",))
-
-
-def short(number: float) -> str:
-    """A count with a unit: ``329k``."""
-    for unit in ("", "k", "M", "G"):
-        if number < 1000:
-            return f"{number:.3g}{unit}"
-        number /= 1000
-    return f"{number:.3g}T"

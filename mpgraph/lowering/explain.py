@@ -206,9 +206,9 @@ def table(lines: Sequence[Row], batch_size: int, width: int | None = None) -> st
     cells = [("pass", "arrow", "became", "shapes", "FLOPs", "bytes", *["sent"] * sent, "note")]
     for row in lines:
         numbers = (row.flops, row.bytes, *[row.sent] * sent)
-        cells.append((*row[:4], *map(_short, numbers), row.note))
+        cells.append((*row[:4], *map(_cell, numbers), row.note))
     totals = (sum(r.flops for r in lines), sum(r.bytes for r in lines), *[sum(r.sent for r in lines)] * sent)
-    cells.append(("total", f"batch {batch_size}", "", "", *map(_short, totals), ""))
+    cells.append(("total", f"batch {batch_size}", "", "", *map(_cell, totals), ""))
     if width is not None:
         counted = [(*row[:2], _counted(row[2]), _counted(row[3]), *row[4:]) for row in cells[1:] if row[2] != "-"]
         idle = len(cells) - 1 - len(counted)
@@ -264,9 +264,13 @@ def _elements(axes: Iterable[Axis], batch: int) -> float:
     return math.prod(batch if a.size is None else a.size for a in axes)
 
 
-def _short(number: float) -> str:
-    if not number:
-        return ""
+def _cell(number: float) -> str:
+    """A count in a table, empty for none."""
+    return short(number) if number else ""
+
+
+def short(number: float) -> str:
+    """A count with a unit: ``329k``."""
     for unit in ("", "k", "M", "G"):
         if number < 1000:
             return f"{number:.3g}{unit}"

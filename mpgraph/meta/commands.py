@@ -19,6 +19,7 @@ from mpgraph.agents.protocol import Protocol
 from mpgraph.environment import commit_of
 from mpgraph.errors import FileError, InputError
 from mpgraph.registry import lookup
+from mpgraph.serialization import toml
 from mpgraph.serialization.protocol import load_protocol, pretrained
 
 from . import recurrent
@@ -96,7 +97,7 @@ def meta_train(options: argparse.Namespace) -> int:
     trainer = files.trainer_of(given, root=options.data, steps=options.steps, group=group)
     command = ["mpgraph meta-train", *([f"--settings {options.settings}"] if options.settings else [])]
     command += [f"--from {options.start}"] if options.start else []
-    command += ["--set " + shlex.quote(f"{key}={_toml(value)}") for key, value in sorted(changes.items())]
+    command += ["--set " + shlex.quote(f"{key}={toml.text(value)}") for key, value in sorted(changes.items())]
     record = {
         "command": " ".join([*command, f"--steps {options.steps}"]),
         "settings": given,
@@ -224,15 +225,6 @@ def _value(text: str) -> Any:
         if text.strip()[:1] in ("{", "[", '"', "'"):
             raise InputError(f"--set: {text} is not a value as TOML has it, such as {{ lr = 0.01 }}: {error}") from None
         return text
-
-
-def _toml(value: Any) -> str:
-    """As :func:`_value` reads it."""
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(part)}" for key, part in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value)
 
 
 def _spread(values: Tensor | Mapping[str, Any]) -> tuple[float, float]:

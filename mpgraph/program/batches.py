@@ -37,7 +37,7 @@ class Batches:
         given: inputs and variants: what ``x`` holds in a step.
         shapes: of one example, by name.
         names: of inputs and targets, in the order of :meth:`tensors`.
-        fed: shapes of all tensors, of one example, in that order.
+        fed_shapes: of all tensors, of one example, in that order.
         normalized: units that a batch of one example gives one value for each channel to normalize; not those of
             rules whose agents leave the normalization out, which keep no averages of it.
     """
@@ -60,8 +60,8 @@ class Batches:
             for name in (*self.inputs, *self.targets)
         }
         self.shapes |= {name: self.shapes[name.rpartition(".")[0]] for name in self.variants}
-        self.fed = [self.shapes[name.removesuffix(".target")] for name in self.names]
-        self.fed += [()] * len(self.targets) * self.online
+        self.fed_shapes = [self.shapes[name.removesuffix(".target")] for name in self.names]
+        self.fed_shapes += [()] * len(self.targets) * self.online
         self._classes = {name: math.prod(self.shapes[name]) for name in self.targets if len(self.shapes[name]) == 1}
         self._tables = {n: torch.eye(n, device=device, dtype=dtype) for n in self._classes.values() if 1 < n <= TABLE}
         self.normalized = [

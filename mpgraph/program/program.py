@@ -273,7 +273,7 @@ class Program(nn.Module):
         for name, channel, shape in self._layout.wanted:
             state.setdefault(name, {})[channel] = zeros(shape)
         noise = {name: zeros(shape) for name, shape in compiled.noise.items()}
-        fed = [zeros((None, *shape)) for shape in self._batches.fed]
+        fed = [zeros((None, *shape)) for shape in self._batches.fed_shapes]
         return compiled, (state, self._parameters_now(), noise, *fed)
 
     @property

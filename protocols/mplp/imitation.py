@@ -89,12 +89,12 @@ class Example(NamedTuple):
     Attributes:
         values: ``(count, ...)``, as its learner's standardiser takes them.
         message: the first number of the message ``(count, 1)``; ``None`` if nobody reads it.
-        open: what it would be if no slope were zero, by which wrong ones are judged where the message itself is zero.
+        ungated: what it would be if no slope were zero, by which errors are judged where the message itself is zero.
     """
 
     values: list[Tensor]
     message: Tensor | None
-    open: Tensor | None = None
+    ungated: Tensor | None = None
 
 
 def kinds(graph: Any) -> dict[str, tuple[str, Any, mg.AgentNode]]:
@@ -135,8 +135,8 @@ def example(key: str, node: mg.AgentNode, draw: Numbers) -> Example:
     if key == "unit":
         z = draw.normal(0.2, 2.0)
         slope = function.vjp(torch.ones_like(z), z, function.apply(z))
-        opened = torch.where(slope == 0, torch.ones_like(slope), slope)
-        return Example([m, z], torch.tanh(BELOW * MANY * slope * e), torch.tanh(BELOW * MANY * opened * e))
+        ungated = torch.where(slope == 0, torch.ones_like(slope), slope)
+        return Example([m, z], torch.tanh(BELOW * MANY * slope * e), torch.tanh(BELOW * MANY * ungated * e))
     if key == "bias":
         return Example([m, draw.normal(0.005, 0.5), draw.normal(0.2, 2.0)], e)
     if "input_weight" in node.types:
@@ -186,7 +186,7 @@ def error(agent: Any, node: mg.AgentNode, given: Example, draw: Numbers) -> tupl
     made = learner.gru(memory, inputs)
     message, wrong, update = made[:, -learner.k :], None, None
     if given.message is not None:
-        wrong = relative(message[:, :1], given.message, size=given.open)
+        wrong = relative(message[:, :1], given.message, size=given.ungated)
         wrong = wrong + 0.1 * message[:, 1:].square().mean() if learner.k > 1 else wrong
     if "bias" in node.types:
         update = relative(made[:, :1], -0.5 * given.values[0][:, :1])
