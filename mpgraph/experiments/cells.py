@@ -268,11 +268,11 @@ def run_cells(
                     finished(cell, run)
                 bar.update(_epochs(plan, cell) - (bar.n - before))
         else:
-            for cell, run in _in_processes(plan, todo, jobs, alone=on_refused is not None):
-                if isinstance(run, Exception):
-                    refused(cell, run)
+            for cell, came in _in_processes(plan, todo, jobs, alone=on_refused is not None):
+                if isinstance(came, Exception):
+                    refused(cell, came)
                 else:
-                    finished(cell, run)
+                    finished(cell, came)
                 bar.update(_epochs(plan, cell))
     return [found[key] for key in wanted if key in found]
 

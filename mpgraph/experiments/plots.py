@@ -283,6 +283,8 @@ def _line(run: Run, kind: str) -> list[float | None]:
 
 def _against_gradient(kind: str, label: str, axes: Axes, runs: Sequence[Run]) -> None:
     """All weights of a rule as one vector: a line for each rule, with a band over seeds."""
+    from matplotlib.ticker import LogFormatter, MaxNLocator
+
     ends = []
     for curve in curves_of(runs):
         own = [run for run in runs if run.protocol == curve.protocol and measured(run)]
@@ -302,15 +304,17 @@ def _against_gradient(kind: str, label: str, axes: Axes, runs: Sequence[Run]) ->
         axes.set_ylim(0.0, max(95.0, *(axes.get_ylim())))
     else:
         axes.set_yscale("log")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which(LogFormatter(minor_thresholds=(1.0, 0.4)))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="epoch", ylabel=label)
     plain(axes)
     name_ends(axes, ends)
 
 
 ALIGNMENT: dict[str, Callable[[Any, Sequence[Run]], None]] = {
-    "angles": partial(_against_gradient, "angles", "angle of the update to the gradient (degrees)"),
-    "ratios": partial(_against_gradient, "ratios", "norm of the update by that of the gradient"),
+    "angles": partial(_against_gradient, "angles", "angle to the gradient (degrees)"),
+    "ratios": partial(_against_gradient, "ratios", "norm by that of the gradient"),
 }
 PANELS: dict[str, Callable[[Any, Sequence[Run]], None]] = {
     "steps": _against_steps,

@@ -188,7 +188,7 @@ def _silent_table(runs: Sequence[Run]) -> str:
     caption = (
         "Silent activities of hidden units in %: the share that is exactly zero, on a batch of the test set after "
     )
-    return _node_table(caption + "training. Rules whose units keep no activity y are left out.", rows)
+    return _node_table(caption + "training. Rules whose units keep no single number y are left out.", rows)
 
 
 def _node_table(caption: str, rows: Mapping[str, Mapping[str, float]]) -> str:

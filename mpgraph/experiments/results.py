@@ -203,7 +203,7 @@ def _is_alignment(entry: Any) -> bool:
         return False
     if entry.keys() == {"unknown"}:
         return isinstance(entry["unknown"], str)
-    epochs, kinds = entry.get("epochs"), [entry.get("angles"), entry.get("ratios")]
+    epochs, kinds = entry.get("epochs"), [entry.get("angles") or {}, entry.get("ratios") or {}]
     return (
         entry.keys() == {"epochs", "angles", "ratios"}
         and isinstance(epochs, list)

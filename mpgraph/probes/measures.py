@@ -95,12 +95,7 @@ def _errors(
     """The rule's error and the one to compare it with, by node."""
     chosen = units_with(program, error) if nodes is None else list(nodes)
     mine = recorded(program, state, x, y, dict.fromkeys(chosen, error), phase)
-    for name, tensor in mine.items():
-        if tensor.ndim > 1 + len(program.graph.nodes[name].axes):
-            raise ProtocolError(
-                f"angles: the channel {error!r} of node {name!r} holds {tensor.shape[-1]} numbers; allowed are single "
-                f"ones, such as error=({error!r}, 0)"
-            )
+    _single("angles", "error", program, error, x, mine)
     if against is None:
         true = gradients(program, state, x, y)
         for name in chosen:
@@ -112,6 +107,17 @@ def _errors(
     else:
         true = recorded(program, _replaced(state, against), x, y, dict.fromkeys(chosen, error), phase)
     return {name: (mine[name], true[name]) for name in chosen}
+
+
+def _single(caller: str, argument: str, program: Program, part: Part, x: Batch, found: Mapping[str, Tensor]) -> None:
+    """Refuse a channel that holds several numbers at an agent."""
+    ticks = bool(program.online and program._batches.ticks_of(x, None))  # those of a sequence come after the batch
+    for name, tensor in found.items():
+        if tensor.ndim > 1 + ticks + len(program.graph.nodes[name].axes):
+            raise ProtocolError(
+                f"{caller}: the channel {part!r} of node {name!r} holds {tensor.shape[-1]} numbers; allowed are single "
+                f"ones, such as {argument}=({part!r}, 0)"
+            )
 
 
 def _replaced(state: State, against: Mapping[str, str]) -> State:
@@ -401,10 +407,11 @@ def silent_units(
         phase: of a rule whose steps are not all alike.
 
     Raises:
-        ProtocolError: for an unknown channel.
+        ProtocolError: for an unknown channel, or one that holds several numbers.
     """
     nodes = units_with(program, activity)
     found = recorded(program, state, x, y, dict.fromkeys(nodes, activity), phase)
+    _single("silent_units", "activity", program, activity, x, found)
     return {name: float((tensor.abs() <= tolerance).to(tensor.dtype).mean()) for name, tensor in found.items()}
 
 

@@ -542,7 +542,7 @@ def test_weight_gradients_and_angles_are_those_of_plain_torch():
         torch.testing.assert_close(found[name], gradient)
     error = (logits.softmax(1) - F.one_hot(y, 3)) / 6.0
     hidden = (error @ state["h1->y"]["b"]) * (1.0 - h**2)  # through fixed feedback
-    update = -0.1 * hidden.T @ x
+    update = (-0.1 * hidden.T @ x).detach()
     cosine = float(-(update * true[0]).sum() / (update.norm() * true[0].norm()))
     row = probes.updates(program, state, x, y)["x->h1"]
     assert row.angle == pytest.approx(math.degrees(math.acos(cosine)))
