@@ -231,7 +231,7 @@ def fig6(options):
 
 
 def fig7(options):
-    """CMA-ES, from the genome of backpropagation between standardized neurons."""
+    """CMA-ES, from a random genome."""
     rows = log(trained("cma", options))
     ours = {
         "evaluations": [80 * (row["step"] + 1) for row in rows],
