@@ -139,17 +139,26 @@ def network_of(table: Mapping[str, Any], family: TaskFamily) -> Network:
 
 
 def family_of(table: Mapping[str, Any], root: Any = None) -> TaskFamily:
-    """A family, in ``projection`` and ``permuted_labels`` if asked for."""
+    """A family, in ``projection`` and ``permuted_labels`` if asked for.
+
+    ``projection`` is a size, or a table of arguments of :class:`RandomProjection`.
+    """
     given = dict(table)
-    name, size, classes = given.pop("name"), given.pop("projection", None), given.pop("permuted_labels", None)
+    name, projection, classes = given.pop("name"), given.pop("projection", None), given.pop("permuted_labels", None)
     if root is not None and ("data" in given or name == "online_stream"):
         given["root"] = root
     if "families" in given:
         given["families"] = [family_of(table, root) for table in given["families"]]
     family = make_family(name, **given)
     inputs, outputs = getattr(family, "inputs", None), getattr(family, "outputs", None)
-    if size is not None:
-        family, inputs = RandomProjection(family, size), size
+    if projection is not None:
+        try:
+            wrapped = RandomProjection(
+                family, **(projection if isinstance(projection, Mapping) else {"size": projection})
+            )
+        except TypeError as error:
+            raise InputError(f"family {name}: projection: {error}") from None
+        family, inputs = wrapped, wrapped.size or inputs
     if classes is not None:
         family = PermutedLabels(family, classes)
     for key, value in (("inputs", inputs), ("outputs", outputs)):

@@ -38,7 +38,7 @@ from mpgraph.agents.options import option
 from mpgraph.arguments import Arguments, first_match
 
 from .imitation import differences, solution
-from .synapses import CELLS, Synapse
+from .synapses import CELLS, Gates, Synapse
 from .units import Form, Loss, Operation, Silent, Source, Unit
 
 
@@ -47,7 +47,8 @@ class VSML(Protocol):
 
     Meta-parameters, for each genome (``gates``, ``state`` n, ``width`` m): ``W`` (gates, n, n), ``F``, ``G`` (gates, m,
     n), ``b`` (gates, n), ``C``, ``U`` (n, m), ``C_b``, ``U_b`` (m,), with layer normalization ``C_scale``,
-    ``C_offset``, ``U_scale``, ``U_offset`` (m,), with coordinates ``P`` (gates, 2, n).
+    ``C_offset``, ``U_scale``, ``U_offset`` (m,), with coordinates ``P`` (gates, 2, n); with ``two_sets`` also those of
+    ``back``, W, F, G, b and P once more.
 
     Raises:
         ProtocolError: for an argument out of range, and patterns that match no connection of the network.
@@ -71,6 +72,11 @@ class VSML(Protocol):
         False,
         'with ``error="reverse"``, whether every message from above is empty when the next example comes; by default '
         "only the error of the outputs is.",
+    )
+    two_sets: bool = option(
+        False,
+        'with ``error="reverse"``, whether cells tick by a second set of parameters on the sweep back, ``back``, which '
+        "begins as a copy of the first.",
     )
     reduction: Literal["mean", "sum"] = option(
         "mean", 'of the error over the batch: ``"sum"`` does not divide it, as fits states that are averaged.'
@@ -138,11 +144,16 @@ class VSML(Protocol):
             given.refuse("clip", self.clip, f"None with cell={self.cell!r}, which has no memory c to bound")
         if self.quiet and self.error != "reverse":
             given.refuse("quiet", self.quiet, "False with error='next', whose errors come with the next example")
+        if self.two_sets and self.error != "reverse":
+            given.refuse("two_sets", self.two_sets, "False with error='next', where nothing ticks on the way back")
         generator = torch.Generator().manual_seed(self.seed)
         self.cells = [CELLS[self.cell](self, generator) for _ in (None, *self.layers)]  # the first is the shared one
         if self.genome == "backprop":
             for cell in self.cells:
                 solution(cell)
+        if self.two_sets:
+            for cell in self.cells:
+                cell.back = Gates(cell)
         self.form = Form(self)
         self.merged = "window_mean" if self.merge == "mean" else "sum"  # as published, by the whole window
         self.patterns: Sequence[str] = self.layers

@@ -37,6 +37,15 @@ def places(shape: tuple[int, ...], node: Any, generator: Generator, dtype: torch
     return torch.stack([along("pre"), along("post")], -1)
 
 
+class Gates(nn.Module):
+    """What a cell ticks by: the same numbers as ``first``, to be trained apart from them."""
+
+    def __init__(self, first: Synapse) -> None:
+        super().__init__()
+        for name in ("W", "F", "G", "b", *(("P",) if first.d else ())):
+            setattr(self, name, nn.Parameter(getattr(first, name).detach().clone()))
+
+
 class Synapse(Agent):
     """A vanilla recurrent network between two units: base of all cells.
 
@@ -63,6 +72,7 @@ class Synapse(Agent):
     def __init__(self, rule: Any, generator: Generator) -> None:
         super().__init__()
         n, m = self.n, self.m = rule.state, rule.width
+        self.back: Gates | None = None  # of a sweep back, where it has parameters of its own
         self.d = 2 if rule.coordinates else 0
         self.ticks, self.reverse = 1 if rule.exchange else rule.ticks, rule.error == "reverse"
         self.layer_norm, self.clip = rule.layer_norm, rule.clip
@@ -89,23 +99,23 @@ class Synapse(Agent):
         one[..., self.random :] = 0.0
         return one.to(dtype).expand(shape).clone()
 
-    def received(self, s: mg.View, gate: int) -> Any:
+    def received(self, s: mg.View, gate: int, by: Any) -> Any:
         """b + f F + g G, for one gate."""
-        received = s.f @ self.F[gate] + s.g @ self.G[gate] + self.b[gate]
-        return received + s.at @ self.P[gate] if self.d else received
+        received = s.f @ by.F[gate] + s.g @ by.G[gate] + by.b[gate]
+        return received + s.at @ by.P[gate] if self.d else received
 
-    def drive(self, s: mg.View, gate: int) -> Any:
+    def drive(self, s: mg.View, gate: int, by: Any) -> Any:
         """b + h W + f F + g G, for one gate."""
-        return s.h @ self.W[gate] + self.received(s, gate)
+        return s.h @ by.W[gate] + self.received(s, gate, by)
 
-    def tick(self, s: mg.View) -> mg.View:
+    def tick(self, s: mg.View, by: Any) -> mg.View:
         """h <- tanh(b + h W + f F + g G)."""
-        return s.set(h=(h := fast_tanh(self.drive(s, 0))), out=h)
+        return s.set(h=(h := fast_tanh(self.drive(s, 0, by))), out=h)
 
-    def visited(self, s: mg.View) -> mg.View:
-        """As many ticks as one visit of the sweep has."""
+    def visited(self, s: mg.View, by: Any) -> mg.View:
+        """As many ticks as one visit of the sweep has, by one set of parameters."""
         for _ in range(self.ticks):
-            s = self.tick(s)
+            s = self.tick(s, by)
         return s
 
     def average_update(self, s: mg.View) -> mg.View:
@@ -119,7 +129,7 @@ class Synapse(Agent):
 
     def forward_update(self, s: mg.View, pre: Any) -> mg.View:
         """Keep the message from below, and tick."""
-        return self.visited(s.set(f=pre))
+        return self.visited(s.set(f=pre), self)
 
     def forward_message(self, s: mg.View) -> Any:
         """h C, merged over a on its way to unit b."""
@@ -127,7 +137,8 @@ class Synapse(Agent):
 
     def backward_update(self, s: mg.View, post: Any) -> mg.View:
         """Keep the message from above; on a sweep back, tick."""
-        return self.visited(s.set(g=post)) if self.reverse else s.set(g=post)
+        s = s.set(g=post)
+        return self.visited(s, self if self.back is None else self.back) if self.reverse else s
 
     def backward_message(self, s: mg.View) -> Any:
         """h U, merged over b on its way to unit a."""
@@ -153,10 +164,10 @@ class GRU(Synapse):
 
     gates = 3
 
-    def tick(self, s: mg.View) -> mg.View:
+    def tick(self, s: mg.View, by: Any) -> mg.View:
         """h <- k h + (1 - k) tanh(received + r (h W))."""
-        r, k = torch.sigmoid(self.drive(s, 0)), torch.sigmoid(self.drive(s, 2) + self.keep)
-        u = fast_tanh(self.received(s, 1) + r * (s.h @ self.W[1]))
+        r, k = torch.sigmoid(self.drive(s, 0, by)), torch.sigmoid(self.drive(s, 2, by) + self.keep)
+        u = fast_tanh(self.received(s, 1, by) + r * (s.h @ by.W[1]))
         return s.set(h=(h := u + k * (s.h - u)), out=h)
 
 
@@ -167,10 +178,10 @@ class LSTM(Synapse):
     memory = ("h", "c")
     h, c = carry("n", learned=True), carry("n", init="start", learned=True)
 
-    def tick(self, s: mg.View) -> mg.View:
+    def tick(self, s: mg.View, by: Any) -> mg.View:
         """c <- f c + i u, h <- o tanh(c) (Eq. 6)."""
-        i, f = torch.sigmoid(self.drive(s, 0) + self.admit), torch.sigmoid(self.drive(s, 2) + self.keep)
-        u, o = fast_tanh(self.drive(s, 1)), torch.sigmoid(self.drive(s, 3))
+        i, f = torch.sigmoid(self.drive(s, 0, by) + self.admit), torch.sigmoid(self.drive(s, 2, by) + self.keep)
+        u, o = fast_tanh(self.drive(s, 1, by)), torch.sigmoid(self.drive(s, 3, by))
         c = f * s.c + i * u
         c = c if self.clip is None else torch.clamp(c, -self.clip, self.clip)
         return s.set(c=c, h=(h := o * fast_tanh(c)), out=h)

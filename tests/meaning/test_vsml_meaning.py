@@ -70,10 +70,10 @@ def plain(rule, sizes, states, data, *, kind, ticks, merge, exchange, error, fee
         message = head(states[k]["h"], *own)
         return getattr(message, merge)(1 if way == "C" else 2)
 
-    def tick(k, f, times):
+    def tick(k, f, times, q=p):
         for _ in range(times):
-            heard = {i: (f @ p.F[i])[:, :, None] + (g[k] @ p.G[i])[:, None] + p.b[i] for i in range(len(p.W))}
-            states[k] = cell(kind, p, heard.__getitem__, states[k], 5.0, -5.0, clip)
+            heard = {i: (f @ q.F[i])[:, :, None] + (g[k] @ q.G[i])[:, None] + q.b[i] for i in range(len(q.W))}
+            states[k] = cell(kind, q, heard.__getitem__, states[k], 5.0, -5.0, clip)
 
     def forward(x, times):
         message, below = torch.nn.functional.pad(x[..., None], (0, m - 1)), []
@@ -107,7 +107,7 @@ def plain(rule, sizes, states, data, *, kind, ticks, merge, exchange, error, fee
             for _ in range(rounds):
                 g[-1] = fed
                 for k in reversed(range(layers)):
-                    tick(k, below[k], once)
+                    tick(k, below[k], once, p.back or p)
                     if k:
                         g[k - 1] = outgoing(k, "U")
         else:
@@ -123,6 +123,7 @@ OPTIONS = {
     "messages exchanged": {"exchange": True, "ticks": 3},
     "reverse": {"error": "reverse", "feed_label": True},
     "reverse, exchanged": {"error": "reverse", "exchange": True, "ticks": 2},
+    "reverse, two sets": {"error": "reverse", "two_sets": True, "cell": "gru"},
     "all averaged": {"average": 1.0},
     "a quarter averaged": {"average": 0.25, "layer_norm": True},
     "private": {"average": 0.0, "cell": "gru", "error": "reverse"},
@@ -168,6 +169,28 @@ def test_every_option_equals_a_plain_implementation(name):
         for wire, layer in zip(wires, after, strict=True):
             for c in memory:
                 assert (state[wire][c].transpose(1, 2) - layer[c]).abs().max() < 1e-12, (wire, c)
+
+
+def test_a_second_set_begins_as_the_first_and_is_learned_apart():
+    """Copies change nothing; the derivative of the shared set is the sum of those of the two (chain rule)."""
+    losses, gradients, sizes = [], [], [3, 4, 3]
+    for two in (False, True):
+        rule = VSML(4, 3, error="reverse", two_sets=two, genome="random", seed=3)
+        program = mg.compile(mlp(sizes), rule, **DOUBLE)
+        parameters = {name: t.detach().clone().requires_grad_() for name, t in rule.named_parameters()}
+        state = program.init(seed=1, batch_size=3)
+        for x, y in examples(sizes, 3, 4):
+            state, out = program.step(state, x, y, parameters=parameters)
+        found = torch.autograd.grad(out.loss, parameters.values(), allow_unused=True)
+        gradients.append(dict(zip(parameters, found, strict=True)))
+        losses.append(out.loss.item())
+    assert losses[0] == losses[1]
+    for name in "WFGb":
+        (shared,) = (g for n, g in gradients[0].items() if n.endswith(f".{name}"))
+        parts = [g for n, g in gradients[1].items() if n.endswith(f".{name}")]
+        assert len(parts) == 2
+        assert all(part.abs().max() > 1e-9 for part in parts)
+        assert torch.allclose(sum(parts), shared, rtol=1e-9, atol=1e-12)
 
 
 def test_options_make_a_difference():

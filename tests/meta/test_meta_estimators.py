@@ -1,6 +1,7 @@
 """Estimators: autograd on a hand-written unroll, finite differences, published vectors, few-line PES and NRES, cma."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -242,6 +243,25 @@ def test_tasks_in_pieces_give_the_same_gradient():
     whole, pieces = (e.estimate(episode, episode.parameters(), tasks, seeded()) for e in (Unroll(), Unroll(chunk=2)))
     close(pieces.gradient, whole.gradient, 1e-12)
     assert (whole.metrics["loss"] - pieces.metrics["loss"]).abs().max() < 1e-12
+
+
+def test_no_task_counts_for_more_than_its_limit():
+    """The mean of the single tasks' gradients, those that are larger than the limit scaled down to it."""
+    episode, tasks = Episode(program(), TERMS), Tasks(Sinusoids(), seed=6, count=4)
+    single = [
+        Unroll().estimate(episode, episode.parameters(), part, seeded()).gradient
+        for part in (replace(tasks, count=1, first=i) for i in range(4))
+    ]
+    norms = [float(torch.stack([g.square().sum() for g in one.values()]).sum().sqrt()) for one in single]
+    limit = sorted(norms)[2] * 0.99  # two are larger
+    found = Unroll(chunk=1, limit=limit).estimate(episode, episode.parameters(), tasks, seeded())
+    wanted = {
+        name: sum(min(1.0, limit / norm) * one[name] for one, norm in zip(single, norms, strict=True)) / 4
+        for name in single[0]
+    }
+    close(found.gradient, wanted, 1e-12)
+    with pytest.raises(mg.ProtocolError, match="limit=0"):
+        Unroll(limit=0.0)
 
 
 def test_one_task_and_the_same_task_among_others():

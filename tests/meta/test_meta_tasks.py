@@ -1,6 +1,7 @@
 """Tasks: what a family promises, held against its data; randomness that depends on names only."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from mpgraph.meta import (
     Plane,
     RandomProjection,
     Sinusoids,
+    Task,
+    TaskFamily,
     Tasks,
     list_families,
     make_family,
@@ -74,6 +77,28 @@ def test_minibatches_are_fresh_examples_and_the_splits_do_not_meet(numbered):
         Minibatches(numbered, batch=3, queries=5, held_out=355)
     with pytest.raises(mg.InputError, match="need more than the 60 examples"):
         Minibatches(numbered, batch=3, queries=5, held_out=60).draw(seeded(), 30, "validation")
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_minibatches_of_some_classes(numbered, split):
+    """Each task has ``ways`` classes, each with one number below ``ways``; other tasks have other classes."""
+    mixed = torch.randperm(360, generator=seeded(5))  # or the last 60, held out, are of two classes only
+    data = replace(numbered, train_x=numbered.train_x[mixed], train_y=numbered.train_y[mixed])
+    family, met = Minibatches(data, batch=2, queries=3, ways=3, held_out=120, standardise=False), set()
+    assert family.outputs == 3
+    for number in range(20):
+        task = family.draw(seeded(number), 6, split)
+        pairs = {*zip((task.x.flatten() // 100).long().tolist(), task.y.flatten().tolist(), strict=True)}
+        pairs |= {*zip((task.query_x.flatten() // 100).long().tolist(), task.query_y.tolist(), strict=True)}
+        assert len({c for c, _ in pairs}) == len({label for _, label in pairs}) == len(pairs) <= 3
+        assert {label for _, label in pairs} <= {0, 1, 2}
+        met |= pairs
+    assert len({c for c, _ in met}) > 9
+    assert max(len({label for c, label in met if c == one}) for one in range(12)) == 3  # labels are in random order
+    with pytest.raises(mg.InputError, match="ways=13, but numbered has 12 classes"):
+        Minibatches(numbered, ways=13, queries=3)
+    with pytest.raises(mg.InputError, match=r"40 steps of 2 and 3 queries need more than the \d+ examples"):
+        family.draw(seeded(), 40, "validation")
 
 
 def test_sinusoids_may_show_fresh_points_in_every_step():
@@ -195,6 +220,28 @@ def test_augmented_tasks(numbered):
     assert wide.x.shape[-1] == 500
     ratio = wide.query_x.square().sum(1) / narrow.query_x.square().sum(1)  # E |Mx|^2 = 500/2 |x|^2
     assert (ratio / 250 - 1).abs().max() < 0.5
+
+
+def test_a_projection_with_a_spectrum_keeps_the_scale_and_needs_fewer_directions():
+    def directions(decay):
+        """Participation ratio of the spectrum of what isotropic inputs become, in the mean of 20 tasks."""
+        family, found = RandomProjection(Isotropic(), decay=decay), []
+        for number in range(20):
+            task = family.draw(seeded(number))
+            assert float(task.x.square().mean()) == pytest.approx(4.0, rel=1e-6)
+            values = torch.linalg.svdvals(task.x[:, 0]) ** 2
+            found.append(float(values.sum() ** 2 / values.square().sum()))
+        return sum(found) / len(found)
+
+    class Isotropic(TaskFamily):
+        def draw(self, generator, steps=None, split="train"):
+            x = torch.randn(400, 1, 20, generator=generator, dtype=torch.float64)
+            x *= 2.0 / x.square().mean().sqrt()
+            return Task(x, x[..., :1], x[:5, 0], x[:5, 0, :1])
+
+    assert directions(2.0) < 0.6 * directions(0.0)
+    with pytest.raises(mg.ProtocolError, match="decay=-1.0 must be"):
+        RandomProjection(Isotropic(), decay=-1.0)
 
 
 def test_a_task_depends_on_names_only_and_shards_are_parts():

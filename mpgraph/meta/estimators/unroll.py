@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from mpgraph.arguments import Arguments
 from mpgraph.budget import Memory
+from mpgraph.meta.clipping import clipped
 from mpgraph.meta.episode import Episode
 from mpgraph.meta.task import TaskBatch, Tasks
 from mpgraph.threads import side_by_side
@@ -42,15 +43,20 @@ class Unroll(Estimator):
         memory: what all inner steps of the tasks that are run at once may keep: bytes, ``"2 GiB"``, or a share of what
             is free, ``0.5`` or ``"50%"``. Where it is too little for all tasks, weights are kept as histories
             (:meth:`Program.histories`) if that makes a difference, and then tasks are cut into pieces.
+        limit: to which the norm of each piece's gradient is scaled down before pieces are averaged. With ``chunk=1`` no
+            task counts for more than the others, however chaotic its episode was.
 
     Attributes:
         schedule: how the last estimate was run.
     """
 
-    def __init__(self, steps: Length = None, chunk: int | None = None, memory: Memory | None = None) -> None:
+    def __init__(
+        self, steps: Length = None, chunk: int | None = None, memory: Memory | None = None, limit: float | None = None
+    ) -> None:
         self.steps = checked_length(type(self).__name__, steps)
         self.chunk = None if chunk is None else Arguments(type(self).__name__).integer("chunk", chunk, 1)
         self.memory = memory
+        self.limit = None if limit is None else Arguments(type(self).__name__).number("limit", limit, above=0.0)
         self._budget = Budget(type(self).__name__, memory, chunk=chunk)
         self._last: Schedule | None = None
 
@@ -107,4 +113,7 @@ class Unroll(Estimator):
         with nullcontext() if schedule.every is None else episode.program.histories(schedule.every):
             window = episode.window(theta, episode.begin(batch), batch, 0, batch.steps)
         gradient = gradient_of(window.loss.mean(), theta)
+        if self.limit is not None:
+            found = {name: g for name, g in gradient.items() if g is not None}
+            gradient.update(clipped(found, "norm", self.limit))
         return gradient, {"loss": window.loss.detach(), **window.metrics}

@@ -13,23 +13,35 @@ from mpgraph.meta.task import Task, TaskFamily
 
 
 class RandomProjection(TaskFamily):
-    """Inputs of each task times a Gaussian matrix of its own, with variance 1 / inputs.
+    """Inputs of each task times a random matrix of its own.
+
+    The matrix is Gaussian with variance 1 / inputs. With ``decay`` it is a product of two such matrices with
+    k^-p between them, p uniform in 0..``decay``: the larger p, the more of what varies lies in few directions, as in
+    photographs. Inputs then keep the root mean square that the task had.
 
     Args:
         family: of tasks with flat inputs.
         size: inputs afterwards; as many as before by default.
+        decay: largest exponent of the spectrum; ``None`` for the Gaussian matrix.
     """
 
-    def __init__(self, family: TaskFamily, size: int | None = None) -> None:
-        self.family, self.size = (
-            family,
-            None if size is None else Arguments("RandomProjection").integer("size", size, 1),
-        )
+    def __init__(self, family: TaskFamily, size: int | None = None, decay: float | None = None) -> None:
+        check = Arguments("RandomProjection")
+        self.family = family
+        self.size = None if size is None else check.integer("size", size, 1)
+        self.decay = None if decay is None else check.number("decay", decay, 0.0)
 
     def draw(self, generator: Generator, steps: int | None = None, split: str = "train") -> Task:  # noqa: D102
         task = self.family.draw(generator, steps, split)
-        inputs = task.query_x.shape[-1]
-        matrix = torch.randn(inputs, self.size or inputs, generator=generator, dtype=torch.float64) / inputs**0.5
+        inputs, wide = task.query_x.shape[-1], torch.float64
+        size = self.size or inputs
+        matrix = torch.randn(inputs, size, generator=generator, dtype=wide) / inputs**0.5
+        if self.decay is not None:
+            exponent = self.decay * torch.rand((), generator=generator, dtype=wide)
+            spectrum = torch.arange(1, size + 1, dtype=wide) ** -exponent
+            matrix = matrix * spectrum @ torch.randn(size, size, generator=generator, dtype=wide)
+            flat = task.x.to(wide).flatten(0, -2)
+            matrix *= flat.square().mean().sqrt() / (flat @ matrix).square().mean().sqrt()
         matrix = matrix.to(task.x.dtype)
         return task._replace(x=task.x @ matrix, query_x=task.query_x @ matrix)
 

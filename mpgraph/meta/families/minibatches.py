@@ -27,6 +27,8 @@ class Minibatches(TaskFamily):
         batch: examples in an inner step.
         steps: inner steps.
         queries: held-out examples.
+        ways: so many classes are drawn for each task and numbered from 0 in random order; all of them with the labels
+            of the data set by default.
         side: images are resized to so many pixels a side (:meth:`Dataset.resized`).
         held_out: training examples for ``validation``, the last ones.
         root: folder of the files, for a data set given by name.
@@ -43,6 +45,7 @@ class Minibatches(TaskFamily):
         batch: int = 8,
         steps: int = 20,
         queries: int = 64,
+        ways: int | None = None,
         side: int | None = None,
         held_out: int = 5000,
         root: Any = None,
@@ -55,7 +58,11 @@ class Minibatches(TaskFamily):
         found = load(data, root, standardise=False) if isinstance(data, str) else data
         found = found if side is None else found.resized(side)
         found = (found.standardised() if standardise else found).flat()
-        self.data, self.inputs, self.outputs = found.name, found.train_x.shape[1], found.classes
+        self.ways = None if ways is None else check.integer("ways", ways, 2)
+        if self.ways is not None and self.ways > found.classes:
+            raise InputError(f"{type(self).__name__}: ways={ways}, but {found.name} has {found.classes} classes")
+        self.data, self.inputs, self.outputs = found.name, found.train_x.shape[1], self.ways or found.classes
+        self._classes = found.classes
         here = len(found.train_x) - self.held_out
         least = {"train": here, "validation": self.held_out}
         for split, count in least.items():
@@ -78,18 +85,32 @@ class Minibatches(TaskFamily):
     def draw(self, generator: Generator, steps: int | None = None, split: str = "train") -> Task:  # noqa: D102
         x, y = self._support[checked_split(split)]
         asked_x, asked_y = self._test if split == "test" else (x, y)
+        name = f"{self.data} {split}"
+        if self.ways is not None:
+            chosen = torch.randperm(self._classes, generator=generator)[: self.ways]
+            (x, y), (asked_x, asked_y) = _only(chosen, x, y), _only(chosen, asked_x, asked_y)
+            name += f" {chosen.tolist()}"
         need, asked = (steps or self.steps) * self.batch, 0 if split == "test" else self.queries
-        if split != "test" and need + asked > len(x):
-            need_text = f"{steps or self.steps} steps of {self.batch} and {asked} queries"
-            raise InputError(f"{type(self).__name__}: {need_text} need more than the {len(x)} examples of {split}")
+        if need + asked > len(x) or self.queries > len(asked_x):
+            need_text = f"{steps or self.steps} steps of {self.batch} and {self.queries} queries"
+            raise InputError(f"{type(self).__name__}: {need_text} need more than the {len(x)} examples of {name}")
         rows = distinct(len(x), need + asked, generator)
         query = rows[need:] if asked else distinct(len(asked_x), self.queries, generator)
-        chosen = rows[:need].reshape(-1, self.batch)
-        return Task(x[chosen], y[chosen], asked_x[query], asked_y[query], f"{self.data} {split}")
+        at = rows[:need].reshape(-1, self.batch)
+        return Task(x[at], y[at], asked_x[query], asked_y[query], name)
 
     def describe(self) -> dict[str, Any]:
         """Also the checksum of the images."""
         return {**super().describe(), "data_sha256": checksum(*self._support["test"], *self._test)}
+
+
+def _only(classes: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The examples of some classes, each labelled by its place among them."""
+    place = torch.full((int(y.max()) + 1,), -1)
+    inside = classes[classes < len(place)]
+    place[inside] = torch.arange(len(classes))[classes < len(place)]
+    labels = place[y]
+    return x[labels >= 0], labels[labels >= 0]
 
 
 def distinct(many: int, count: int, generator: Generator) -> Tensor:
