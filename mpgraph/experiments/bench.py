@@ -39,7 +39,7 @@ SUITE = (  # task and network; the last ones need files
     ("teacher", "mlp"),
     ("mackey_glass", "mlp"),
     ("delayed_cue", "recurrent"),
-    ("digits", "random_graph(neurons=60)"),
+    ("digits", "random_graph(neurons=40, model='erdos_renyi', degree=4)"),
     ("digits_5way", "mlp"),
     ("emnist47_5way", "mlp"),
     ("mnist", "mlp"),
