@@ -199,16 +199,18 @@ def name_ends(
     """Names beside the ends of lines, apart from each other; what lies outside the axis says its value."""
     low, high = axes.get_ylim()
 
-    def place(y: float) -> float:
-        return min(1.0, max(0.0, (y - low) / (high - low))) if math.isfinite(y) else 0.0
+    on_axes = axes.transScale + axes.transLimits  # of a logarithmic axis too
 
-    order = sorted(ends, key=lambda end: place(end[1]))
-    heights = spread([place(end[1]) for end in order], gap)
+    def place(x: float, y: float) -> float:
+        return min(1.0, max(0.0, float(on_axes.transform((x, y))[1]))) if math.isfinite(y) else 0.0
+
+    order = sorted(ends, key=lambda end: place(*end[:2]))
+    heights = spread([place(*end[:2]) for end in order], gap)
     for (x, y, name, color), height in zip(order, heights, strict=True):
         inside = math.isfinite(y) and min(low, high) <= y <= max(low, high)
         beyond = "" if inside else f" ({form.format(y)})" if math.isfinite(y) else " (diverged)"
         axes.annotate(
-            name + beyond, xy=(x, y) if inside else (1.0, place(y)),
+            name + beyond, xy=(x, y) if inside else (1.0, place(x, y)),
             xycoords="data" if inside else "axes fraction", xytext=(1.03, height), textcoords="axes fraction",
             color=color, va="center", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "alpha": 0.6, "relpos": (0.0, 0.5)},
@@ -283,7 +285,7 @@ def _line(run: Run, kind: str) -> list[float | None]:
 
 def _against_gradient(kind: str, label: str, axes: Axes, runs: Sequence[Run]) -> None:
     """All weights of a rule as one vector: a line for each rule, with a band over seeds."""
-    from matplotlib.ticker import LogFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
     ends = []
     for curve in curves_of(runs):
@@ -304,8 +306,11 @@ def _against_gradient(kind: str, label: str, axes: Axes, runs: Sequence[Run]) ->
         axes.set_ylim(0.0, max(95.0, *(axes.get_ylim())))
     else:
         axes.set_yscale("log")
-        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            which(LogFormatter(minor_thresholds=(1.0, 0.4)))
+        low, high = axes.get_ylim()
+        low, high = min(low, 0.5 * math.sqrt(low * high)), max(high, 2.0 * math.sqrt(low * high))  # no view of rounding
+        axes.set_ylim(low, high)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:.2g}" if high < 10.0 * low else "")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="epoch", ylabel=label)
     plain(axes)

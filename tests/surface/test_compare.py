@@ -440,6 +440,8 @@ def test_angles_over_training_are_in_results_figures_and_report(tmp_path, capsys
     figure = plots.alignment(runs, "toy")
     assert [text.get_text() for text in figure.axes[0].texts] == ["backprop(lr=0.25)", "feedback alignment"]
     assert figure.axes[0].lines[0].get_xdata().tolist() == [0, 1]
+    low, high = figure.axes[1].get_ylim()
+    assert low * 4.0 <= high  # a constant ratio is a flat line, whatever its rounding
 
 
 # -- cells that fail --------------------------------------------------------------------------------------------
