@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -45,12 +47,13 @@ class Name(NamedTuple):
 def names_of(module: ModuleType) -> Iterator[tuple[str, Any]]:
     """Public classes and functions of a module, a name of an older version left out."""
     for name, thing in vars(module).items():
-        ours = getattr(thing, "__module__", "").startswith("mpgraph")
-        if ours and not name.startswith("_") and not isinstance(thing, ModuleType):
-            if getattr(thing, "__name__", name) == name or not isinstance(thing, type):
-                yield name, thing
+        ours = getattr(thing, "__module__", "").startswith("mpgraph") and not isinstance(thing, ModuleType)
+        older = isinstance(thing, type) and thing.__name__ != name
+        if ours and not older and not name.startswith("_"):
+            yield name, thing
 
 
+@cache
 def public() -> list[Name]:
     """Every public name, in the order in which it is exported."""
     found = []
@@ -72,6 +75,8 @@ def members(cls: type) -> Iterator[tuple[str, Any]]:
         for name, member in vars(base).items():
             function = function_of(member)
             if name.startswith("_") or function is None or getattr(cls, name, None) is None:
+                continue
+            if re.fullmatch(r":meth:`\w+`\.", function.__doc__ or ""):  # a name of an older version
                 continue
             if function.__qualname__.startswith(f"{base.__qualname__}."):  # no function that is a default
                 yield name, member

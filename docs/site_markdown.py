@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from inspect import Parameter
 from typing import Any
 
-SECTIONS = ("Args", "Attributes", "Class attributes", "Raises", "Returns", "Yields")
+SECTIONS = ("Args", "Attributes", "Class attributes", "Raises", "Returns", "Warns", "Yields", "Channels")
 HEADINGS = {"Args": "Arguments"}
 ROLE = re.compile(r":\w+:`~?([^`]+)`")
 CODE = re.compile(r"(`[^`]*`)")

@@ -438,6 +438,9 @@ def _called(kind: str, entry: Any, rule: Protocol) -> Any:
 def learnable(value: Any) -> nn.Parameter:
     """A number or tensor as a meta-parameter: ``Backprop(lr=mg.learnable(0.1))``.
 
+    Args:
+        value: its first value, which is copied; the parameter has torch's default dtype.
+
     Raises:
         ProtocolError: for what is not a finite number, or a list, an array or a tensor of such.
     """
@@ -452,12 +455,23 @@ def learnable(value: Any) -> nn.Parameter:
 
 
 def cite(protocol: Protocol | type[Protocol]) -> str:
-    """Where a rule was published, as BibTeX."""
+    """Where a rule was published, as BibTeX.
+
+    Args:
+        protocol: a rule or its class.
+
+    Returns:
+        One entry or several; empty for a rule that names no source.
+    """
     return protocol.source.strip()
 
 
 def make_protocol(name: str, **arguments: Any) -> Protocol:
     """A registered rule by its name, for example ``make_protocol("feedback_alignment", lr=0.05)``.
+
+    Args:
+        name: one of :func:`list_protocols`.
+        arguments: of the rule's class.
 
     Raises:
         ProtocolError: for an unknown name.

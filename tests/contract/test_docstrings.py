@@ -5,9 +5,10 @@ import inspect
 import re
 import textwrap
 
-import mpgraph as mg
 from site_api import documented, function_of, members, public
 from site_markdown import markdown, signature
+
+import mpgraph as mg
 
 PASS = re.compile(r"_(update|message)(_to_\w+)?$")
 
@@ -55,7 +56,8 @@ def everything():
             for name, member in members(one.thing):
                 function = function_of(member)
                 every = one.thing is mg.View and not isinstance(member, property)
-                yield f"{one.name}.{name}", function, documented(member), every
+                own = documented(member)
+                yield f"{one.name}.{name}", function, own and own + text, every  # a class may say what a method refuses
 
 
 def test_public_names_say_what_they_take_and_refuse():

@@ -43,8 +43,6 @@ class Unroll(Estimator):
             is free, ``0.5`` or ``"50%"``. Where it is too little for all tasks, weights are kept as histories
             (:meth:`Program.histories`) if that makes a difference, and then tasks are cut into pieces.
 
-    Attributes:
-        schedule: how the last estimate was run.
     """
 
     def __init__(self, steps: Length = None, chunk: int | None = None, memory: Memory | None = None) -> None:
@@ -55,7 +53,8 @@ class Unroll(Estimator):
         self._last: Schedule | None = None
 
     @property
-    def schedule(self) -> Schedule | None:  # noqa: D102
+    def schedule(self) -> Schedule | None:
+        """How the last estimate was run; ``None`` before the first."""
         return self._last
 
     def estimate(  # noqa: D102
