@@ -22,7 +22,7 @@ def test_the_changelog_has_this_version():
 
 
 def test_every_page_of_the_site_is_there_and_every_document_is_reached():
-    listed = set(re.findall(r"(\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    listed = set(re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
     pages = {path.name for path in (ROOT / "docs").glob("*.md")}
     assert listed <= pages
     links = set(re.findall(r"\((\w+\.md)", "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))))
