@@ -3,6 +3,7 @@
 import re
 import tomllib
 
+import mutants
 from conftest import ROOT
 
 import mpgraph as mg
@@ -34,3 +35,12 @@ def test_templates_have_a_name_and_a_purpose():
     assert found
     for path in found:
         assert re.match(r"---\nname: .+\nabout: .+\n---\n", path.read_text()), path
+
+
+def test_faults_that_mutants_plant_have_their_line_and_their_test():
+    assert len(mutants.FAULTS) >= 10
+    for fault in mutants.FAULTS:
+        assert (ROOT / fault.path).read_text().count(fault.line) == 1, fault.path
+        assert fault.fault != fault.line
+        path, _, name = fault.tests.partition("::")
+        assert not name or f"def {name}(" in (ROOT / "tests" / path).read_text(), fault.tests
