@@ -42,7 +42,7 @@ def draw(found: dict[str, float], path: Path) -> None:
     axes.axvline(1.0, color="#D55E00", linewidth=1.2)
     axes.text(1.02, -0.45, "torch written by hand", color="#D55E00", fontsize=8, va="bottom")
     axes.invert_yaxis()
-    axes.set_xlabel("CPU time by that of torch written by hand for the one rule and network (lower is better)", fontsize=8)
+    axes.set_xlabel("CPU time by that of torch written by hand for one rule and network, less is better", fontsize=8)
     axes.tick_params(labelsize=8, length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     figure.savefig(path, dpi=130)
