@@ -42,5 +42,4 @@ def test_faults_that_mutants_plant_have_their_line_and_their_test():
     for fault in mutants.FAULTS:
         assert (ROOT / fault.path).read_text().count(fault.line) == 1, fault.path
         assert fault.fault != fault.line
-        path, _, name = fault.tests.partition("::")
-        assert not name or f"def {name}(" in (ROOT / "tests" / path).read_text(), fault.tests
+        assert (ROOT / "tests" / fault.tests).is_file(), fault.tests
