@@ -116,11 +116,12 @@ def _head(name: str, rule: mg.Protocol) -> str:
     learned = f"\n\nLearned here, by name: {', '.join(f'`{one}`' for one in own)}." if own else ""
     use = f"from mpgraph.protocols import {cls.__name__}\n\nprogram = mg.compile(network, {cls.__name__}())"
     title = (inspect.getdoc(inspect.getmodule(cls)) or "").partition("\n")[0].rstrip(".")
-    title = cls.__name__ if len(title) > 60 or cls.__name__.lower() in title.lower() else title.partition(":")[0]
+    known = len(title) > 60 or cls.__name__.lower() in title.lower()  # a header of several rules, or the same again
+    named = "" if known else f"*{title.partition(':')[0]}.* "
     on_command_line = f"On the command line it is `{name}`: `mpgraph compare --protocols {name}`."
     if rule.random_defaults and not own:
         on_command_line = "Without what was learned its numbers are random, so it cannot be compared by name alone."
-    return f"# `{name}`\n\n*{title}.* {markdown(about)}{learned}\n\n```python\n{use}\n```\n\n{on_command_line}"
+    return f"# `{name}`\n\n{named}{markdown(about)}{learned}\n\n```python\n{use}\n```\n\n{on_command_line}"
 
 
 def _equations(rule: mg.Protocol) -> str:
@@ -193,7 +194,7 @@ def _cost(cost: Any, ratio: float, digits: dict[str, dict[str, str]], name: str)
 
 def _where(row: dict[str, str]) -> str:
     notes = dict(re.findall(r"^(\d+)\. (.*)$", (DOCS / "matrix.md").read_text(), re.MULTILINE))
-    lines = ["## Where it runs", "", "Taken from [the matrix](../matrix.md), which a test holds to.", ""]
+    lines = ["## Where it runs", "", "From [the matrix](../matrix.md), which a test holds to the code.", ""]
     lines += ["| architecture | learns | |", "| --- | --- | --- |"]
     for architecture, text in row.items():
         number = re.search(r" \((\d+)\)", text)
@@ -204,6 +205,8 @@ def _where(row: dict[str, str]) -> str:
 
 def _measured(name: str, bench: Tables) -> str:
     problems = {heading: rows for heading, rows in bench.items() if name in rows and len(rows[name]) > 4}
+    page = (DOCS / "bench.md").read_text()
+    refused = re.findall(rf"^- `{name}`(?: on (.*?))?: (.*)$", page, re.MULTILINE)
     lines = ["## Measured", "", "By the same search for every rule, see [the bench](../bench.md) for its command.", ""]
     if not problems:
         return "\n".join(["## Measured", "", "It is not on [the bench](../bench.md)."])
@@ -212,6 +215,8 @@ def _measured(name: str, bench: Tables) -> str:
         score = next(iter(rows[name]))
         shown = [rows[one][score] if one in rows else "" for one in (name, "backprop", "readout_only")]
         lines.append("| " + " | ".join([cell(heading), score, *shown]) + " |")
+    lines += ["", "What it cannot do there:", ""] if refused else []
+    lines += [f"- {where or 'by its name alone'}: {markdown(why).strip()}" for where, why in refused]
     return "\n".join(lines)
 
 

@@ -39,6 +39,13 @@ def test_measured_pages_have_every_rule_that_ships():
     assert "digits: " + site_gallery.NETWORK in bench
 
 
+def test_what_the_bench_refuses_stands_on_the_page_of_the_rule():
+    bench, page = site_gallery.tables("bench.md"), (ROOT / "docs" / "bench.md").read_text()
+    for rule in site_gallery.shipped():
+        refused = len(re.findall(rf"^- `{rule}`", page, re.MULTILINE))
+        assert len(re.findall(r"^- ", site_gallery._measured(rule, bench), re.MULTILINE)) == refused
+
+
 @pytest.fixture(scope="module")
 def page():
     return site_gallery.page("kolen_pollack")
