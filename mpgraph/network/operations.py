@@ -81,7 +81,11 @@ class _Pool(Operation):
             check.refuse("padding", padding, f"at most half the size {self.window}")
 
     def shape(self, *operands: Shape) -> Shape:
-        """``(channels, height, width)``, smaller."""
+        """``(channels, height, width)``, smaller.
+
+        Raises:
+            NetworkError: for an operand that is no image, or smaller than the window.
+        """
         image = _one(self.name, operands)
         if len(image) != 3:
             raise NetworkError(f"{self.name} needs an operand (channels, height, width), got {image}")

@@ -73,6 +73,7 @@ def compile(
     Raises:
         NetworkError: for a cycle, a unit without connections, an output that no input reaches.
         ProtocolError: for a rule that does not fit the network, or that learns at every tick with ``online=False``.
+        InputError: for another word for ``checks``, a dtype that is not floating-point, or threads that are no number.
         BackendError: for a backend that cannot run on the device.
         GroupError: for a group that is not there.
 

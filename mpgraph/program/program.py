@@ -66,6 +66,12 @@ class Program(nn.Module):
     where it arrives. ``train()`` and ``eval()`` change nothing; ``requires_grad_`` says whether the rule's parameters
     get gradients. A program stays on the device and of the dtype that it was compiled for.
 
+    Args:
+        network: as :func:`compile` is given it.
+        protocol: the rule, or the rules by region as one.
+        execution: device, dtype and the other choices of :func:`compile`.
+        warn: about units through which no learning signal passes.
+
     Attributes:
         graph: the multigraph of nodes and arrows.
         protocol: the rule.
@@ -308,6 +314,7 @@ class Program(nn.Module):
 
         Raises:
             StateError: if ``batch_size`` is needed and missing.
+            InputError: for no seed, or one that is no integer.
         """
         seeds = seed.tolist() if isinstance(seed, (Tensor, np.ndarray)) and seed.ndim == 1 else seed
         if isinstance(seeds, Sequence) and not isinstance(seeds, str):
