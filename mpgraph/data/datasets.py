@@ -7,10 +7,10 @@ torchvision leaves them), and for Omniglot the archive ``<root>/omniglot-py/imag
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,24 +29,37 @@ IDX_SETS = {  # name: (folder, prefix of training files, prefix of test files, c
     "fashion_mnist": ("FashionMNIST", "train", "t10k", 10),
     "emnist47": ("EMNIST", "emnist47-subset-train", "emnist47-subset-test", 47),
 }
+WAYS, SHOTS = 5, 50  # of the sets of few classes, as Shervani-Tabar and Rosenbaum (2023) have them
 SIZE = (28, 28)  # pixels of an image in all of them
 LABELS = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
 
 
+class Targets(NamedTuple):
+    """What one output of a network is to say: class labels ``(n,)``, or numbers ``(n, outputs)`` with 0 classes."""
+
+    train: Tensor
+    test: Tensor
+    classes: int
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """A task in memory: to name classes, or to predict numbers.
+    """A task in memory: to name classes, or to predict numbers; for networks with several outputs, several of these.
 
     Attributes:
         name: of the task.
         train_x, test_x: floating-point images ``(n, 1, height, width)``, or ``(n, pixels)`` after :meth:`flat`; any
             other shape ``(n, ...)`` of examples will do.
-        train_y, test_y: integer class labels ``(n,)``, from 0 to ``classes - 1``; numbers ``(n, outputs)`` without.
+        train_y, test_y: integer class labels ``(n,)``, from 0 to ``classes - 1``; numbers ``(n, outputs)`` (or of the
+            shape of the output) without.
         classes: number of classes; 0 for targets that are numbers.
+        output: of the network to which these targets belong, where there are several.
+        others: the targets of its other outputs, by their names.
 
     Raises:
         InputError: if these do not fit together: no examples, other numbers of images and labels, test images of
-            another shape, labels that are not integers or outside the classes, NaN or infinite pixels or targets.
+            another shape, labels that are not integers or outside the classes, NaN or infinite pixels or targets, two
+            targets for one output.
     """
 
     name: str
@@ -55,12 +68,22 @@ class Dataset:
     test_x: Tensor
     test_y: Tensor
     classes: int
+    output: str = "y"
+    others: Mapping[str, Targets] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Compare images, labels and classes with each other."""
-        classes = Arguments(f"data set {self.name!r}", InputError).integer("classes", self.classes, 0)
+        check = Arguments(f"data set {self.name!r}", InputError)
+        classes = check.integer("classes", self.classes, 0)
         self._check("train_x", self.train_x, "train_y", self.train_y, classes)
         self._check("test_x", self.test_x, "test_y", self.test_y, classes)
+        for name, found in check.instance("others", self.others, Mapping).items():
+            train, test, classes = check.instance(f"others[{name!r}]", found, Targets)
+            classes = check.integer(f"others[{name!r}].classes", classes, 0)
+            self._check("train_x", self.train_x, f"others[{name!r}].train", train, classes)
+            self._check("test_x", self.test_x, f"others[{name!r}].test", test, classes)
+        if self.output in self.others:
+            check.refuse("others", list(self.others), f"targets of other outputs than {self.output!r}")
         if self.train_x.shape[1:] != self.test_x.shape[1:]:
             raise InputError(
                 f"data set {self.name!r}: an example of train_x has shape {tuple(self.train_x.shape[1:])}, one of "
@@ -74,7 +97,7 @@ class Dataset:
             raise InputError(f"{this} must be a floating-point tensor (examples, ...), got {_described(x)}")
         if classes and (not isinstance(y, Tensor) or y.dtype not in LABELS or y.ndim != 1):
             raise InputError(f"{labels} must be a tensor (examples,) of integer class labels, got {_described(y)}")
-        if not classes and (not isinstance(y, Tensor) or not y.is_floating_point() or y.ndim != 2):
+        if not classes and (not isinstance(y, Tensor) or not y.is_floating_point() or y.ndim < 2):
             raise InputError(f"{labels} must be a floating-point tensor (examples, outputs), got {_described(y)}")
         if len(x) != len(y):
             raise InputError(f"{this} holds {len(x)} examples, {label_name} {len(y)} labels; they must be equal")
@@ -91,6 +114,18 @@ class Dataset:
     def shape(self) -> tuple[int, ...]:
         """Shape of one example."""
         return tuple(self.train_x.shape[1:])
+
+    @property
+    def targets(self) -> dict[str, Targets]:
+        """All targets, by the output that they belong to; its own first."""
+        return {self.output: Targets(self.train_y, self.test_y, self.classes), **self.others}
+
+    def _with_targets(self, change: Callable[[Targets], Targets], **parts: Any) -> Dataset:
+        """The same with every target changed, and these parts replaced."""
+        own, *others = map(change, self.targets.values())
+        return replace(
+            self, train_y=own.train, test_y=own.test, others=dict(zip(self.others, others, strict=True)), **parts
+        )
 
     def flat(self) -> Dataset:
         """The same with each image as one row of pixels."""
@@ -115,8 +150,12 @@ class Dataset:
     def to(self, *args: Any, **options: Any) -> Dataset:
         """The same with images and numbers on another device or of another dtype; labels follow the device."""
         x = [t.to(*args, **options) for t in (self.train_x, self.test_x)]
-        y = [t.to(x[0].device) if self.classes else t.to(*args, **options) for t in (self.train_y, self.test_y)]
-        return replace(self, train_x=x[0], test_x=x[1], train_y=y[0], test_y=y[1])
+
+        def moved(one: Targets) -> Targets:
+            train, test = (t.to(x[0].device) if one.classes else t.to(*args, **options) for t in one[:2])
+            return Targets(train, test, one.classes)
+
+        return self._with_targets(moved, train_x=x[0], test_x=x[1])
 
     def standardised(self) -> Dataset:
         """Pixels shifted and scaled by one mean and one standard deviation, those of all training pixels.
@@ -152,7 +191,7 @@ class Dataset:
             InputError: if ``n`` is not a positive integer.
         """
         n = Arguments("head", InputError).integer("n", n, 1)
-        return replace(self, train_x=self.train_x[:n], train_y=self.train_y[:n])
+        return self._with_targets(lambda one: one._replace(train=one.train[:n]), train_x=self.train_x[:n])
 
     def validation(self, share: float, seed: int) -> Dataset:
         """The same with a random part of the training set in the place of the test set, which is left out.
@@ -173,13 +212,16 @@ class Dataset:
         order = order.to(self.train_x.device)
         held = min(n - 1, max(1, round(share * n)))
         rest, out = order[held:], order[:held]
-        return replace(
-            self, train_x=self.train_x[rest], train_y=self.train_y[rest], test_x=self.train_x[out],
-            test_y=self.train_y[out],
-        )  # fmt: skip
+        return self._with_targets(
+            lambda one: Targets(one.train[rest], one.train[out], one.classes),
+            train_x=self.train_x[rest],
+            test_x=self.train_x[out],
+        )
 
-    def batches(self, size: int, generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, size: int, generator: Generator) -> Iterator[tuple[Tensor, Any]]:
         """One epoch of shuffled training batches ``(x, y)``; the last may be smaller.
+
+        Of several targets ``y`` is a dictionary by output.
 
         Raises:
             InputError: if ``size`` is not a positive integer.
@@ -187,7 +229,8 @@ class Dataset:
         size = Arguments("batches", InputError).integer("size", size, 1)
         order = torch.randperm(len(self.train_x), generator=generator, device="cpu").to(self.train_x.device)
         for part in order.split(size):
-            yield self.train_x[part], self.train_y[part]
+            y = {name: one.train[part] for name, one in self.targets.items()}
+            yield self.train_x[part], y if self.others else y[self.output]
 
 
 def load(
@@ -202,9 +245,11 @@ def load(
     """A data set by name.
 
     Args:
-        name: ``digits`` (needs no files), ``mnist``, ``fashion_mnist``, ``emnist47`` (a 47-class subset of EMNIST,
-            upright), ``omniglot`` (964 characters of the background set, 16 drawings of each to train on), and those of
-            :mod:`mpgraph.data.synthetic`.
+        name: ``digits`` and ``digits_redrawn`` (need no files; the latter has the pixels as targets of an output
+            ``image`` beside the classes), ``mnist``, ``fashion_mnist``, ``emnist47`` (a 47-class subset of EMNIST,
+            upright), ``digits_5way`` and ``emnist47_5way`` (five classes of these, drawn by the seed, with 50 training
+            images of each), ``omniglot`` (964 characters of the background set, 16 drawings of each to train on), and
+            those of :mod:`mpgraph.data.synthetic`.
         root: folder of the files; the environment variable ``MPGRAPH_DATA`` by default.
         seed: of the split, for sets without a fixed one (digits: stratified 80/20; omniglot: by drawing), or of the
             whole task.
@@ -233,6 +278,33 @@ def _digits(root: Any, seed: int, progress: bool) -> Dataset:
     rows = np.arange(len(labels))
     train, test = train_test_split(rows, test_size=0.2, stratify=digits.target, random_state=seed % 2**32)
     return Dataset("digits", images[train], labels[train], images[test], labels[test], 10)
+
+
+def _digits_redrawn(root: Any, seed: int, progress: bool) -> Dataset:
+    """Digits of which the network names the class and draws the image again, pixels from 0 to 1."""
+    found = _digits(root, seed, progress)
+    image = Targets(found.train_x.flatten(1), found.test_x.flatten(1), 0)
+    return replace(found, name="digits_redrawn", others={"image": image})
+
+
+def _five(name: str) -> Callable[[Any, int, bool], Dataset]:
+    """Five classes of a set, drawn by the seed and numbered anew: 50 training images of each, mixed, and all tests."""
+
+    def draw(root: Any, seed: int, progress: bool) -> Dataset:
+        found = LOADERS[name](root, seed, progress)
+        generator = torch.Generator().manual_seed(seed)
+        train, test = [], []
+        for label in torch.randperm(found.classes, generator=generator)[:WAYS].tolist():
+            rows = (found.train_y == label).nonzero().flatten()
+            train.append(rows[torch.randperm(len(rows), generator=generator)[:SHOTS]])
+            test.append((found.test_y == label).nonzero().flatten())
+        order = torch.randperm(sum(map(len, train)), generator=generator)
+        labels = [torch.arange(WAYS).repeat_interleave(torch.tensor([*map(len, rows)])) for rows in (train, test)]
+        picked = torch.cat(train)[order]
+        kept = torch.cat(test)
+        return Dataset(f"{name}_5way", found.train_x[picked], labels[0][order], found.test_x[kept], labels[1], WAYS)
+
+    return draw
 
 
 def _idx_set(name: str) -> Callable[[Any, int, bool], Dataset]:
@@ -301,6 +373,7 @@ def _drawn(name: str, draw: Callable[[int], synthetic.Parts], classes: int) -> C
 
 LOADERS: dict[str, Callable[[Any, int, bool], Dataset]] = {
     "digits": _digits,
+    "digits_redrawn": _digits_redrawn,
     "xor": _drawn("xor", synthetic.xor, 2),
     "delayed_cue": _drawn("delayed_cue", synthetic.delayed_cue, 2),
     "teacher": _drawn("teacher", synthetic.teacher, 0),
@@ -308,6 +381,7 @@ LOADERS: dict[str, Callable[[Any, int, bool], Dataset]] = {
     **{name: _idx_set(name) for name in IDX_SETS},
     "omniglot": _omniglot,
 }
+LOADERS |= {f"{name}_5way": _five(name) for name in ("digits", "emnist47")}
 
 
 def _root(root: str | Path | None, name: str) -> Path:

@@ -1,7 +1,8 @@
 """``mpgraph bench``: every rule on a fixed suite of small tasks, each with the same budget for its search.
 
-The results file is that of ``mpgraph compare``; runs of other rules are added to it with ``--resume --protocols``. The
-page is made from the file alone.
+The results file is that of ``mpgraph compare``; runs of other rules are added to it with ``--resume --protocols``, and
+those of another file with ``--add``. The page is made from the file alone. Whatever a rule does, the others go on: what
+fails becomes a row that says why.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from mpgraph.errors import FileError, InputError, MPGraphError
 from mpgraph.serialization import atomic
 
 from . import flags, profiles, results
-from .cells import Cell, Plan, cells_of, checked, run_cells
+from .cells import Cell, Plan, cells_of, checked, reason, run_cells
 from .commands import command_line, done_before, run_flags, settings_of
 from .naming import named, rules_named
-from .report import spread
-from .results import READOUT_ONLY, Run
+from .results import READOUT_ONLY, Run, shown, spread
+from .tasks import TASKS
 from .tuning import space_of
 
 SEARCHED = "lr=0.001..1"
 STEP = "mlp(activation='step')"
-SUITE = (  # task and network; those of pictures need their files
+SUITE = (  # task and network; the last ones need files
     ("digits", "mlp"),
     ("digits", "convnet(kernel=3, channels=(8,), hidden=(32,))"),
     ("digits", STEP),
@@ -38,11 +39,14 @@ SUITE = (  # task and network; those of pictures need their files
     ("teacher", "mlp"),
     ("mackey_glass", "mlp"),
     ("delayed_cue", "recurrent"),
+    ("digits", "random_graph(neurons=60)"),
+    ("digits_5way", "mlp"),
+    ("emnist47_5way", "mlp"),
     ("mnist", "mlp"),
     ("fashion_mnist", "mlp"),
     ("mnist", "convnet"),
 )
-FILES = ("mnist", "fashion_mnist", "emnist47", "omniglot")
+FILES = ("mnist", "fashion_mnist", "emnist47", "emnist47_5way", "omniglot")
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Budget:
 
 BUDGETS = {
     "tiny": Budget(seeds=1, trials=1, epochs=1, limit=64, problems=5, files=False),
-    "small": Budget(seeds=2, trials=3, epochs=3, limit=500, files=False),
+    "small": Budget(seeds=2, trials=3, epochs=3, limit=500, problems=8, files=False),
     "medium": Budget(seeds=3, trials=6, epochs=10, limit=2000),
     "large": Budget(seeds=5, trials=10, epochs=20, limit=10_000),
 }
@@ -77,6 +81,10 @@ def add_bench(commands: Any) -> None:
     )
     parser.add_argument("--tasks", type=flags.tasks, metavar="A,B", help="of the suite (default: all of the budget)")
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the page, and its figure beside it")
+    parser.add_argument(
+        "--add", type=Path, action="append", default=[], metavar="FILE",
+        help="keep the runs of another results.json too, made with the same budget; may be repeated",
+    )  # fmt: skip
     run_flags(parser, "results.json")
     parser.set_defaults(run=bench)
 
@@ -94,12 +102,26 @@ def bench(options: argparse.Namespace) -> int:
     cells = _cells(plan, budget, rules, options.tasks)
     done = done_before(options, settings_of(plan))
     kept: dict[tuple[str, str, str], str] = dict(refused)
+    added: list[dict[str, Any]] = []
     if options.resume:
-        before = results.read_all(options.out / "results.json")[0].get("refused", [])
-        kept |= {(row["task"], row["network"], row["protocol"]): row["reason"] for row in before}
+        content, _ = results.read_all(options.out / "results.json")
+        kept |= _reasons(content)
+        added = content.get("added", [])
+    for path in options.add:
+        theirs = results.read(path, settings_of(plan))
+        known = {run.key for run in done}
+        done += [run for run in theirs if run.key not in known]
+        content, _ = results.read_all(path)
+        kept |= {key: why for key, why in _reasons(content).items() if key not in kept and all(key)}
+        added.append({"file": path.name, "runs": len(theirs), "versions": content["versions"]})
     with warnings.catch_warnings():
         warnings.simplefilter("once")  # not for every cell again
-        return _run(options, plan, cells, done, kept)
+        return _run(options, plan, cells, done, kept, added)
+
+
+def _reasons(content: Mapping[str, Any]) -> dict[tuple[str, str, str], str]:
+    """Why rules cannot run, of a results file."""
+    return {(row["task"], row["network"], row["protocol"]): row["reason"] for row in content.get("refused", [])}
 
 
 def _run(
@@ -108,6 +130,7 @@ def _run(
     cells: list[Cell],
     done: Sequence[Run],
     kept: dict[tuple[str, str, str], str],
+    added: list[dict[str, Any]],
 ) -> int:
     """Run what can run, and write what came of it; ``kept`` says what cannot and why."""
     settings = settings_of(plan)
@@ -116,10 +139,11 @@ def _run(
 
     def write(runs: Sequence[Run]) -> None:
         rows = [{"task": t, "network": n, "protocol": p, "reason": why} for (t, n, p), why in kept.items()]
-        results.write(options.out / "results.json", runs, settings, command=command_line(options), refused=rows)
+        others = {"command": command_line(options), "refused": rows, **({"added": added} if added else {})}
+        results.write(options.out / "results.json", runs, settings, **others)
 
-    def cannot(cell: Cell, error: MPGraphError) -> None:
-        kept[cell.key[:3]] = str(error)
+    def cannot(cell: Cell, error: Exception) -> None:
+        kept[cell.key[:3]] = f"seed {cell.seed}: {reason(error)}"
 
     runs = run_cells(
         plan, cells, jobs=options.jobs, done=done, on_run=write, on_refused=cannot, progress=not options.quiet
@@ -132,11 +156,17 @@ def _run(
         figure = options.page.with_name(f"{options.page.stem}_profile.png")
         try:
             atomic.write(options.page, page(content, found, figure.name).encode())
-            profiles.draw(profiles.ratios(found), figure)
+            profiles.draw(profiles.ratios(_whole(content, found)), figure)
         except OSError as error:
             raise FileError(f"{options.page} cannot be written: {error.strerror or error}") from None
         print(f"wrote {options.page} and {figure}")
     return 0
+
+
+def _whole(content: Mapping[str, Any], runs: Sequence[Run]) -> list[Run]:
+    """The runs of rules that failed on no seed of a problem."""
+    failed = _reasons(content)
+    return [run for run in runs if run.key[:3] not in failed]
 
 
 def _rules(given: Sequence[str] | None) -> tuple[list[str], dict[tuple[str, str, str], str]]:
@@ -172,6 +202,7 @@ def _cells(plan: Plan, budget: Budget, rules: Sequence[str], tasks: Sequence[str
 def page(content: Mapping[str, Any], runs: Sequence[Run], figure: str) -> str:
     """The page in Markdown: the command, the profile, a table for each problem and what cannot be done."""
     settings, made = content["settings"], content["versions"]
+    online = any(run.task in TASKS and TASKS[run.task].online for run in runs)
     search = settings["tune"] or {"space": "nothing", "trials": 0}
     lines = [
         "# The bench of learning rules",
@@ -186,7 +217,9 @@ def page(content: Mapping[str, Any], runs: Sequence[Run], figure: str) -> str:
         f"{search['trials']}, on validation data, for each seed; then one training. Passes over the training set: "
         f"{settings['epochs']}; examples at most: {settings['limit'] or 'all'}; batch: {settings['batch']}. A "
         "pretrained rule, or one without such an argument, had nothing to search. Made with mpgraph "
-        f"{made['mpgraph']} and torch {made['torch']}.",
+        f"{made['mpgraph']} and torch {made['torch']}."
+        + (" On tasks that end in `5way` examples come one at a time, each once." if online else ""),
+        *(_addition(row) for row in content.get("added", [])),
         "",
         "## Profile",
         "",
@@ -197,16 +230,24 @@ def page(content: Mapping[str, Any], runs: Sequence[Run], figure: str) -> str:
         "problem and a bar at the median. Errors below 0.001 count as 0.001; a rule that diverged on a seed, or cannot "
         "run, has not solved the problem.",
         "",
-        *_profile_table(profiles.ratios(runs)),
+        *_profile_table(profiles.ratios(_whole(content, runs))),
     ]
     rows = results.summary(runs)
-    for problem in dict.fromkeys((row["task"], row["network"]) for row in rows):
-        lines += ["", f"## {problem[0]}: {problem[1]}", ""]
-        lines += _problem_table([row for row in rows if (row["task"], row["network"]) == problem], runs)
+    for problem in dict.fromkeys((row["task"], row["network"], row["output"]) for row in rows):
+        lines += ["", f"## {results.named_group(*problem)}", ""]
+        lines += _problem_table([row for row in rows if (row["task"], row["network"], row["output"]) == problem], runs)
     lines += ["", "## What cannot be done", ""]
     refused = content.get("refused", [])
     lines += [_refusal(row) for row in refused] or ["Every rule ran on every problem."]
     return "\n".join(lines) + "\n"
+
+
+def _addition(row: Mapping[str, Any]) -> str:
+    made = row["versions"]
+    return (
+        f"\nWith {row['runs']} runs of another file, `{row['file']}`: mpgraph {made['mpgraph']}, torch "
+        f"{made['torch']}, {made['machine']}. Milliseconds are those of the machine that a run was made on."
+    )
 
 
 def essential(command: str) -> str:
@@ -240,7 +281,7 @@ def _problem_table(rows: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> li
         own = [run for run in runs if run.key[:3] == (row["task"], row["network"], row["protocol"])]
         chosen = sorted({str(v) for run in own if run.tuning for v in run.tuning["chosen"].values()})
         deviation = None if row["deviation"] is None else scale * row["deviation"]
-        gain = "" if row["above_readout"] is None else f"{scale * row['above_readout']:+.{digits}f}"
+        gain = "" if row["above_readout"] is None else shown(scale * row["above_readout"], digits, "+")
         steps = statistics.fmean(1000.0 * run.seconds / max(1, run.steps[-1]) for run in own if run.steps)
         note = f"{row['diverged']} of {row['seeds']} diverged" if row["diverged"] else ""
         lines.append(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import multiprocessing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ from mpgraph.program.program import Program
 from .comparison import measured, shape_of
 from .naming import named, network_named, own_code
 from .results import READOUT_ONLY, Run
-from .tasks import TASKS, fitted, task_named
+from .tasks import fitted, task_named
 from .tuning import SHARE, Space, searched
 
 
@@ -39,7 +39,7 @@ class Plan:
 
     Attributes:
         epochs: passes over the training set; that of each task if not given.
-        batch: examples in a step.
+        batch: examples in a step; one for tasks whose examples come one at a time.
         lr, surrogate: for the rules that take them and are not given others.
         hidden, activation, loss: for the networks that take them; by task if not given.
         raw: leave inputs as they are instead of standardising them.
@@ -47,6 +47,7 @@ class Plan:
         space: what is searched for each rule, on validation data.
         device: where to run.
         root: folder of data files.
+        angles: measure updates beside the gradient at each epoch.
     """
 
     epochs: int | None = None
@@ -61,6 +62,7 @@ class Plan:
     space: Space | None = None
     device: str | None = None
     root: str | None = None
+    angles: bool = False
 
     def network(self, cell: Cell) -> Network:
         """The network of a cell, for the floor with its readout trained alone."""
@@ -83,8 +85,13 @@ class Plan:
         return self.space.of(named(cell.protocol, self._usual(), trained=True).free)
 
     def epochs_of(self, cell: Cell) -> int:
-        """Passes over the training set."""
-        return self.epochs or TASKS[cell.task].epochs
+        """Passes over the training set; one where each example comes once."""
+        task = task_named(cell.task)
+        return 1 if task.online else self.epochs or task.epochs
+
+    def batch_of(self, cell: Cell) -> int:
+        """Examples in a step; one where they come one at a time."""
+        return 1 if task_named(cell.task).online else self.batch
 
     def _usual(self) -> dict[str, Any]:
         return {key: value for key, value in (("lr", self.lr), ("surrogate", self.surrogate)) if value is not None}
@@ -134,7 +141,7 @@ def checked(plan: Plan, cells: Sequence[Cell], *, keep_going: bool = False) -> d
     Args:
         plan: what all cells share.
         cells: of which one for each seed is enough.
-        keep_going: return what does not fit instead of raising it.
+        keep_going: return what does not fit, or fails in any other way, instead of raising it.
 
     Returns:
         Why a rule does not run, by task, label of the network, and rule.
@@ -147,10 +154,10 @@ def checked(plan: Plan, cells: Sequence[Cell], *, keep_going: bool = False) -> d
         try:
             plan.searched(cell)
             plan.program(cell)
-        except MPGraphError as error:
+        except Exception as error:
             if not keep_going:
                 raise
-            refused[cell.key[:3]] = str(error)
+            refused[cell.key[:3]] = reason(error)
     if plan.space is not None:
         free = [one.name for one in plan.space.dimensions]
         taken = {one.name for cell in cells if cell.key[:3] not in refused
@@ -159,6 +166,12 @@ def checked(plan: Plan, cells: Sequence[Cell], *, keep_going: bool = False) -> d
         if idle:
             raise InputError(f"--tune: none of the rules takes {', '.join(idle)}, or all were given it")
     return refused
+
+
+def reason(error: BaseException) -> str:
+    """Why a cell cannot run, in one line; of what is no refusal also the kind of the exception."""
+    text = " ".join(str(error).split()) or "without a message"
+    return text if isinstance(error, MPGraphError) else f"failed with {type(error).__name__}: {text}"
 
 
 @lru_cache(maxsize=2)  # the rules of one seed follow each other
@@ -180,19 +193,19 @@ def run_cell(plan: Plan, cell: Cell, progress: bool = False, on_epoch: Callable[
 def _trained(plan: Plan, cell: Cell, progress: bool, on_epoch: Callable[[], object]) -> Run:
     data = fitted(_data(cell.task, plan.root, cell.seed, plan.raw, plan.limit, progress), plan.network(cell))
     data = data.to(usable(plan.device)) if plan.device else data
-    epochs = plan.epochs_of(cell)
+    epochs, batch = plan.epochs_of(cell), plan.batch_of(cell)
     space, tuning = plan.searched(cell), None
     if space is not None:
         held = data.validation(SHARE, cell.seed)
 
         def trial(arguments: dict[str, Any]) -> tuple[float, bool]:
             program = plan.program(cell, arguments)
-            found = measured(program, held, cell.key, epochs=epochs, batch=plan.batch, on_epoch=on_epoch)
+            found = measured(program, held, cell.key, epochs=epochs, batch=batch, on_epoch=on_epoch)
             return found.gain, found.diverged
 
         tuning = {**searched(space, trial), "validation_examples": len(held.test_x)}
     program = plan.program(cell, tuning["chosen"] if tuning else None)
-    run = measured(program, data, cell.key, epochs=epochs, batch=plan.batch, on_epoch=on_epoch)
+    run = measured(program, data, cell.key, epochs=epochs, batch=batch, on_epoch=on_epoch, angles=plan.angles)
     return replace(run, tuning=tuning)
 
 
@@ -203,7 +216,7 @@ def run_cells(
     jobs: int = 1,
     done: Sequence[Run] = (),
     on_run: Callable[[list[Run]], None] | None = None,
-    on_refused: Callable[[Cell, MPGraphError], None] | None = None,
+    on_refused: Callable[[Cell, Exception], None] | None = None,
     progress: bool = True,
 ) -> list[Run]:
     """Run all cells that are not done.
@@ -214,15 +227,16 @@ def run_cells(
         jobs: processes that train at once; one trains in this process.
         done: runs of an earlier call, which are not repeated.
         on_run: called after each run with all runs so far, including those of ``done``.
-        on_refused: called with a cell that cannot run and why; it is left out.
+        on_refused: called with a cell that cannot run and why, whatever was raised, also where its process ended; it
+            is left out.
         progress: show a bar, if stderr is a terminal.
 
     Returns:
         The runs in the order of the cells.
 
     Raises:
-        MPGraphError: if a rule does not fit, without ``on_refused``; runs that ended before have been given to
-            ``on_run``.
+        Exception: what a cell raises, without ``on_refused``: an MPGraphError if a rule does not fit. Runs that ended
+            before have been given to ``on_run``.
     """
     _data.cache_clear()  # files may have changed since the last comparison
     found = {run.key: run for run in done}
@@ -235,7 +249,7 @@ def run_cells(
             order = {key: i for i, key in enumerate(wanted)}
             on_run(sorted(found.values(), key=lambda run: order.get(run.key, len(order))))
 
-    def refused(cell: Cell, error: MPGraphError) -> None:
+    def refused(cell: Cell, error: Exception) -> None:
         if on_refused is None:
             raise error
         on_refused(cell, error)
@@ -247,26 +261,65 @@ def run_cells(
                 bar.set_description(f"{cell.task}, {cell.protocol}, seed {cell.seed}")
                 before = bar.n
                 try:
-                    finished(cell, run_cell(plan, cell, progress, bar.update))
-                except MPGraphError as error:
+                    run = run_cell(plan, cell, progress, bar.update)
+                except Exception as error:
                     refused(cell, error)
+                else:
+                    finished(cell, run)
                 bar.update(_epochs(plan, cell) - (bar.n - before))
         else:
-            with _pool(min(jobs, len(todo))) as pool:
-                started = {pool.submit(run_cell, plan, cell): cell for cell in todo}
-                for future in as_completed(started):
-                    cell = started[future]
-                    try:
-                        finished(cell, future.result())
-                    except MPGraphError as error:
-                        refused(cell, error)
-                    except BrokenProcessPool:
-                        raise GroupError(
-                            "a process ended in the middle of a run, perhaps for want of memory; finished runs are "
-                            "kept, --resume goes on, and fewer --jobs need less"
-                        ) from None
-                    bar.update(_epochs(plan, cell))
+            for cell, came in _in_processes(plan, todo, jobs, alone=on_refused is not None):
+                if isinstance(came, Exception):
+                    refused(cell, came)
+                else:
+                    finished(cell, came)
+                bar.update(_epochs(plan, cell))
     return [found[key] for key in wanted if key in found]
+
+
+Found = Generator[tuple[Cell, Run | Exception], None, list[Cell]]
+
+
+def _in_processes(plan: Plan, cells: Sequence[Cell], jobs: int, *, alone: bool) -> Found:
+    """Cells with their runs, or what was raised, as they come.
+
+    A process that ends takes the others of its pool with it. With ``alone`` the cells that were running then run again,
+    each in a pool by itself, so that it is known which one ends it, and the rest goes on.
+
+    Raises:
+        GroupError: for a process that ends, without ``alone``.
+    """
+    waiting = list(cells)
+    while waiting:
+        suspects = yield from _in_pool(plan, waiting, min(jobs, len(waiting)))
+        if suspects and not alone:
+            raise GroupError(
+                "a process ended in the middle of a run, perhaps for want of memory; finished runs are kept, --resume "
+                "goes on, and fewer --jobs need less"
+            )
+        for cell in suspects:
+            if (yield from _in_pool(plan, [cell], 1)):
+                yield cell, GroupError("its process ended in the middle of the run, perhaps for want of memory")
+    return []
+
+
+def _in_pool(plan: Plan, waiting: list[Cell], jobs: int) -> Found:
+    """Runs as they come; returns the cells that were running when a process ended. They are taken from ``waiting``."""
+    running: dict[Future[Run], Cell] = {}
+    with _pool(jobs) as pool:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                cell = waiting.pop(0)
+                try:
+                    running[pool.submit(run_cell, plan, cell)] = cell
+                except BrokenProcessPool:
+                    return [*running.values(), cell]
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    return list(running.values())
+                yield running.pop(future), error if isinstance(error, Exception) else future.result()
+    return []
 
 
 def _epochs(plan: Plan, cell: Cell) -> int:

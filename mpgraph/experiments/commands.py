@@ -19,7 +19,7 @@ from . import flags, results
 from .cells import Cell, Plan, cells_of, checked, run_cells
 from .contrasts import contrasts
 from .naming import rules_named
-from .results import READOUT_ONLY, Run
+from .results import READOUT_ONLY, Run, shown, spread
 from .tasks import TASKS
 from .tuning import space_of
 
@@ -82,6 +82,10 @@ def add_compare(commands: Any) -> None:
         "--trials", type=flags.positive, default=8, metavar="N",
         help="of --tune, for each rule, network, task and seed (default: 8)",
     )  # fmt: skip
+    parser.add_argument(
+        "--angles", action="store_true",
+        help="measure at each epoch the angle of updates to the gradient, and the ratio of their norms",
+    )  # fmt: skip
     parser.add_argument("--against", metavar="RULE", help="rule that the others are held against (default: the first)")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     run_flags(parser, "results.json, report.html and curves.png and .svg")
@@ -105,6 +109,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         space=space_of(options.tune, options.trials) if getattr(options, "tune", None) else None,
         device=options.device,
         root=getattr(options, "data", None),
+        angles=getattr(options, "angles", False),
     )
 
 
@@ -166,19 +171,23 @@ def pictures(
     differences: Sequence[dict[str, Any]],
 ) -> tuple[str, ...]:
     """Write the figures and the report; returns the names of the files."""
-    from .plots import overview, save
+    from .plots import alignment, measured, overview, save
     from .report import report
 
-    names = ("curves.png", "curves.svg", "report.html")
+    drawn = {"curves": overview}
+    if any(measured(run) for run in runs):
+        drawn["alignment"] = alignment
+    names = *(f"{name}.{suffix}" for name in drawn for suffix in ("png", "svg")), "report.html"
     title = title_of(plan, *cells)
     networks = {cell.key[:2]: plan.network(cell) for cell in cells if cell.protocol != READOUT_ONLY}
     text = report(
         runs, title=title, command=command, settings=settings_of(plan), contrasts=differences, networks=networks
     )
     try:
-        figure = overview(runs, title)
-        save(figure, out / "curves.svg")
-        save(figure, out / "curves.png")
+        for name, draw in drawn.items():
+            figure = draw(runs, title)
+            save(figure, out / f"{name}.svg")
+            save(figure, out / f"{name}.png")
         atomic.write(out / "report.html", text.encode())
     except OSError as error:
         raise FileError(f"--out {out} cannot be written: {error.strerror}") from None
@@ -212,45 +221,57 @@ def title_of(plan: Plan, *cells: Cell) -> str:
     rate = f"lr {plan.lr:g}" if plan.space is None else f"tuned {plan.space.text} in {plan.space.trials} trials"
     found = {"tasks": {cell.task for cell in cells}, "networks": {cell.label for cell in cells}}
     what = [names.copy().pop() if len(names) == 1 else f"{len(names)} {kind}" for kind, names in found.items()]
-    return ", ".join([*what, f"batch {plan.batch}", rate])
+    sizes = sorted({plan.batch_of(cell) for cell in cells})
+    return ", ".join([*what, f"batch {' and '.join(map(str, sizes))}", rate])
 
 
 def print_tables(
     plan: Plan, cells: Sequence[Cell], rows: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]]
 ) -> None:
-    """A table for each task and network, with the contrasts below it."""
+    """A table for each task, network and output, with the contrasts below it."""
     groups = {(cell.task, cell.label): cell for cell in cells}
     for i, (group, cell) in enumerate(groups.items()):
         here = [row for row in rows if (row["task"], row["network"]) == group]
         seeds = here[0]["seeds"]
         print("\n" * (i > 0) + f"{title_of(plan, cell)}, {seeds} seed{'s' * (seeds > 1)}")
-        numbers = here[0]["test_accuracy"] is None
-        width = max(len(row["protocol"]) for row in here)
-        heading = "test error       " if numbers else "test accuracy %  "
-        print(f"{'protocol':{width}}  {heading} above readout  seconds")
-        for row in here:
-            print(_line(row, width, numbers))
-        lines = [row for row in differences if (row["task"], row["network"]) == group and row["pairs"] > 1]
-        if lines:
-            unit = "less error" if numbers else "points"
-            print(f"\n{'minus ' + lines[0]['against']:{width}}  {unit:15}  effect size  pairs needed")
-        for row in lines:
-            print(_contrast(row, width, numbers))
+        for output in dict.fromkeys(row["output"] for row in here):
+            if output:
+                print(f"\noutput {output}")
+            _print_table(*(
+                [row for row in table if (row["task"], row["network"], row["output"]) == (*group, output)]
+                for table in (rows, differences)
+            ))  # fmt: skip
+
+
+def _print_table(here: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]]) -> None:
+    """The scores of one output, and the differences between rules."""
+    numbers = here[0]["test_accuracy"] is None
+    width = max(len(row["protocol"]) for row in here)
+    heading = "test error       " if numbers else "test accuracy %  "
+    print(f"{'protocol':{width}}  {heading} above readout  seconds")
+    for row in here:
+        print(_line(row, width, numbers))
+    lines = [row for row in differences if row["pairs"] > 1]
+    if lines:
+        unit = "less error" if numbers else "points"
+        print(f"\n{'minus ' + lines[0]['against']:{width}}  {unit:15}  effect size  pairs needed")
+    for row in lines:
+        print(_contrast(row, width, numbers))
 
 
 def _line(row: dict[str, Any], width: int, numbers: bool) -> str:
     scale, digits = (1.0, 4) if numbers else (100.0, 2)
     score = row["test_error"] if numbers else row["test_accuracy"]
-    gain = "" if row["above_readout"] is None else f"{scale * row['above_readout']:+.{digits - 1}f}"
+    gain = "" if row["above_readout"] is None else shown(scale * row["above_readout"], digits - 1, "+")
     note = f"  {row['diverged']} of {row['seeds']} diverged" if row["diverged"] else ""
-    spread = "" if row["deviation"] is None else f" +- {scale * row['deviation']:.{digits}f}"
-    shown = f"{scale * score:.{digits}f}{spread}"
-    return f"{row['protocol']:{width}}  {shown:15}  {gain:>13}  {row['seconds']:7.2f}{note}"
+    found = spread(scale * score, None if row["deviation"] is None else scale * row["deviation"], digits, " +- ")
+    return f"{row['protocol']:{width}}  {found:15}  {gain:>13}  {row['seconds']:7.2f}{note}"
 
 
 def _contrast(row: dict[str, Any], width: int, numbers: bool) -> str:
     scale, digits = (1.0, 4) if numbers else (100.0, 2)
-    error = f" +- {scale * row['standard_error']:.{digits}f}"
+    error = " +- " + shown(scale * row["standard_error"], digits)
     effect = "-" if row["effect_size"] is None else f"{row['effect_size']:+.2f}"
     pairs = "-" if row["needed"] is None else str(row["needed"])
-    return f"{row['protocol']:{width}}  {scale * row['difference']:+.{digits}f}{error:10}  {effect:>11}  {pairs:>12}"
+    difference = shown(scale * row["difference"], digits, "+")
+    return f"{row['protocol']:{width}}  {difference}{error:10}  {effect:>11}  {pairs:>12}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -17,9 +19,10 @@ from mpgraph.network.network import Network
 from mpgraph.program.compile import compile
 from mpgraph.program.program import Program
 
+from .alignment import Alignment, silent
 from .results import READOUT_ONLY, Run
 from .tasks import fitted
-from .training import train
+from .training import main_output, train
 
 
 def compare(
@@ -101,6 +104,7 @@ def measured(
     epochs: int,
     batch: int,
     on_epoch: Callable[[], object] = lambda: None,
+    angles: bool = False,
 ) -> Run:
     """Train a fresh state, and what came of it.
 
@@ -111,6 +115,7 @@ def measured(
         epochs: passes over the training set.
         batch: examples in a step.
         on_epoch: called after each epoch.
+        angles: whether to measure updates beside the gradient at each epoch.
     """
     task, network, name, seed = key
     times: list[float] = []
@@ -118,7 +123,13 @@ def measured(
     def ended(epoch: int, score: float) -> None:
         on_epoch()
 
-    state, curve, losses = train(program, data, epochs=epochs, batch=batch, seed=seed, times=times, on_epoch=ended)
+    by_output: list[dict[str, float]] = []
+    alignment = Alignment(program, data, batch) if angles else None
+    state, curve, losses = train(
+        program, data, epochs=epochs, batch=batch, seed=seed, times=times, on_epoch=ended, follow=alignment,
+        by_output=by_output,
+    )  # fmt: skip
+    main = data.targets[main_output(program, data)] if data.others else data
     done = int(state["program"]["step"])
     cost = program.cost(min(batch, len(data.train_x)))
     return Run(
@@ -126,8 +137,8 @@ def measured(
         task=task,
         network=network,
         seed=seed,
-        test_accuracy=curve[-1] if data.classes else None,
-        test_error=None if data.classes else curve[-1],
+        test_accuracy=curve[-1] if main.classes else None,
+        test_error=None if main.classes else curve[-1],
         seconds=times[-1],
         epochs=epochs,
         batch=batch,
@@ -137,18 +148,31 @@ def measured(
         losses=losses,
         steps=[done * (i + 1) // len(curve) for i in range(len(curve))],  # epochs are of one length
         times=times,
-        cost={"flops": cost.flops, "bytes": cost.bytes, "calls": cost.calls, "state": cost.state},
+        cost={key: getattr(cost, key) for key in ("flops", "bytes", "calls", "state", "synaptic")},
+        outputs=_outputs(data, by_output) if data.others else {},
+        silent=silent(program, state, data, batch),
+        alignment=alignment.found if alignment else None,
     )
+
+
+def _outputs(data: Dataset, scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """The scores of each output after each epoch, as a run keeps them."""
+    found = {}
+    for name, one in data.targets.items():
+        curve = [row[name] for row in scores]
+        found[name] = {"test_accuracy" if one.classes else "test_error": curve[-1], "curve": curve}
+    return found
 
 
 def shape_of(network: Network) -> str:
-    """A chain as ``64-32-10 tanh``; any other network as its numbers of units and connections."""
+    """A chain as ``64-32-10 tanh``, with several outputs ``64-32-10+64 tanh``; any other by its numbers of parts."""
     units = list(network.units.values())
     activations = {u.activation.name for u in units if not u.is_input and u.name not in network.outputs}
-    chain = all(
-        (w.pre, w.post) == (a.name, b.name) for w, a, b in zip(network.wires.values(), units, units[1:], strict=False)
-    )
-    if chain and len(network.wires) == len(units) - 1:
-        sizes = "-".join(str(torch.Size(u.shape).numel()) for u in units)
-        return f"{sizes} {'/'.join(sorted(activations or {'linear'}))}"
+    tops = [unit for unit in units if unit.name in network.outputs]
+    chain = [unit for unit in units if unit.name not in network.outputs]
+    ends = [(a.name, b.name) for a, b in pairwise(chain)] + [(chain[-1].name, top.name) for top in tops if chain]
+    if chain and [(wire.pre, wire.post) for wire in network.wires.values()] == ends:
+        sizes = [str(torch.Size(unit.shape).numel()) for unit in (*chain, *tops)]
+        shape = "-".join([*sizes[: len(chain)], "+".join(sizes[len(chain) :])])
+        return f"{shape} {'/'.join(sorted(activations or {'linear'}))}"
     return f"{len(units)} units, {len(network.wires)} connections"

@@ -13,34 +13,36 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from .results import READOUT_ONLY, Run
+from .results import READOUT_ONLY, Run, grouped
 
 LEVEL, POWER = 0.05, 0.8  # of the test that the number of pairs is planned for
 
 
 def contrasts(runs: Sequence[Run], reference: str) -> list[dict[str, Any]]:
-    """A row for each rule other than the reference, on each task and network, over the seeds that both have.
+    """A row for each rule other than the reference, on each task, network and output, over the seeds that both have.
 
     Args:
         runs: of a comparison. Those that diverged count with the score that they had.
         reference: the rule that the others are held against.
 
     Returns:
-        Rows with ``task``, ``network``, ``protocol``, ``against``, ``pairs``, ``difference`` (mean; positive where the
-        rule is better: more accuracy or less error), ``standard_error``, ``effect_size`` and ``needed``, the pairs that
-        a two-sided test at 5 % needs to find this difference with a power of 80 %. The last three are ``None`` where
-        they cannot be known: for one pair, or if all differences are the same.
+        Rows with ``task``, ``network``, ``output`` (``""`` where there is one), ``protocol``, ``against``, ``pairs``,
+        ``difference`` (mean; positive where the rule is better: more accuracy or less error), ``standard_error``,
+        ``effect_size`` and ``needed``, the pairs that a two-sided test at 5 % needs to find this difference with a
+        power of 80 %. The last three are ``None`` where they cannot be known: for one pair, or if all differences are
+        the same.
     """
-    scores: dict[tuple[str, str, str], dict[int, float]] = {}
-    for run in runs:
-        scores.setdefault(run.key[:3], {})[run.seed] = run.gain
     rows = []
-    for (task, network, name), own in scores.items():
-        others = scores.get((task, network, reference), {})
-        pairs = [own[seed] - others[seed] for seed in own if seed in others]
-        if name in (reference, READOUT_ONLY) or not pairs:
-            continue
-        rows.append({"task": task, "network": network, "protocol": name, "against": reference, **paired(pairs)})
+    for (task, network, output), group in grouped(runs).items():
+        scores: dict[str, dict[int, float]] = {}
+        for run in group:
+            scores.setdefault(run.protocol, {})[run.seed] = run.gain
+        others = scores.get(reference, {})
+        where = {"task": task, "network": network, "output": output}
+        for name, own in scores.items():
+            pairs = [own[seed] - others[seed] for seed in own if seed in others]
+            if name not in (reference, READOUT_ONLY) and pairs:
+                rows.append({**where, "protocol": name, "against": reference, **paired(pairs)})
     return rows
 
 

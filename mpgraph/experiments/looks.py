@@ -133,7 +133,8 @@ def explained(program: Program, batch: int) -> str:
     parts = [page.code(network_text(program.graph.network, 100))]
     parts += _pictures(program)
     parts += [page.heading("What the agents compute"), page.code(agents_text(program.graph))]
-    counted = f"One step with {batch} examples: {short(cost.flops)} FLOPs, {short(cost.bytes)} bytes read and written, "
+    counted = f"One step with {batch} examples: {short(cost.flops)} FLOPs, {short(cost.synaptic)} multiply-adds at "
+    counted += f"synapses, {short(cost.bytes)} bytes read and written, "
     counted += f"{cost.calls} calls of torch functions; the state takes {short(cost.state)} bytes."
     parts += [page.heading("What the arrows became"), page.paragraph(counted)]
     for phase in _phases(program):

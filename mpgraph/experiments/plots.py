@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from mpgraph.probes import Follow
 
-from .results import READOUT_ONLY, Run
+from .results import READOUT_ONLY, Run, grouped, named_group
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,24 +50,39 @@ def curves(runs: Sequence[Run], path: Path | str, title: str) -> None:
 
 
 def overview(runs: Sequence[Run], title: str) -> Figure:
-    """Score against steps, score against seconds, and the gain over the readout: a row for each task and network.
+    """Score against steps and against seconds, and the gain over the readout: a row for each task, network and output.
 
     Lines are means over seeds, bands reach from the worst to the best seed.
     """
-    groups = grouped(runs)
-    figure = _figure(PANELS.values(), list(groups.values()))
-    for axes, (task, network) in zip(figure.axes[:: len(PANELS)], groups, strict=True):
-        axes.set_title(f"{task}, {network}" if len(groups) > 1 else "", loc="left")
+    return _rows(PANELS, {named_group(*group): own for group, own in grouped(runs).items()}, title)
+
+
+def alignment(runs: Sequence[Run], title: str) -> Figure:
+    """The angle of updates to the gradient and the ratio of their norms over epochs: a row for each task and network.
+
+    Lines are means over seeds, bands reach from the least to the largest.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(named_group(run.task, run.network, ""), []).append(run)
+    return _rows(ALIGNMENT, {name: own for name, own in groups.items() if any(map(measured, own))}, title)
+
+
+def _rows(panels: Mapping[str, Callable[..., None]], groups: Mapping[str, Sequence[Run]], title: str) -> Figure:
+    """A row of panels for each group, under its name if there are several."""
+    figure = _figure(panels.values(), list(groups.values()))
+    for axes, name in zip(figure.axes[:: len(panels)], groups, strict=True):
+        axes.set_title(name if len(groups) > 1 else "", loc="left")
     figure.suptitle(title)
     return figure
 
 
 def panel(name: str, runs: Sequence[Run], path: Any) -> None:
-    """One of :data:`PANELS` by itself, for runs of one task and network, with letters that a phone can show."""
+    """A panel of either table by itself, for runs of one task and network, with letters that a phone can show."""
     from matplotlib import rc_context
 
     with rc_context({"font.size": 13}):
-        save(_figure([PANELS[name]], [runs]), path)
+        save(_figure([{**PANELS, **ALIGNMENT}[name]], [runs]), path)
 
 
 def _figure(panels: Iterable[Callable[..., None]], groups: Sequence[Sequence[Run]]) -> Figure:
@@ -88,14 +104,6 @@ def save(figure: Figure, path: Any) -> None:
     bitmap = isinstance(path, (str, Path)) and Path(path).suffix != ".svg"
     with rc_context({"svg.hashsalt": "mpgraph"}):
         figure.savefig(path, dpi=150, **({} if bitmap else vector))
-
-
-def grouped(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
-    """Runs by task and network."""
-    groups: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
-        groups.setdefault((run.task, run.network), []).append(run)
-    return groups
 
 
 def readable(names: Iterable[str]) -> dict[str, str]:
@@ -264,6 +272,50 @@ def _above_readout(axes: Axes, runs: Sequence[Run]) -> None:
     plain(axes)
 
 
+def measured(run: Run) -> bool:
+    """Whether its updates were held against the gradient, and one of the two did not vanish at once."""
+    return run.protocol != READOUT_ONLY and any(v is not None for v in _line(run, "angles") + _line(run, "ratios"))
+
+
+def _line(run: Run, kind: str) -> list[float | None]:
+    return (run.alignment or {}).get(kind, {}).get("all", [])
+
+
+def _against_gradient(kind: str, label: str, axes: Axes, runs: Sequence[Run]) -> None:
+    """All weights of a rule as one vector: a line for each rule, with a band over seeds."""
+    from matplotlib.ticker import LogFormatter, MaxNLocator
+
+    ends = []
+    for curve in curves_of(runs):
+        own = [run for run in runs if run.protocol == curve.protocol and measured(run)]
+        if not own:
+            continue
+        length = min(len(_line(run, kind)) for run in own)
+        table = np.array([_line(run, kind)[:length] for run in own], dtype=float)
+        seen = ~np.isnan(table).all(0)
+        if not seen.any():
+            continue
+        epochs, table = np.array(own[0].alignment["epochs"][:length])[seen], table[:, seen]  # type: ignore[index]
+        mean = np.nanmean(table, 0)
+        axes.plot(epochs, mean, color=curve.color, linestyle=curve.dashes, linewidth=2.0, marker="o", markersize=3.0)
+        axes.fill_between(epochs, np.nanmin(table, 0), np.nanmax(table, 0), color=curve.color, alpha=0.15, linewidth=0)
+        ends.append((epochs[-1], mean[-1], curve.name, curve.color))
+    if kind == "angles":
+        axes.set_ylim(0.0, max(95.0, *(axes.get_ylim())))
+    else:
+        axes.set_yscale("log")
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which(LogFormatter(minor_thresholds=(1.0, 0.4)))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="epoch", ylabel=label)
+    plain(axes)
+    name_ends(axes, ends)
+
+
+ALIGNMENT: dict[str, Callable[[Any, Sequence[Run]], None]] = {
+    "angles": partial(_against_gradient, "angles", "angle to the gradient (degrees)"),
+    "ratios": partial(_against_gradient, "ratios", "norm by that of the gradient"),
+}
 PANELS: dict[str, Callable[[Any, Sequence[Run]], None]] = {
     "steps": _against_steps,
     "seconds": _against_seconds,

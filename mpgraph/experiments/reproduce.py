@@ -1,18 +1,20 @@
 """``mpgraph reproduce``: run what ``examples/`` measures of a paper, and keep it beside what the paper says.
 
-``examples/published.toml`` names the scripts. Each run writes ``NAME.json``; ``--page`` makes a page of all of them, on
-which what was not run stands as such.
+``examples/published.toml`` names the scripts, and ``examples/measured.toml`` holds what they gave here. Each run writes
+``NAME.json``; ``--page`` makes a page of all of them, on which what was not reached, or not run, stands as such.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shlex
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,11 @@ from mpgraph.serialization import atomic, toml
 
 from .results import versions
 
-TABLE = "published.toml"
+TABLE, OURS = "published.toml", "measured.toml"
+STATES = ("reached", "partly", "not reached")
 BUDGETS = ("small", "medium", "paper")
 KEYS = {"source", "script", "arguments", "published"}
+OUR_KEYS = {"state", "ours", "command", "budget", "spread", "commit", "page"}
 SHOWN = 40  # last lines of what a script printed
 
 
@@ -40,7 +44,12 @@ def add_reproduce(commands: Any) -> None:
     parser.add_argument(
         "--examples", type=Path, metavar="DIR", help="folder of the examples (default: of this checkout)"
     )
-    parser.add_argument("--page", type=Path, metavar="FILE", help="write a page of all results in DIR")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        metavar="FILE",
+        help="write a page of what was published and measured, and of all results in DIR",
+    )
     parser.set_defaults(run=reproduce)
 
 
@@ -59,7 +68,8 @@ def reproduce(options: argparse.Namespace) -> int:
     for name in options.names:
         status |= _run(name, known[name], folder, options)
     if options.page:
-        _write(options.page, page(known, dict(_found(options.out, known))))
+        place = os.path.relpath(options.page.parent, folder.parent)
+        _write(options.page, page(known, measured(folder, known), dict(_found(options.out, known)), place))
         print(f"wrote {options.page}")
     return status
 
@@ -80,6 +90,24 @@ def entries(folder: Path) -> dict[str, dict[str, Any]]:
         if not isinstance(entry, dict) or not entry.keys() >= KEYS:
             raise FileError(f"{path}: {name} must be a table with {', '.join(sorted(KEYS))}")
     return known
+
+
+def measured(folder: Path, known: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """What was measured of these figures, by name; none where nobody wrote it down.
+
+    Raises:
+        FileError: for an entry of a figure that is not known, or that lacks something.
+    """
+    path = folder / OURS
+    found = toml.read(path) if path.is_file() else {}
+    for name, entry in found.items():
+        if name not in known:
+            raise FileError(f"{path}: " + unknown("figure or table", name, known))
+        if not isinstance(entry, dict) or not OUR_KEYS <= entry.keys() <= OUR_KEYS | {"missing"}:
+            raise FileError(f"{path}: {name} must be a table with {', '.join(sorted(OUR_KEYS))}, and perhaps missing")
+        if entry["state"] not in STATES:
+            raise FileError(f"{path}: {name}: " + unknown("state", entry["state"], STATES))
+    return found
 
 
 def command(name: str, entry: Mapping[str, Any], folder: Path, budget: str, out: Path) -> list[str]:
@@ -131,23 +159,64 @@ def _found(out: Path, known: Mapping[str, Any]) -> Iterator[tuple[str, dict[str,
             yield name, content
 
 
-def page(known: Mapping[str, Mapping[str, Any]], found: Mapping[str, Mapping[str, Any]]) -> str:
-    """A page in Markdown: for each figure and table what was published, and what came out here."""
+def page(
+    known: Mapping[str, Mapping[str, Any]],
+    ours: Mapping[str, Mapping[str, str]],
+    found: Mapping[str, Mapping[str, Any]],
+    place: str = "docs",
+) -> str:
+    """A page in Markdown: for each figure and table what was published, beside what came out here.
+
+    Args:
+        known: what can be reproduced.
+        ours: what was measured of it.
+        found: results of runs of this checkout.
+        place: folder of the page, as seen from the checkout.
+    """
+    states = {name: ours[name]["state"] if name in ours else "run" if name in found else "not run" for name in known}
+    counted = ", ".join(f"{number} {state}" for state, number in Counter(states.values()).most_common())
     lines = [
         "# Figures and tables of papers, run here",
         "",
-        "Written by `mpgraph reproduce --page`; every figure of ours was printed by the command beside it.",
+        f"Written by `mpgraph reproduce --page FILE` from `examples/{TABLE}` and `examples/{OURS}`, by nothing else. "
+        "The command beside a figure of ours printed it; the document named there says what came before. "
+        f"Of {len(known)} figures and tables: {counted}.",
+        "",
+        "| name | source | here |",
+        "| --- | --- | --- |",
+        *(f"| [{name}](#{name}) | {entry['source']} | {states[name]} |" for name, entry in known.items()),
     ]
     for name, entry in known.items():
-        lines += ["", f"## {name}", "", f"{entry['source']}.", "", f"**Published.** {entry['published']}", ""]
-        if name not in found:
-            lines.append(f"**Here.** Not run. `mpgraph reproduce {name}` runs it.")
-            continue
-        run = found[name]
-        how = f"`{run['command']}`, {run['seconds']:.0f} s, budget {run['budget']}, commit {run['commit'] or 'unknown'}"
-        ended = "" if not run["status"] else f" It ended with status {run['status']}: it did not get through."
-        lines += [f"**Here.** {how}.{ended}", "", "```text", *(line.rstrip() for line in run["output"]), "```"]
+        lines += ["", f"## {name}", "", f"{entry['source']}: **{states[name]}**.", ""]
+        told = ours[name]["ours"] if name in ours else "See below." if name in found else "Not run."
+        lines += ["| published | here |", "| --- | --- |", f"| {_cell(entry['published'])} | {_cell(told)} |", ""]
+        if name in ours:
+            lines += _measured(ours[name], place)
+        elif name not in found:
+            lines.append(f"`mpgraph reproduce {name}` runs it.")
+        if name in found:
+            lines += _output(found[name])
     return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Text that does not end a cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _measured(entry: Mapping[str, str], place: str) -> list[str]:
+    """What is missing, and how it was measured."""
+    lines = [f"**Not reached.** {entry['missing']}", ""] if "missing" in entry else []
+    where = f"[{Path(entry['page']).name}]({os.path.relpath(entry['page'], place)})"
+    how = f"Budget: {entry['budget']}. Spread: {entry['spread']}. Commit {entry['commit']}. More in {where}."
+    return [*lines, f"`{entry['command']}`", "", how]
+
+
+def _output(run: Mapping[str, Any]) -> list[str]:
+    """What a run of this checkout printed."""
+    how = f"`{run['command']}`, {run['seconds']:.0f} s, budget {run['budget']}, commit {run['commit'] or 'unknown'}"
+    ended = "" if not run["status"] else f" It ended with status {run['status']}: it did not get through."
+    return ["", f"**Run here.** {how}.{ended}", "", "```text", *(line.rstrip() for line in run["output"]), "```"]
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ import math
 import platform
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from mpgraph.errors import FileError
 from mpgraph.serialization import atomic
 
 NEEDED = {"runs", "settings", "versions"}
-OTHERS = {"sha256", "command", "contrasts", "refused"}
+OTHERS = {"sha256", "command", "contrasts", "refused", "added"}
 READOUT_ONLY = "readout_only"  # the floor: the same network with only its output connections trained
 
 
@@ -29,7 +29,8 @@ class Run:
     Attributes:
         protocol, task, network: their names.
         seed: of the split, the initial weights and the order of examples.
-        test_accuracy: in 0..1; ``None`` for a task of numbers.
+        test_accuracy: in 0..1; ``None`` for a task of numbers. Of several outputs it is that of the first that names
+            classes, and so are the other scores of a run.
         seconds: of training, without tests.
         epochs, batch: passes over the training set, and examples in a step.
         arguments: the rule with its arguments.
@@ -39,8 +40,12 @@ class Run:
         test_error: of a task of numbers, the share of the variance that predictions miss; ``None`` for classes.
         steps: taken until the end of each epoch.
         times: seconds of training until the end of each epoch.
-        cost: of one step, as :class:`mpgraph.lowering.explain.Cost` counts: ``flops``, ``bytes``, ``calls``, ``state``.
+        cost: of one step, as :class:`mpgraph.lowering.explain.Cost` counts: ``flops``, ``bytes``, ``calls``, ``state``,
+            ``synaptic``.
         tuning: what :func:`mpgraph.experiments.tuning.searched` tried and chose; ``None`` without a search.
+        outputs: of a network with several outputs, for each its ``test_accuracy`` or ``test_error``, and ``curve``.
+        silent: for each hidden unit the share of activities that are zero, on a batch of the test set after training.
+        alignment: what :class:`mpgraph.experiments.alignment.Alignment` found; ``None`` if it was not asked for.
     """
 
     protocol: str
@@ -60,6 +65,9 @@ class Run:
     times: list[float] = field(default_factory=list)
     cost: dict[str, float] = field(default_factory=dict)
     tuning: dict[str, Any] | None = None
+    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    silent: dict[str, float] = field(default_factory=dict)
+    alignment: dict[str, Any] | None = None
 
     @property
     def key(self) -> tuple[str, str, str, int]:
@@ -92,7 +100,7 @@ def write(path: Path, runs: Sequence[Run], settings: dict[str, Any], **others: A
         path: of the file.
         runs: all of them.
         settings: what a file must share to be resumed.
-        others: what else is kept: ``command``, ``contrasts``, ``refused``.
+        others: what else is kept: ``command``, ``contrasts``, ``refused``, ``added``.
 
     Raises:
         FileError: if it cannot be written.
@@ -161,6 +169,11 @@ def _run(path: Path, entry: Any) -> Run:
         all(isinstance(value, list) for value in lists)
         and isinstance(run.cost, dict)
         and (run.tuning is None or isinstance(run.tuning, dict))
+        and isinstance(run.silent, dict)
+        and all(type(share) in (int, float) for share in run.silent.values())
+        and (run.alignment is None or _is_alignment(run.alignment))
+        and isinstance(run.outputs, dict)
+        and all(_is_output(one) for one in run.outputs.values())
         and all(type(value) is int for value in (run.seed, run.epochs, run.batch, *run.steps))
         and len(scores) == 1
         and all(type(v) in (int, float) for v in (*scores, run.seconds, *run.curve, *run.losses, *run.times))
@@ -175,19 +188,74 @@ def _run(path: Path, entry: Any) -> Run:
     return run
 
 
+def _is_output(entry: Any) -> bool:
+    """Whether an entry is the scores of one output."""
+    if not isinstance(entry, dict) or entry.keys() - {"curve"} not in ({"test_accuracy"}, {"test_error"}):
+        return False
+    (score,) = (value for key, value in entry.items() if key != "curve")
+    curve = entry.get("curve")
+    return isinstance(curve, list) and bool(curve) and all(type(v) in (int, float) for v in (score, *curve))
+
+
+def _is_alignment(entry: Any) -> bool:
+    """Whether an entry is what was measured beside the gradient, or why nothing was."""
+    if not isinstance(entry, dict):
+        return False
+    if entry.keys() == {"unknown"}:
+        return isinstance(entry["unknown"], str)
+    epochs, kinds = entry.get("epochs"), [entry.get("angles") or {}, entry.get("ratios") or {}]
+    return (
+        entry.keys() == {"epochs", "angles", "ratios"}
+        and isinstance(epochs, list)
+        and all(type(epoch) is int for epoch in epochs)
+        and all(isinstance(kind, dict) and "all" in kind for kind in kinds)
+        and all(isinstance(line, list) and len(line) == len(epochs) for kind in kinds for line in kind.values())
+        and all(v is None or type(v) in (int, float) for kind in kinds for line in kind.values() for v in line)
+    )
+
+
+def grouped(runs: Sequence[Run]) -> dict[tuple[str, str, str], list[Run]]:
+    """Runs by task, network and output, which is ``""`` where there is only one.
+
+    A run of a network with several outputs stands in the group of each, with the scores of that output.
+    """
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for run in runs:
+        for name, found in run.outputs.items() or [("", None)]:
+            scores = {"test_accuracy": None, "test_error": None, "outputs": {}, **found} if found else {}
+            groups.setdefault((run.task, run.network, name), []).append(replace(run, **scores))
+    return groups
+
+
+def named_group(task: str, network: str, output: str) -> str:
+    """A heading for one of these groups."""
+    return f"{task}: {network}" + f", output {output}" * bool(output)
+
+
+def shown(value: float, digits: int, sign: str = "") -> str:
+    """A score with so many decimals; by powers of ten where a rule went far astray."""
+    return f"{value:{sign}.{digits}f}" if abs(value) < 1e4 or not math.isfinite(value) else f"{value:{sign}.1e}"
+
+
+def spread(mean: float, deviation: float | None, digits: int, between: str = " ± ") -> str:
+    """A mean with its standard deviation, if there is one."""
+    return shown(mean, digits) + ("" if deviation is None else between + shown(deviation, digits))
+
+
 def summary(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A row for each rule on each network and task.
+    """A row for each rule on each network and task, and for each ``output`` of a network with several.
 
     ``test_accuracy`` (or, of a task of numbers, ``test_error``) is the mean over seeds and ``deviation`` their sample
     standard deviation, ``None`` for one seed; ``above_readout`` the mean gain over training the readout only, ``None``
     without such runs; ``seconds`` the mean training time; ``diverged`` the number of runs that did.
     """
     rows = []
-    groups: dict[tuple[str, str, str], list[Run]] = {}
-    for run in runs:
-        groups.setdefault(run.key[:3], []).append(run)
-    for (task, network, name), group in groups.items():
-        floor = {run.seed: run.gain for run in groups.get((task, network, READOUT_ONLY), [])}
+    groups: dict[tuple[str, str, str, str], list[Run]] = {}
+    for where, several in grouped(runs).items():
+        for run in several:
+            groups.setdefault((*where, run.protocol), []).append(run)
+    for (task, network, output, name), group in groups.items():
+        floor = {run.seed: run.gain for run in groups.get((task, network, output, READOUT_ONLY), [])}
         accuracies = [run.test_accuracy for run in group if run.test_accuracy is not None]
         errors = [run.test_error for run in group if run.test_error is not None]
         gains = [run.gain - floor[run.seed] for run in group if run.seed in floor and name != READOUT_ONLY]
@@ -195,6 +263,7 @@ def summary(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "protocol": name,
             "task": task,
             "network": network,
+            "output": output,
             "seeds": len(group),
             "test_accuracy": statistics.fmean(accuracies) if accuracies else None,
             "test_error": statistics.fmean(errors) if errors else None,

@@ -7,10 +7,13 @@ import operator
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import fx
+from torch.nn import functional
+from torch.nn.grad import conv2d_weight
 
 from mpgraph.agents.repeat import names_of
 from mpgraph.budget import Account, shown
@@ -19,7 +22,9 @@ from mpgraph.graph.wiring import AgentGraph
 from mpgraph.network.axes import Axis
 
 from .compile import Compiled
+from .convolution import conv2d_input
 from .shapes import Size, tensors_of
+from .sparse import outer, product
 
 # Views and numbers: they cost nothing.
 FREE = (
@@ -36,6 +41,11 @@ FREE = (
     getattr,
     int,
 )
+# Products that are added up: at each synapse a multiplication and an addition.
+SUMMED = (
+    *(functional.linear, torch.mm, torch.matmul, torch.addmm, torch.mv, torch.addmv, torch.dot, torch.einsum),
+    *(functional.conv2d, conv2d_input, conv2d_weight, product, outer),
+)
 
 
 class Cost(NamedTuple):
@@ -49,6 +59,8 @@ class Cost(NamedTuple):
             ring of n processes each sends ``2 * (n - 1) / n`` times as many. Zero without a group.
         rounds: how many times it waits for the others.
         state: bytes of the state, with the memories of that many examples.
+        synaptic: multiply-adds at synapses: of products that are added up, over synapses on the way of a message, over
+            examples where a weight learns. Zeros count, and so do the padded positions of a convolution.
     """
 
     flops: float
@@ -57,6 +69,7 @@ class Cost(NamedTuple):
     sent: float
     rounds: int
     state: int
+    synaptic: float
 
 
 class Row(NamedTuple):
@@ -139,7 +152,10 @@ def cost(compiled: Compiled, arguments: Sequence[Any], batch_size: int) -> Cost:
     tensors = [t for name, channels in arguments[0].items() if name != "program" for t in channels.values()]
     state = sum(t.numel() * t.element_size() for t in tensors)
     moved = sum(times[node] * _moved(node, sizes) for node in nodes)
-    return Cost(flops, moved, sum(times[node] for node in nodes), sent, len(rounds), state)
+    made: Any = compiled.module.segments
+    segments = dict(made.named_children())
+    synaptic = sum(times[node] * _multiplied(node, sizes, batch_size, segments) for node in nodes)
+    return Cost(flops, moved, sum(times[node] for node in nodes), sent, len(rounds), state, synaptic)
 
 
 def _calls(module: fx.GraphModule) -> list[fx.Node]:
@@ -162,6 +178,19 @@ def _times(module: fx.GraphModule, known: int = 1) -> dict[fx.Node, int]:
 def _flops(node: fx.Node, sizes: dict[fx.Node, Size], batch_size: int) -> float:
     per, axes = node.meta.get("work", (0.0, ()))
     return 0.0 if _is_view(node, sizes) else per * _elements(axes, batch_size)
+
+
+def _multiplied(node: fx.Node, sizes: dict[fx.Node, Size], batch_size: int, segments: Mapping[str, Any]) -> float:
+    """Multiply-adds of a product that is added up; of a segment, of all that are in it."""
+    per, axes = node.meta.get("work", (0.0, ()))
+    within = segments.get(getattr(node.target, "__name__", ""))
+    if within is not None:
+        per = 2.0 * sum(_multiplied(inner, {}, 1, {}) for inner in within.graph.nodes)
+    elif node.target is torch.addcmul:  # an outer product, summed over a batch of one, or a product of single numbers
+        per *= node in sizes and len(axes) > len(sizes[node].shape)
+    elif node.target not in SUMMED:
+        per = 0.0
+    return per / 2.0 * _elements(axes, batch_size)
 
 
 def _moved(node: fx.Node, sizes: dict[fx.Node, Size]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -16,7 +16,7 @@ from mpgraph.lowering.value import Value
 from mpgraph.network.axes import BATCH
 from mpgraph.program.program import Batch, Program, State
 
-from .channels import is_unit
+from .channels import is_unit, nodes_with
 
 
 class Perturbed(Trace):
@@ -81,31 +81,65 @@ def gradients(program: Program, state: State, x: Batch, y: Batch | None = None, 
         ProtocolError: for a network without a loss, a rule that predicts by other passes than ``forward``, or a
             forward pass that autograd cannot follow.
     """
-    if not program.graph.network.losses:
-        raise ProtocolError("gradients: the network has no loss to differentiate; add one with network.loss(...)")
-    module, needed, sizes = _gradient_of(program)
-    if not sizes:
+    if not _gradient_of(program).added:
         protocol = program.protocol
         raise ProtocolError(
             f"gradients: {type(protocol).__name__} predicts without a pass 'forward' in which units add up what they "
             f"hear, so there is nothing to differentiate by; its passes are {', '.join(protocol.all_passes)}"
         )
+    found = _derivatives("gradients", program, state, x, y, None)
+    axes = {name: len(program.graph.nodes[name].axes) for name in found}
+    return {name: tensor if tensor.ndim == 1 + axes[name] else tensor[..., at] for name, tensor in found.items()}
+
+
+def weight_gradients(
+    program: Program, state: State, x: Batch, y: Batch | None = None, *, channel: str = "w"
+) -> dict[str, Tensor]:
+    """The exact derivative of the loss with respect to each trained weight and bias, through the rule's forward pass.
+
+    The loss is that of ``out.losses``, their sum: means over the batch.
+
+    Args:
+        program: of a network with a loss.
+        state: where.
+        x, y: a batch, as for ``program.step``.
+        channel: of synapses and biases that holds the weight.
+
+    Returns:
+        By connection and bias, in the shape of the channel.
+
+    Raises:
+        ProtocolError: for a network without a loss, a rule that keeps no such channel, or a forward pass that autograd
+            cannot follow.
+    """
+    trained = {node.owner for node in program.graph.nodes.values() if node.trained}
+    kept = [name for name in nodes_with(state, channel) if name in trained]
+    return _derivatives("weight_gradients", program, state, x, y, dict.fromkeys(kept, channel))
+
+
+def _derivatives(
+    caller: str, program: Program, state: State, x: Batch, y: Batch | None, weights: Mapping[str, str] | None
+) -> dict[str, Tensor]:
+    """Derivatives by the channels of ``weights`` of the mean loss; without any, by what is added of the summed loss."""
+    if not program.graph.network.losses:
+        raise ProtocolError(f"{caller}: the network has no loss to differentiate; add one with network.loss(...)")
+    module, needed, sizes = _gradient_of(program)
     tensors, batch = program._batches.tensors(x, y)
     noise = program._layout.noise(state, needed, batch)
     like: dict[str, Any] = {"dtype": program.dtype, "device": program.device, "requires_grad": True}
-    added = [torch.zeros((batch, *size), **like) for size in sizes.values()]
+    by = {name: torch.zeros((batch, *size), **like) for name, size in sizes.items()}
+    added = list(by.values())
+    if weights is not None:
+        by = {name: state[name][channel].detach().requires_grad_() for name, channel in weights.items()}
+        state = {n: {c: by[n] if weights.get(n) == c else t for c, t in kept.items()} for n, kept in state.items()}
     with torch.enable_grad():
         try:
             losses = module(state, program._parameters_now(), noise, *tensors, *added)[2].values()
-            total: Any = sum(losses) * batch
-            found = torch.autograd.grad(total, added, allow_unused=True, materialize_grads=True)
+            total: Any = sum(losses) * (batch if weights is None else 1)
+            found = torch.autograd.grad(total, list(by.values()), allow_unused=True, materialize_grads=True)
         except RuntimeError as error:
             raise ProtocolError(
-                f"gradients: autograd cannot follow the forward pass ({str(error).splitlines()[0]}). A function that "
+                f"{caller}: autograd cannot follow the forward pass ({str(error).splitlines()[0]}). A function that "
                 "leaves torch has no gradient; compare with another state of the rule instead, angles(against=...)"
             ) from None
-    axes = {name: len(program.graph.nodes[name].axes) for name in sizes}
-    return {
-        name: tensor if tensor.ndim == 1 + axes[name] else tensor[..., at]
-        for name, tensor in zip(sizes, found, strict=True)
-    }
+    return dict(zip(by, found, strict=True))

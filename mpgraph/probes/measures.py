@@ -9,7 +9,7 @@ which of a synapse its feedback weight are arguments, by default ``e`` and ``b``
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,7 +24,7 @@ from mpgraph.program.compile import compile
 from mpgraph.program.program import Batch, Program, State
 
 from .channels import Part, nodes_with, recorded, units_with
-from .gradient import gradients
+from .gradient import gradients, weight_gradients
 
 # -- errors -------------------------------------------------------------------------------------------------------
 
@@ -103,12 +103,7 @@ def _errors(
     """The rule's error and the one to compare it with, by node."""
     chosen = units_with(program, error) if nodes is None else list(nodes)
     mine = recorded(program, state, x, y, dict.fromkeys(chosen, error), phase)
-    for name, tensor in mine.items():
-        if tensor.ndim > 1 + len(program.graph.nodes[name].axes):
-            raise ProtocolError(
-                f"angles: the channel {error!r} of node {name!r} holds {tensor.shape[-1]} numbers; allowed are single "
-                f"ones, such as error=({error!r}, 0)"
-            )
+    _single("angles", "error", program, error, x, mine)
     if against is None:
         true = gradients(program, state, x, y)
         for name in chosen:
@@ -120,6 +115,17 @@ def _errors(
     else:
         true = recorded(program, _replaced(state, against), x, y, dict.fromkeys(chosen, error), phase)
     return {name: (mine[name], true[name]) for name in chosen}
+
+
+def _single(caller: str, argument: str, program: Program, part: Part, x: Batch, found: Mapping[str, Tensor]) -> None:
+    """Refuse a channel that holds several numbers at an agent."""
+    ticks = bool(program.online and program._batches.ticks_of(x, None))  # those of a sequence come after the batch
+    for name, tensor in found.items():
+        if tensor.ndim > 1 + ticks + len(program.graph.nodes[name].axes):
+            raise ProtocolError(
+                f"{caller}: the channel {part!r} of node {name!r} holds {tensor.shape[-1]} numbers; allowed are single "
+                f"ones, such as {argument}=({part!r}, 0)"
+            )
 
 
 def _replaced(state: State, against: Mapping[str, str]) -> State:
@@ -321,6 +327,49 @@ def update_norms(
     return {n: float(norm / state[n][channel].norm() if relative else norm) for n, norm in norms.items()}
 
 
+class Update(NamedTuple):
+    """What a rule did to weights, beside the gradient.
+
+    Attributes:
+        angle: to the negative gradient in degrees, 0..180; nan where one of the two vanishes.
+        ratio: of its norm to that of the gradient: of plain gradient descent the learning rate.
+    """
+
+    angle: float
+    ratio: float
+
+
+def updates(
+    program: Program, state: State, x: Batch, y: Batch | None = None, *, channel: str = "w"
+) -> dict[str, Update]:
+    """The change that one step makes to each trained weight and bias, beside the exact gradient of the loss there.
+
+    Of a rule whose steps are not all alike it is the change by one step of each phase, on the same batch. A rule that
+    predicts with noise, or perturbs, is compared with the gradient of the very same noise.
+
+    Args:
+        program: a network with a rule.
+        state: before the step.
+        x, y: the batch of the step, of which the loss is the mean.
+        channel: of synapses and biases that holds the weight.
+
+    Returns:
+        By connection and bias, and for ``all`` of them as one vector.
+
+    Raises:
+        ProtocolError: for a network without a loss, a rule that keeps no such channel, or a forward pass that autograd
+            cannot follow.
+    """
+    true = weight_gradients(program, state, x, y, channel=channel)
+    after = state
+    with torch.no_grad():
+        for phase in program.protocol.phases or [None]:
+            after, _ = program.step(after, x, y, phase=phase)
+    moved = {name: after[name][channel] - state[name][channel] for name in true}
+    moved["all"], true["all"] = (torch.cat([t.flatten() for t in part.values()]) for part in (moved, true))
+    return {n: Update(float(angle(moved[n], -true[n])), float(moved[n].norm() / true[n].norm())) for n in true}
+
+
 # -- units --------------------------------------------------------------------------------------------------------
 
 
@@ -354,6 +403,35 @@ def dead_units(
         raise InputError("dead_units: needs at least two examples to see whether a unit responds to its input")
     spread = {name: tensor.amax(0) - tensor.amin(0) for name, tensor in found.items()}
     return {name: float((moved <= tolerance).to(moved.dtype).mean()) for name, moved in spread.items()}
+
+
+def silent_units(
+    program: Program,
+    state: State,
+    x: Batch,
+    y: Batch | None = None,
+    *,
+    activity: Part = "y",
+    tolerance: float = 0.0,
+    phase: str | None = None,
+) -> dict[str, float]:
+    """Share of activities, 0..1, that are zero: over the units of a population and the examples of the batch.
+
+    Args:
+        program: a network with a rule.
+        state: where to measure.
+        x, y: a batch, as for ``program.step``.
+        activity: the channel of units that holds it, at the end of a step.
+        tolerance: largest absolute value that counts as zero.
+        phase: of a rule whose steps are not all alike.
+
+    Raises:
+        ProtocolError: for an unknown channel, or one that holds several numbers.
+    """
+    nodes = units_with(program, activity)
+    found = recorded(program, state, x, y, dict.fromkeys(nodes, activity), phase)
+    _single("silent_units", "activity", program, activity, x, found)
+    return {name: float((tensor.abs() <= tolerance).to(tensor.dtype).mean()) for name, tensor in found.items()}
 
 
 # -- along a training ---------------------------------------------------------------------------------------------

@@ -66,6 +66,17 @@ def test_bytes_are_those_of_the_tensors_that_are_read_and_written(rule):
     assert cost.state == sum(4 * t.numel() for name, k in state.items() if name != "program" for t in k.values())
 
 
+def test_multiply_adds_at_synapses_are_those_of_a_count_by_hand():
+    """Backprop: a message through every weight there and, but for the first layer, back; and every weight learns."""
+    for size in (1, 8):
+        program = mg.compile(mlp([64, 32, 10]), Backprop())
+        assert program.cost(size).synaptic == size * (2 * (64 * 32) + 3 * (32 * 10))
+    lenet = mg.compile(convnet(), Backprop(), device="meta")
+    maps = [28 * 28 * 6 * 25, 10 * 10 * 16 * 6 * 25]  # positions, features above and below, kernel
+    dense = [400 * 120, 120 * 84, 84 * 10]
+    assert lenet.cost(4).synaptic == 4 * (2 * maps[0] + 3 * (maps[1] + sum(dense)))
+
+
 def test_the_table_adds_up_to_the_cost():
     for build in NETWORKS.values():
         program = mg.compile(build(), Backprop())

@@ -513,3 +513,47 @@ class Forward(mg.Protocol):
 
     def __init__(self):
         super().__init__(weight=Weight())
+
+
+# -- updates beside the gradient ----------------------------------------------------------------------------------
+
+
+def test_updates_of_backprop_are_the_learning_rate_times_the_gradient():
+    for network in (mlp([4, 5, 3]), recurrent([4, 5, 3], ticks=3)):
+        program, state, x, y = drawn(network, Backprop(lr=0.3))
+        found = probes.updates(program, state, x, y)
+        assert {"all", "y.bias"} <= found.keys()
+        for name, row in found.items():
+            assert row.angle < 1e-5, name
+            assert row.ratio == pytest.approx(0.3, rel=1e-9), name
+
+
+def test_weight_gradients_and_angles_are_those_of_plain_torch():
+    program, state, given, y = drawn(mlp([4, 5, 3]), FeedbackAlignment(lr=0.1))
+    x = given["x"]
+    names = ("x->h1", "h1.bias", "h1->y", "y.bias")
+    w1, b1, w2, b2 = (state[name]["w"].clone().requires_grad_() for name in names)
+    h = torch.tanh(x @ w1.T + b1)
+    logits = h @ w2.T + b2
+    true = torch.autograd.grad(F.cross_entropy(logits, y), (w1, b1, w2, b2))
+    found = probes.weight_gradients(program, state, x, y)
+    assert found.keys() == set(names)
+    for name, gradient in zip(names, true, strict=True):
+        torch.testing.assert_close(found[name], gradient)
+    error = (logits.softmax(1) - F.one_hot(y, 3)) / 6.0
+    hidden = (error @ state["h1->y"]["b"]) * (1.0 - h**2)  # through fixed feedback
+    update = (-0.1 * hidden.T @ x).detach()
+    cosine = float(-(update * true[0]).sum() / (update.norm() * true[0].norm()))
+    row = probes.updates(program, state, x, y)["x->h1"]
+    assert row.angle == pytest.approx(math.degrees(math.acos(cosine)))
+    assert row.ratio == pytest.approx(float(update.norm() / true[0].norm()))
+
+
+def test_silent_units_are_those_that_send_zero():
+    program = mg.compile(mlp([2, 4, 1], "relu", "l2"), Backprop())
+    state = program.init()
+    state["x->h1"]["w"] = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    x = torch.tensor([[1.0, 2.0], [3.0, 1.0], [1.0, -1.0]])  # relu passes the signs: each example leaves two of four
+    found = probes.silent_units(program, state, x, torch.zeros(3, 1))
+    assert found["h1"] == 0.5
+    assert probes.silent_units(program, state, x[:1], torch.zeros(1, 1), tolerance=1.0)["h1"] == 0.75

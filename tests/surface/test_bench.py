@@ -87,6 +87,44 @@ def test_a_tiny_bench_is_added_to_and_its_page_holds_all_of_it(tmp_path, capsys)
     assert "none of them is in the suite" in capsys.readouterr().err
 
 
+def test_any_failure_is_a_row_and_the_others_go_on(tmp_path, monkeypatch):
+    """A fault that is no refusal, of a rule while it is compiled and of another while it runs."""
+    from mpgraph.experiments import cells
+
+    real = cells.run_cell
+
+    def faulty(plan, cell, *arguments):
+        if cell.protocol == "feedback_alignment":
+            raise ZeroDivisionError("by nought")
+        return real(plan, cell, *arguments)
+
+    def unready(self, agents):
+        raise AssertionError
+
+    monkeypatch.setattr(cells, "run_cell", faulty)
+    monkeypatch.setattr("mpgraph.protocols.KolenPollack.check", unready)
+    page = tmp_path / "page.md"
+    rules = "backprop,feedback_alignment,kolen_pollack"
+    common = ["bench", "--budget", "tiny", "--tasks", "xor", "--quiet", "--page", str(page)]
+    assert cli.main([*common, "--protocols", rules, "--out", str(tmp_path / "ours")]) == 0
+    content = json.loads((tmp_path / "ours" / "results.json").read_text())
+    assert {run["protocol"] for run in content["runs"]} == {"readout_only", "backprop"}
+    assert {row["protocol"]: row["reason"] for row in content["refused"]} == {
+        "kolen_pollack": "failed with AssertionError: without a message",
+        "feedback_alignment": "seed 0: failed with ZeroDivisionError: by nought",
+    }
+    assert "`feedback_alignment` on xor, 2-16-2 tanh: seed 0: failed with ZeroDivisionError" in page.read_text()
+    # Another file's runs join them, and no run is repeated.
+    monkeypatch.setattr(cells, "run_cell", lambda *_: pytest.fail("it was there"))
+    added = ["--add", str(tmp_path / "ours" / "results.json"), "--out", str(tmp_path / "theirs")]
+    assert cli.main([*common, "--protocols", "backprop", *added]) == 0
+    joined = json.loads((tmp_path / "theirs" / "results.json").read_text())
+    assert joined["runs"] == content["runs"]
+    assert joined["refused"] == content["refused"]
+    assert [(row["file"], row["runs"]) for row in joined["added"]] == [("results.json", 2)]
+    assert "With 2 runs of another file" in page.read_text()
+
+
 def test_rules_that_cannot_be_compared_by_name_are_listed():
     rules, refused = bench._rules(None)
     assert set(rules) | {name for _, _, name in refused} == {"readout_only", *mg.list_protocols()}

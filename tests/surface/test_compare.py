@@ -14,7 +14,7 @@ import mpgraph as mg
 from mpgraph import cli, data, experiments
 from mpgraph.architectures import mlp, recurrent
 from mpgraph.data.synthetic import series_of
-from mpgraph.experiments import Run, plots
+from mpgraph.experiments import Run, plots, results, tasks
 from mpgraph.experiments.cells import Plan, cells_of, run_cells
 from mpgraph.experiments.contrasts import needed, paired
 from mpgraph.experiments.tuning import halton, searched, space_of
@@ -342,3 +342,128 @@ def test_names_are_readable_and_stay_different():
     assert list(plots.readable(given).values()) == [
         "feedback alignment", "Own(lr=0.1)", "blur: rule", "a.py:One", "b.py:One",
     ]  # fmt: skip
+
+
+# -- several outputs --------------------------------------------------------------------------------------------
+
+
+def test_several_outputs_are_each_scored_by_what_they_say():
+    """Beside the definition of both scores, on what the trained program predicts."""
+    network = mlp([64, 6, 10], heads={"image": (64, "l2")})
+    found = tasks.fitted(data.load("digits_redrawn").head(64), network)
+    program, scores = mg.compile(network, Backprop(lr=0.05)), []
+    state, curve, _ = experiments.train(program, found, epochs=2, by_output=scores)
+    said, pixels = program.predict(state, found.test_x), found.others["image"].test
+    assert torch.equal(pixels, data.load("digits", standardise=False).test_x.flatten(1))
+    right = float((said["y"].argmax(1) == found.test_y).double().mean())
+    missed = float(((said["image"] - pixels) ** 2).sum() / ((pixels - pixels.mean(0)) ** 2).sum())
+    assert scores[-1] == pytest.approx({"y": right, "image": missed})
+    assert curve == [row["y"] for row in scores]  # the first output of classes, wherever it stands
+    assert experiments.accuracy(program, state, found.test_x, found.test_y, output="y") == pytest.approx(right)
+    with refuses(mg.InputError, "output=None", "'y', 'image'"):
+        experiments.accuracy(program, state, found.test_x, found.test_y)
+    with refuses(mg.InputError, "targets for 'image' and one more output", "the outputs 'y'"):
+        tasks.fitted(found, mlp([64, 6, 10]))
+
+
+def test_each_output_has_its_rows_and_its_part_of_the_report(tmp_path, capsys):
+    arguments = ["--seeds", "1", "--task", "digits_redrawn", "--protocols", "backprop"]
+    status = cli.main(["compare", *SHORT, *arguments, "--out", str(tmp_path)])
+    assert status == 0
+    printed = capsys.readouterr().out
+    assert printed.index("output y") < printed.index("test accuracy") < printed.index("output image")
+    content, runs = results.read_all(tmp_path / "results.json")
+    for run in runs:
+        assert run.network == "64-32-10+64 tanh"
+        assert (run.test_accuracy, run.curve) == tuple(run.outputs["y"].values())
+        assert run.outputs["image"]["test_error"] == run.outputs["image"]["curve"][-1]
+    rows = {(row["protocol"], row["output"]): row for row in experiments.summary(runs)}
+    errors = {name: [run.outputs["image"]["test_error"] for run in runs if run.protocol == name]
+              for name in ("readout_only", "backprop")}  # fmt: skip
+    row = rows["backprop", "image"]
+    assert row["test_error"] == pytest.approx(statistics.fmean(errors["backprop"]))
+    gain = statistics.fmean(errors["readout_only"]) - statistics.fmean(errors["backprop"])
+    assert row["above_readout"] == pytest.approx(gain)
+    assert content["contrasts"] == []  # one rule has nothing to be held against
+    text = (tmp_path / "report.html").read_text()
+    for words in ("digits_redrawn: 64-32-10+64 tanh, output y", "tanh, output image", "test error"):
+        assert words in text
+    assert text.count("The network 64-32-10+64 tanh.") == 1
+
+
+def test_targets_of_further_outputs_are_checked():
+    x, y, more = torch.randn(6, 3), torch.arange(6) % 2, torch.randn(6, 2)
+    whole = data.Dataset("two", x, y, x, y, 2, others={"z": data.Targets(more, more, 0)})
+    part = whole.validation(0.5, 0)
+    for row, numbers in zip(part.test_x, part.others["z"].test, strict=True):
+        assert torch.equal(numbers, more[(x == row).all(1)][0])
+    (given, told), *_ = whole.head(4).batches(4, torch.Generator().manual_seed(0))
+    for row, label, numbers in zip(given, told["y"], told["z"], strict=True):
+        (at,) = (x == row).all(1).nonzero().flatten()
+        assert at < 4
+        assert label == y[at]
+        assert torch.equal(numbers, more[at])
+    for others, words in (
+        ({"y": data.Targets(more, more, 0)}, "outputs than 'y'"),
+        ({"z": data.Targets(more[:5], more, 0)}, "others['z'].train 5 labels"),
+        ({"z": more}, "others['z']="),
+        ({"z": data.Targets(y, y, 1)}, "1 classes allow 0 to 0"),
+    ):
+        with refuses(mg.InputError, "two", words):
+            data.Dataset("two", x, y, x, y, 2, others=others)
+
+
+# -- beside the gradient ----------------------------------------------------------------------------------------
+
+
+def test_angles_over_training_are_in_results_figures_and_report(tmp_path, capsys):
+    rules = "backprop(lr=0.25),feedback_alignment,vsml"
+    status = cli.main(["compare", *SHORT, "--seeds", "1", "--task", "xor", "--networks", "mlp(hidden=(4,))", "--angles",
+                       "--protocols", rules, "--out", str(tmp_path)])  # fmt: skip
+    assert status == 0, capsys.readouterr().err
+    _, runs = results.read_all(tmp_path / "results.json")
+    found = {run.protocol: run for run in runs if run.seed == 0}
+    plain = found["backprop(lr=0.25)"].alignment
+    assert plain["epochs"] == [0, 1]  # before the first epoch too
+    assert max(plain["angles"]["all"]) < 0.1  # gradient descent goes down the gradient
+    assert plain["ratios"]["x->h1"] == pytest.approx([0.25, 0.25], rel=1e-4)
+    assert found["feedback_alignment"].alignment["angles"]["x->h1"][0] > 1.0
+    assert found["feedback_alignment"].alignment["angles"]["h1->y"][0] < 0.1  # its readout is that of backprop
+    assert "unknown" in found["vsml"].alignment
+    assert found["backprop(lr=0.25)"].silent == {"h1": 0.0}  # tanh is nowhere exactly zero
+    assert found["vsml"].silent == {}  # its units send vectors
+    assert {"alignment.png", "alignment.svg", "curves.png"} <= {path.name for path in tmp_path.iterdir()}
+    text = (tmp_path / "report.html").read_text()
+    for words in ("Angles at the last epoch", "vsml: updates and gradient were not compared", "Silent activities",
+                  "synaptic operations"):  # fmt: skip
+        assert words in text
+    figure = plots.alignment(runs, "toy")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["backprop(lr=0.25)", "feedback alignment"]
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [0, 1]
+
+
+# -- cells that fail --------------------------------------------------------------------------------------------
+
+FAILING = """
+import multiprocessing, os
+from mpgraph.protocols import Backprop
+
+class Ends(Backprop):
+    def check(self, graph):
+        if multiprocessing.parent_process() is not None:
+            os._exit(3)
+"""
+
+
+def test_a_cell_whose_process_ends_takes_no_other_with_it(tmp_path):
+    (tmp_path / "ends.py").write_text(FAILING)
+    own, plan, lost = f"{tmp_path / 'ends.py'}:Ends", Plan(epochs=1, limit=64), {}
+    cells = cells_of(plan, ["xor"], ["mlp"], [own, "backprop", "feedback_alignment"], [0])
+
+    def note(cell, error):
+        lost[cell.protocol] = str(error)
+
+    runs = run_cells(plan, cells, jobs=2, on_refused=note, progress=False)
+    assert {run.protocol for run in runs} == {"backprop", "feedback_alignment"}
+    assert list(lost) == [own]
+    assert "its process ended" in lost[own]

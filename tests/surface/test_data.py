@@ -366,3 +366,16 @@ def test_torchvision_loads_and_finds_files_that_are_there(data_root, tmp_path):
     for path in raw.glob("*.gz"):
         path.unlink()
     assert len(data.load("mnist", tmp_path).train_y) == 60000  # from the unpacked files
+
+
+def test_five_ways_are_classes_of_the_whole_set():
+    whole, found = data.load("digits", seed=3, standardise=False), data.load("digits_5way", seed=3, standardise=False)
+    assert torch.equal(found.train_y.bincount(), torch.full((5,), 50))
+    assert not torch.equal(found.train_y, found.train_y.sort().values)  # mixed, so that a part has all classes
+    kept = []
+    for label in range(5):
+        (image,) = found.train_x[found.train_y == label][:1]
+        (own,) = whole.train_y[(whole.train_x == image).flatten(1).all(1)].unique().tolist()
+        kept.append(own)
+        assert torch.equal(found.test_x[found.test_y == label], whole.test_x[whole.test_y == own])
+    assert len(set(kept)) == 5

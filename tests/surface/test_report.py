@@ -53,7 +53,7 @@ def runs(seeds=2, numbers=False):
             made.append(
                 Run(protocol=name, task="toy", network="4-3-2 tanh", seed=seed, seconds=0.5, epochs=2, batch=4,
                     curve=[0.4, 1 - end if numbers else end], steps=[5, 10], times=[0.25, 0.5], tuning=tuning,
-                    cost={"flops": 1500.0, "bytes": 20.0, "calls": 7, "state": 400}, **scores)
+                    cost={"flops": 1500.0, "synaptic": 768.0, "bytes": 20.0, "calls": 7, "state": 400}, **scores)
             )  # fmt: skip
     return made
 
@@ -95,7 +95,7 @@ def test_the_table_holds_the_numbers():
     rows = {row[0]: row for row in Reader(made(runs())).rows[::-1] if row}
     # Seeds score 0.8 and 0.9: a mean of 85 and a sample deviation of 10 / root two; the floor has 50 and 60.
     assert rows["backprop"][1:5] == ["85.00 ± 7.07", "+30.00", "0.50", "50.00"]
-    assert rows["backprop"][5:9] == ["1.5k", "20", "7", "400"]
+    assert rows["backprop"][5:10] == ["1.5k", "768", "20", "7", "400"]
     assert "<b>&own" in rows
     assert rows["setting: lr"][1] == "0.1"
     alone = {row[0]: row for row in Reader(made(runs(seeds=1))).rows[::-1] if row}
