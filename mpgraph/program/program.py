@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from typing import Any, Literal, NamedTuple
@@ -18,11 +18,12 @@ from mpgraph.agents.protocol import Protocol
 from mpgraph.agents.repeat import counts_of, repeats_of
 from mpgraph.arguments import Arguments
 from mpgraph.budget import Account, bytes_of
-from mpgraph.environment import autocast_device, inside_transform, keep_freed_memory, on_cpu
+from mpgraph.environment import autocast_device, calls_watched, inside_transform, keep_freed_memory, on_cpu
 from mpgraph.errors import FlatUnitWarning, GroupError, InputError, ProtocolError, unknown
 from mpgraph.lowering.compile import Compiled, compile_passes
 from mpgraph.lowering.explain import Cost, annotated, budgeted, cost, readable, rows, table
 from mpgraph.lowering.ranks import Ranks
+from mpgraph.lowering.stream import Stream
 from mpgraph.network.network import Network
 from mpgraph.serialization import state as files
 
@@ -108,6 +109,7 @@ class Program(nn.Module):
         self._outputs, self._phased = graph.network.outputs, bool(protocol.phases)
         self._autocast = autocast_device(device)
         self._compiled: dict[Any, Compiled] = {}
+        self._streams: dict[tuple[int, bool], Stream] = {}
         self._history: Histories | None = None
         self._replays: Replays = {}
         steps = [self._function(phase=phase) for phase in protocol.phases or [None]]
@@ -519,6 +521,10 @@ class Program(nn.Module):
         tensors, size, ticks = self._batches.sequence(x, y)
         self._layout.check(state, size)
         own = self._rule.now() if parameters is None else self._rule.replaced(parameters)
+        stream = self._stream(state, own, tensors, record, phase, repeat, size == 1)
+        if stream is not None:
+            state, predictions, losses, recorded = self._as_it_is(stream, state, own, tensors)
+            return state, Output(self._predicted_as(predictions), losses, recorded)
         outputs = []
         for tick in range(ticks):
             now = self.protocol.phase_at(state, phase) if self._phased else phase
@@ -533,6 +539,31 @@ class Program(nn.Module):
             _stacked([getattr(out, part) for out in outputs]) for part in ("prediction", "recorded")
         )
         return state, Output(self._predicted_as(predictions), losses, recorded)
+
+    def _stream(
+        self,
+        state: State,
+        own: Sequence[Tensor],
+        tensors: Sequence[Tensor],
+        record: Mapping[str, Sequence[str]] | None,
+        phase: str | None,
+        repeat: Mapping[str, int] | int | None,
+        single: bool,
+    ) -> Stream | None:
+        """All ticks of a sequence as one function, where each is the same code and nobody looks into it."""
+        if self._phased or self._brief or self._history is not None or self.group is not None:
+            return None
+        if self.backend.name != "eager" or inside_transform() or calls_watched():
+            return None
+        compiled = self._function(record, single=single, phase=phase, repeat=repeat)
+        kept = (tensor for channels in state.values() for tensor in channels.values())
+        recording = torch.is_grad_enabled() and any(t.requires_grad for t in (*kept, *own, *tensors))
+        if compiled.noise or recording:  # autograd gets a backward pass of each step
+            return None
+        key = id(compiled), torch.is_grad_enabled()
+        if key not in self._streams:
+            self._streams[key] = Stream(compiled.module, cheaper=not torch.is_grad_enabled())
+        return self._streams[key]
 
     def _sampled(self, state: State, compiled: Compiled, size: int) -> dict[str, Tensor]:
         """The noise of a step, from the state's seed and step."""
@@ -679,11 +710,15 @@ class Program(nn.Module):
         return state, torch.stack(losses).tolist() if losses else []
 
     def _call(self, compiled: Compiled, *args: Any) -> Any:
-        """Run generated code, in the program's own dtype whatever ``torch.autocast`` says."""
+        """Run generated code, as the program's backend does."""
+        return self._as_it_is(self._run, compiled, *args)
+
+    def _as_it_is(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What a function returns in the program's own dtype, whatever ``torch.autocast`` says."""
         if self._autocast is not None and torch.is_autocast_enabled(self._autocast):
             with torch.autocast(self._autocast, enabled=False):
-                return self._run(compiled, *args)
-        return self._run(compiled, *args)
+                return function(*args)
+        return function(*args)
 
     def _run(self, compiled: Compiled, *args: Any) -> Any:
         return compiled.run(*args) if self._history is None else self._history.step(compiled, args)
