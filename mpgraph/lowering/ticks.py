@@ -254,8 +254,8 @@ def _earlier(
                 lanes.append((nodes, part))
             for one, node in zip(factors, nodes, strict=True):
                 one.append(Factor(code.local(node), part.axes, part.gathered))
-        for one, product in zip(terms, factors, strict=True):
-            one.append(Term(coefficient, power, tuple(product)))
+        for sum_, product in zip(terms, factors, strict=True):
+            sum_.append(Term(coefficient, power, tuple(product)))
     return [Value(code, one) for one in terms]
 
 

@@ -375,9 +375,9 @@ class Trace(Ticks):
 
     def loss(self, drawn: LossNode, node: AgentNode, prediction: fx.Node) -> Value:
         """A loss for each example; of sequences at each tick, whose ticks are so many examples to it."""
-        given, axis = (prediction, self.emitter.inputs[f"{drawn.pre}.target"]), BATCH
+        given, axis = [prediction, self.emitter.inputs[f"{drawn.pre}.target"]], BATCH
         if self.ticks:
-            given, axis = tuple(self.emitter.emit("flatten", one, 0, 1) for one in given), BATCH.fresh()
+            given, axis = [self.emitter.emit("flatten", one, 0, 1) for one in given], BATCH.fresh()
         values = [self.leaf(one, (axis, *node.axes)) for one in given]
         each = self.whole(drawn.loss, "apply", values, (axis, *node.axes))
         if not self.ticks:

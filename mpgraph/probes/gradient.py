@@ -16,7 +16,7 @@ from mpgraph.lowering.value import Value
 from mpgraph.network.axes import BATCH
 from mpgraph.program.program import Batch, Program, State
 
-from .channels import is_unit
+from .channels import is_unit, refuse_sequences
 
 
 class Perturbed(Trace):
@@ -78,9 +78,10 @@ def gradients(program: Program, state: State, x: Batch, y: Batch | None = None, 
         batch.
 
     Raises:
-        ProtocolError: for a network without a loss, a rule that predicts by other passes than ``forward``, or a
-            forward pass that autograd cannot follow.
+        ProtocolError: for a network without a loss, a program of sequences, a rule that predicts by other passes than
+            ``forward``, or a forward pass that autograd cannot follow.
     """
+    refuse_sequences(program)
     if not program.graph.network.losses:
         raise ProtocolError("gradients: the network has no loss to differentiate; add one with network.loss(...)")
     module, needed, sizes = _gradient_of(program)

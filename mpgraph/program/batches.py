@@ -225,7 +225,7 @@ class Batches:
                 return self._one_hot(tensor, classes)
             return checks.labels(name, tensor, classes, self.device, self._one_hot)
         called = "y" if len(self.targets) == 1 else f"y[{name!r}]"
-        checks.target(name, tensor, size, self.shapes[name], self.dtype, self.device, called)
+        checks.target(name, tensor, size, self.shapes[name], self.dtype, self.device, called, sum(self.ticks))
         if self.values != "none" and not inside_transform():
             given = tensor if there is None else tensor[there > 0]
             for node in self.losses:

@@ -179,8 +179,19 @@ def target(
     dtype: torch.dtype,
     device: torch.device,
     called: str = "y",
+    ticks: int = 0,
 ) -> None:
-    """Refuse targets that are neither class labels nor of the output's shape; ``called`` is their name in advice."""
+    """Refuse targets that are neither class labels nor of the output's shape.
+
+    Args:
+        name: of the output.
+        tensor: what was given.
+        size: of the batch.
+        shape: of the output.
+        dtype, device: of the program.
+        called: the target's name in advice.
+        ticks: of a network that is unrolled.
+    """
     what = f"target of {name!r}"
     _dense(what, tensor, called)
     if tensor.ndim == 0 or tensor.shape[0] != size:
@@ -195,6 +206,8 @@ def target(
         labels = "class labels (batch,) as integers or " if len(shape) == 1 else ""
         columns = len(shape) == 1 and tensor.dtype in LABELS and tensor.shape.numel() == size
         how = f"; use {called}.flatten()" if columns else advice(tuple(tensor.shape), shape, called)
+        if ticks and tensor.shape[1:2] == (ticks,):
+            how = "; targets at every tick take mg.compile(..., sequences=True)"
         raise InputError(
             f"{what}: expected {labels}targets {_batch(shape)}, got {tensor.dtype} of shape {tuple(tensor.shape)}{how}"
         )

@@ -600,13 +600,14 @@ class Program(nn.Module):
             InputError: for a batch that does not fit.
             StateError: for a state of another program.
         """
+        ticks: int | None = None
         if several := self.online and self._batches.is_sequence(x):
-            tensors, size, ticks = self._batches.sequence(x, None, learning=False)
-            parts: list[Any] = [[tensor.select(1, tick) for tensor in tensors] for tick in range(ticks)]
+            tensors, size, length = self._batches.sequence(x, None, learning=False)
+            parts: list[Any] = [[tensor.select(1, tick) for tensor in tensors] for tick in range(length)]
         else:
             whole, size, ticks = self._batches.fed(x, None, learning=False)
             parts = [whole]
-        compiled = self._function(learning=False, repeat=repeat, memories=True, ticks=None if self.online else ticks)
+        compiled = self._function(learning=False, repeat=repeat, memories=True, ticks=ticks)
         self._layout.check(state, size)
         predictions = []
         for part in parts:

@@ -234,7 +234,7 @@ def test_delays_need_ticks_or_one_a_step():
     network = recurrent([3, 4, 2], 2)
     network.ticks = 1
     with pytest.raises(
-        mg.NetworkError, match=r"'h1->h1' \(delay 1\).*mg.Network\(ticks=...\), or mg.compile\(.*online"
+        mg.NetworkError, match=r"'h1->h1' \(delay 1\).*mg.Network\(ticks=...\), mg.compile\(.*sequences.*online"
     ):
         mg.compile(network, Backprop())
     mg.compile(network, Backprop(), online=True)

@@ -217,6 +217,16 @@ def test_what_does_not_fit_is_refused(call, text):
         call(program, program.init())
 
 
+def test_an_unrolled_network_and_probes_say_what_they_lack():
+    x, y = problem()
+    unrolled = mg.compile(recurrent([3, 4, 2], 5), Backprop(), dtype=DOUBLE)
+    with pytest.raises(mg.InputError, match=r"targets at every tick take mg.compile\(..., sequences=True\)"):
+        unrolled.step(unrolled.init(), x, y)
+    program = program_of()
+    with pytest.raises(mg.ProtocolError, match=r"sequences of any length.*Measure an unrolled network"):
+        mg.probes.gradients(program, program.init(), x, y)
+
+
 @pytest.mark.parametrize(
     ("rule", "options", "text"),
     [
