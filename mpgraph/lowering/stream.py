@@ -32,9 +32,9 @@ class Stream:
         given = [node for node in nodes if node.op == "placeholder"]
         held, self._fed = given[:3], given[3:]
         (self._state, self._predictions, self._losses, self._recorded) = nodes[-1].args[0]
-        read = {}
+        read = dict[tuple[Any, Any], fx.Node]()
         for node in nodes:
-            holder = node.args[0] if node.target is operator.getitem else None
+            holder: Any = node.args[0] if node.target is operator.getitem else None
             if isinstance(holder, fx.Node) and holder.args and holder.args[0] is held[0]:
                 read[holder.args[1], node.args[1]] = node
         after = {(name, channel): end for name, channels in self._state.items() for channel, end in channels.items()}
@@ -82,7 +82,7 @@ class Stream:
         if self._cheaper:
             quick(graph)
         made: Any = fx.GraphModule(self._module, graph, class_name="Ticks").forward
-        return made  # type: ignore[no-any-return]
+        return made
 
     def __call__(
         self, state: Mapping[str, Mapping[str, Tensor]], parameters: Any, fed: Sequence[Tensor]
@@ -125,7 +125,7 @@ class Stream:
         if not self._losses:
             return ()
         dims = (*(None for _ in same), *(min(tensor.ndim - 1, 1) for tensor in stacked), *(1 for _ in slices))
-        return torch.func.vmap(self._after, dims)(*same, *stacked, *slices)  # type: ignore[no-any-return]
+        return torch.func.vmap(self._after, dims)(*same, *stacked, *slices)
 
 
 def _nodes(results: Any) -> list[fx.Node]:

@@ -460,7 +460,7 @@ def test_mistakes_are_refused(tmp_path):
 
 
 def test_ticks_of_a_large_graph_are_drawn_once():
-    """Three hundred neurons over forty ticks: no larger than over four, and the same size as the loop over them."""
+    """Three hundred neurons over twelve ticks take about as much room as over two."""
     edges = [(i, (7 * i + k) % 300) for i in range(300) for k in (1, 2)]
     graph = networkx.DiGraph([("in", 0), *edges, (299, "out")])
     sizes = []
