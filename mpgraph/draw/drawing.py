@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,8 @@ def draw_graph(
     graph: AgentGraph, path: str | Path | None = None, format: str = "matplotlib", passes: Sequence[str] = ()
 ) -> Any:
     """A picture of an agent graph: every node of agents and the arrows of each pass.
+
+    The nodes of a network that is unrolled are drawn once for all ticks; messages between ticks say so.
 
     Args:
         graph: of a network and a protocol.
@@ -156,16 +159,38 @@ def _label(wire: Wire, network: Network) -> str:
 
 
 def _graph_diagram(graph: AgentGraph, passes: Sequence[str]) -> Diagram:
-    boxes = {name: Box(name, _drawn_type(node), _agent_rows(node)) for name, node in graph.nodes.items()}
-    arrows: list[Arrow] = [arrow for arrow in graph.all_arrows() if arrow.pass_name in passes]
+    """The nodes of all ticks as one, with the arrows that each of them has."""
+    names = {name: name if node.type == "delay" else name.partition("@")[0] for name, node in graph.nodes.items()}
+    ticks = Counter(names.values())
+    boxes = {
+        name: Box(name, _drawn_type(node), _agent_rows(node) + (f"at {ticks[name]} ticks",) * (ticks[name] > 1))
+        for name, node in graph.nodes.items()
+        if names[name] == name
+    }
     shown = {name: _shown(name, graph) for name in passes}
-    lines = [Line(arrow.source.name, arrow.target.name, shown[arrow.pass_name]) for arrow in arrows]
+    lines: dict[object, Line] = {}
+    for number, arrow in enumerate(arrow for arrow in graph.all_arrows() if arrow.pass_name in passes):
+        ends, delay = (names[arrow.source.name], names[arrow.target.name]), _delay(arrow)
+        label = f"{abs(delay)} tick{'s' * (abs(delay) > 1)} {'later' if delay > 0 else 'earlier'}" if delay else ""
+        one = ticks[ends[0]] == ticks[ends[1]] == 1  # of such nodes every arrow is drawn
+        lines.setdefault(
+            (arrow.pass_name, *ends, arrow.role, delay, number * one), Line(*ends, shown[arrow.pass_name], label)
+        )
     strokes = {  # a pass looks the same whichever others are drawn
         shown[name]: Stroke(COLORS[i % len(COLORS)], DASHES[i % len(DASHES)])
         for i, name in enumerate(graph.order)
         if name in passes
     }
-    return Diagram(boxes, lines, [(link.pre.name, link.post.name) for link in graph.links], strokes)
+    links = [(names[link.pre.name], names[link.post.name]) for link in graph.links]
+    return Diagram(boxes, list(lines.values()), links, strokes)
+
+
+def _delay(arrow: Arrow) -> int:
+    """How many ticks later a message arrives, also in a network that is unrolled."""
+    placed = {"target", "loss", "link", "constant", "zero", "delay"}
+    if arrow.delay or {arrow.source.type, arrow.target.type} & placed:
+        return arrow.delay
+    return arrow.target.tick - arrow.source.tick
 
 
 def _shown(name: str, graph: AgentGraph) -> str:
@@ -192,5 +217,5 @@ def _agent_rows(node: AgentNode) -> tuple[str, ...]:
     rows = _rows(None, [axis.size or 1 for axis in node.kept])
     rows += (f"at {node.uses} places",) if node.uses > 1 else ()
     rows += () if node.trained else ("fixed",)
-    shared = node.owner != node.name.split("@")[0]  # ticks use the weights of their own connection
+    shared = node.owner != node.name
     return rows + ((f"weights of {node.owner}",) if shared else ())

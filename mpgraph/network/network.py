@@ -35,7 +35,8 @@ class Network:
 
     Args:
         ticks: how often the network runs for one example. With more than one, inputs are ``(batch, ticks, *size)``,
-            connections may have delays, and the prediction is that of the last tick.
+            connections may have delays, and the prediction is that of the last tick. With
+            ``mg.compile(..., sequences=True)`` or ``online=True`` sequences have any length.
 
     Example:
         >>> network = Network()

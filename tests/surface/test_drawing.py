@@ -91,16 +91,29 @@ def text(shape):
 
 
 def nodes(drawn):
-    """Names, and the size that is written with each."""
+    """Names, and the size that is written with each; nodes of earlier ticks are not drawn."""
     if isinstance(drawn, AgentGraph):
-        return {n: text(a.size for a in (v.kept if "weight" in v.types else v.axes)) for n, v in drawn.nodes.items()}
+        found = {n: v.kept if "weight" in v.types else v.axes for n, v in drawn.nodes.items() if "@" not in n}
+        return {name: text(axis.size for axis in axes) for name, axes in found.items()}
     return {name: text(drawn.shape(name)) for name in (*drawn.units, *drawn.losses)}
+
+
+def folded(graph, passes=("forward", "backward", "learn")):
+    """Ends of the arrows of an agent graph, those of all ticks once."""
+    found = {}
+    for number, arrow in enumerate(graph.all_arrows()):
+        ends = [name.partition("@")[0] for name in (arrow.source.name, arrow.target.name)]
+        late = arrow.target.tick - arrow.source.tick if "loss" not in ends and "y.target" not in ends else 0
+        several = graph.network.ticks > 1
+        if arrow.pass_name in passes:
+            found[arrow.pass_name, *ends, arrow.role, several or number, late if {"h", "y"} & {*ends} else 0] = ends
+    return Counter(map(tuple, found.values()))
 
 
 def pairs(drawn):
     """Ends of all lines."""
     if isinstance(drawn, AgentGraph):
-        return Counter((arrow.source.name, arrow.target.name) for arrow in drawn.all_arrows())
+        return folded(drawn)
     found = [(wire.pre, wire.post) for wire in drawn.wires.values()]
     found += [(operand, unit.name) for unit in drawn.units.values() for operand in unit.operands]
     return Counter(found + [(loss.pre, loss.name) for loss in drawn.losses.values()])
@@ -360,10 +373,9 @@ def test_legend_names_kinds_and_passes():
 def test_some_passes_alone():
     graph = AgentGraph(recurrent(), Backprop())
     whole, part = graph.draw(), graph.draw(passes=("backward",))
-    wanted = [(a.source.name, a.target.name) for a in graph.all_arrows() if a.pass_name == "backward"]
     boxes, lines = parts(part)
-    assert Counter((one, two) for _, one, two, _ in lines) == Counter(wanted)
-    assert boxes.keys() == graph.nodes.keys()
+    assert joined(lines) == folded(graph, ("backward",))
+    assert boxes.keys() == nodes(graph).keys()
     colors = [{patch.get_edgecolor() for g, *_, patch in parts(f)[1] if g == "backward"} for f in (whole, part)]
     assert colors[0] == colors[1]
     assert parts(graph.draw(passes="learn"))[1] == []
@@ -445,3 +457,26 @@ def test_mistakes_are_refused(tmp_path):
     with pytest.raises(mg.NetworkError, match="add an input"):
         mg.Network().draw()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ticks_of_a_large_graph_are_drawn_once():
+    """Three hundred neurons over twelve ticks take about as much room as over two."""
+    edges = [(i, (7 * i + k) % 300) for i in range(300) for k in (1, 2)]
+    graph = networkx.DiGraph([("in", 0), *edges, (299, "out")])
+    sizes = []
+    for ticks in (2, 12):
+        network = mg.Network.from_networkx(graph, loss="l2", ticks=ticks, cycles="synchronous")
+        sizes.append(AgentGraph(network, Backprop()).draw().get_size_inches() * 150)
+    assert max(sizes[1]) < 4000
+    assert abs(sizes[1] - sizes[0]).max() < 0.2 * sizes[0].max()
+
+
+def test_messages_between_ticks_are_labelled():
+    for graph in (AgentGraph(recurrent(), Backprop()), AgentGraph(recurrent(), Backprop(), sequences=True)):
+        _, lines = read_mermaid(graph.draw(format="mermaid"))
+        late = {(one, two, *label) for one, two, label, _ in lines if label[0]}
+        assert late == {
+            ("h", "h->h", "1 tick later"), ("y", "y->h", "2 ticks later"),
+            ("h->h", "h", "1 tick earlier"), ("y->h", "y", "2 ticks earlier"),
+        }  # fmt: skip
+        assert ("at 3 ticks" in graph.draw(format="mermaid")) is not graph.sequences
