@@ -42,9 +42,15 @@ from .network.activations import Function as Function
 from .network.activations import Quantizer as Quantizer
 from .network.activations import Softplus as Softplus
 from .network.connections import Connection as Connection
-from .network.connections import Conv2d as Conv2d
+from .network.connections import Dense as Dense
 from .network.connections import OneToOne as OneToOne
 from .network.connections import Sparse as Sparse
+from .network.convolutions import Conv1d as Conv1d
+from .network.convolutions import Conv2d as Conv2d
+from .network.convolutions import Conv3d as Conv3d
+from .network.convolutions import ConvTranspose1d as ConvTranspose1d
+from .network.convolutions import ConvTranspose2d as ConvTranspose2d
+from .network.convolutions import ConvTranspose3d as ConvTranspose3d
 from .network.losses import Loss as Loss
 from .network.network import Network as Network
 from .network.normalization import BatchNorm as BatchNorm

@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from mpgraph.errors import NetworkError
 from mpgraph.network.activations import Activation, Function, ReLU, Sigmoid, Softplus, Tanh
-from mpgraph.network.connections import Conv2d, OneToOne
+from mpgraph.network.connections import OneToOne
+from mpgraph.network.convolutions import Conv2d
 from mpgraph.network.normalization import BatchNorm, FrozenBatchNorm, GroupNorm, LayerNorm
 from mpgraph.network.operations import AvgPool, GlobalAvgPool, MaxPool, Operation
 from mpgraph.network.stochastic import Dropout

@@ -213,7 +213,7 @@ class Network:
         if transposed and not (tied and isinstance(synapses, Dense)):
             raise NetworkError(f"{name!r}: transposed needs tied= and a dense connection")
         if tied is not None:
-            self._tie(name, tied, (*shapes[0], *shapes[1]) if transposed else own)
+            self._tie(name, tied, synapses.weight_shape(*shapes[::-1]) if transposed else own)
         if weight is not None:
             if tied or not synapses.weighted:
                 raise NetworkError(f"{name!r}: a {'tied' if tied else synapses} connection takes no weight of its own")
