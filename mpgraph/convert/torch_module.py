@@ -37,9 +37,11 @@ from mpgraph.network.losses import Loss
 from mpgraph.network.network import Network
 
 from .torch_builder import Builder
-from .torch_layers import check, convert, is_layer
+from .torch_functions import check, convert, is_layer
+from .torch_recurrent import in_time
 from .torch_trace import trace
 from .torch_wrappers import copied, usable
+from .torch_written_out import written_out
 
 if TYPE_CHECKING:
     from mpgraph.program.program import Program, State
@@ -74,15 +76,25 @@ def from_torch(module: nn.Module, input_shape: Any, *, loss: str | Loss | None =
         NetworkError: naming the submodule that cannot be traced, is not supported, or fails on inputs of this shape.
     """
     module = usable(module)
-    alone = is_layer(module)
+    alone = is_layer(module) or written_out(module) is not None
     held = copied(nn.Sequential(OrderedDict(y=module)) if alone else module)
-    traced = trace(held, input_shape, is_layer, lambda node: check(node, held))
-    builder = Builder(traced, held)
+    traced = trace(held, input_shape, is_layer, written_out, lambda node: check(node, held))
+    ticks, timed = in_time(traced, held)
+    builder = Builder(traced, held, Network(ticks), timed)
     output = builder.build(convert)
     if loss is not None:
+        _no_softmax_twice(builder.network.units[output].activation.name, loss)
         builder.network.loss(output, loss)
     builder.network.module = Origin(held, builder.places, alone)
     return builder.network
+
+
+def _no_softmax_twice(output: str, loss: str | Loss) -> None:
+    if output in ("softmax", "log_softmax") and loss == "cross_entropy":
+        raise NetworkError(
+            f"the module ends in a {output}, and the loss 'cross_entropy' takes what comes before it: leave it out, or "
+            "choose another loss"
+        )
 
 
 def to_torch(program: Program, state: State) -> nn.Module:
@@ -107,8 +119,9 @@ def to_torch(program: Program, state: State) -> nn.Module:
     with torch.no_grad():
         for name, (node, channel) in origin.places.items():
             found = state.get(node, {}).get(channel)
-            if found is None or found.shape != tensors[name].shape:
+            if found is None or found.numel() != tensors[name].numel():
                 rule = type(program.protocol).__name__
                 raise StateError(f"{rule} keeps no channel {channel!r} at {node!r} that could be the module's {name!r}")
+            found = found.reshape(tensors[name].shape)
             tensors[name].copy_(found + tensors[name] if node == "program" else found)
     return module.get_submodule("y") if origin.alone else module

@@ -26,8 +26,8 @@ STOPS = frozenset([
 OPTIONS = {  # what the rules below take by keyword
     "add": {"alpha"}, "sub": {"alpha"}, "rsub": {"alpha"},
     "addcmul": {"value"}, "addmm": {"alpha"}, "addmv": {"alpha"}, "sum": {"dim"},
-    "cat": {"dim"}, "stack": {"dim"}, 
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), {"stride", "padding", "dilation", "groups"}),
+    "cat": {"dim"}, "stack": {"dim"},
+    **{f"conv{n}d": {"stride", "padding", "dilation", "groups"} for n in (1, 2, 3)},
 }  # fmt: skip
 COSTLY = frozenset(  # not to be computed twice
     ["index_add", "scatter_reduce", *(f"conv{n}d_{what}" for n in (1, 2, 3) for what in ("input", "weight"))]

@@ -125,6 +125,17 @@ class Dense(Connection):
         return f"{self.name}(shared={self.shared})" if self.shared else self.name
 
 
+class Embedding(Dense):
+    """All to all like :class:`Dense`, with weights laid out ``(pre, post)``: a row for each agent of ``pre``.
+
+    After ``mg.OneHot`` that is ``torch.nn.Embedding``: the agent of each symbol sends its row.
+    """
+
+    def build(self, pre: tuple[Axis, ...], post: tuple[Axis, ...]) -> Endpoints:  # noqa: D102
+        other = super().build(post, pre)
+        return Endpoints(other.axes, other.post, other.pre, other.shared)
+
+
 class OneToOne(Connection):
     """Each agent to its namesake: a gain for each unit.
 

@@ -147,8 +147,7 @@ class TransposedConvolution(Convolution):
         beyond = (output_padding,) * self.dims if isinstance(output_padding, int) else output_padding
         options = (self.kernel, self.stride, self.padding, self.dilation, beyond)
         sizes = (
-            (n - 1) * s - 2 * p + d * (k - 1) + 1 + more
-            for n, k, s, p, d, more in zip(pre[1:], *options, strict=True)
+            (n - 1) * s - 2 * p + d * (k - 1) + 1 + more for n, k, s, p, d, more in zip(pre[1:], *options, strict=True)
         )
         return (channels, *sizes)
 

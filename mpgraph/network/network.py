@@ -19,7 +19,7 @@ from .activations import Activation, activation
 from .connections import Connection, Dense, connection
 from .given import own_tensor, with_own_tensors
 from .losses import Loss, loss
-from .operations import OPERATIONS, Operation
+from .operations import OPERATIONS, Operation, Whole
 from .parts import LossNode, Unit, Wire, check_name
 
 if TYPE_CHECKING:
@@ -124,13 +124,14 @@ class Network:
         self.units[name] = Unit(name, shape, function, False, has_bias, value, bias_shared=shared, values=given)
         return name
 
-    def operation(self, name: str, operation: str | Operation, *operands: str) -> str:
+    def operation(self, name: str, operation: str | Operation | Callable[..., Tensor], *operands: str) -> str:
         """Add an operation on whole units: pooling, reshaping, a product, concatenation.
 
         Args:
             name: unique; the operation can be connected onwards like a unit, but not to.
-            operation: ``product``, ``concat``, ``flatten``, ``max_pool``, ``avg_pool``, ``global_avg_pool`` or an
-                :class:`mpgraph.Operation`.
+            operation: ``product``, ``concat``, ``flatten``, ``max_pool``, ``avg_pool``, ``global_avg_pool``, an
+                :class:`mpgraph.Operation`, or any function of tensors ``(batch, *shape)`` that treats every example by
+                itself: ``lambda q, k: q @ k.mT``.
             operands: units, inputs or operations, each once.
 
         Raises:
@@ -138,6 +139,8 @@ class Network:
         """
         self._free(name)
         found: Any = operation if isinstance(operation, Operation) else OPERATIONS.get(str(operation))
+        if found is None and callable(operation) and not isinstance(operation, (type, Activation)):
+            found = Whole(operation)
         if found is None or isinstance(operation, type):
             hint = f"; pass an instance, {operation.__name__}(...)" if isinstance(operation, type) else ""
             raise NetworkError(f"operation {name!r}: {unknown('operation', operation, OPERATIONS)}{hint}")
