@@ -16,7 +16,7 @@ from mpgraph.network.activations import Activation, Identity
 from mpgraph.network.connections import Connection, OneToOne
 from mpgraph.network.network import Network
 from mpgraph.network.operations import Flatten, Operation, Reshape
-from mpgraph.network.parts import RESERVED
+from mpgraph.network.parts import RESERVED, Unit
 
 from .torch_trace import Shape, Traced, function_name, where
 
@@ -78,7 +78,8 @@ class Held:
     path: str
 
 
-Result = Sum | Placed | Several | Held
+Value = Sum | Placed
+Result = Value | Several | Held
 
 
 class Ones(Operation):
@@ -138,7 +139,7 @@ class Builder:
         """Add everything, each call by ``convert``; returns the name of the output."""
         for node in self.traced.nodes:
             if node.op == "placeholder":
-                name = self.network.input(self.traced.inputs[node], self.shape(node))
+                name = self._input(self.traced.inputs[node], self.shape(node))
                 self._results[node] = Placed(name, self.shape(node))
             elif node.op == "get_attr":
                 self._results[node] = Held(self.tensor(node), str(node.target))
@@ -148,6 +149,13 @@ class Builder:
         if self.network.units[output].is_input:
             raise NetworkError(f"the module returns its input {output!r} as it is; there is nothing to learn")
         return output
+
+    def _input(self, name: str, shape: Shape) -> str:
+        """An input; one symbol at each tick is a single number, without any dimension."""
+        if shape:
+            return self.network.input(name, shape)
+        self.network.units[name] = Unit(name, (), is_input=True)
+        return name
 
     # -- reading ------------------------------------------------------------------------------------------
 
@@ -166,6 +174,13 @@ class Builder:
     def result(self, node: fx.Node) -> Result:
         """What has become of a call."""
         return self._results[node]
+
+    def value(self, node: fx.Node) -> Value:
+        """What has become of a call whose result is one activity."""
+        value = self._results[node]
+        if isinstance(value, Several | Held):
+            self.refuse(node, "is used as if it were one activity; choose one of its results")
+        return value
 
     def operands(self, node: fx.Node) -> list[fx.Node]:
         """The activities that a call takes, in order, repeats included."""
@@ -214,9 +229,7 @@ class Builder:
 
     def name_of(self, node: fx.Node) -> str:
         """The node of the network that holds a call's result, in its shape."""
-        value = self._results[node]
-        if isinstance(value, Several | Held):
-            self.refuse(node, "cannot be used as a value of the network; choose one of its parts")
+        value = self.value(node)
         if isinstance(value, Sum):
             name = self.unit(value, Identity())
         elif self.network.shape(value.name) == value.shape:
@@ -234,11 +247,11 @@ class Builder:
             return value
         return Sum(self.shape(node), label, [Term(self.name_of(node))])
 
-    def passed(self, node: fx.Node, source: fx.Node) -> Result:
+    def passed(self, node: fx.Node, source: fx.Node) -> Value:
         """A call whose result is its operand."""
         if self.traced.uses[source] > 1:
             self.name_of(source)
-        return self._results[source]
+        return self.value(source)
 
     def weighted(
         self,
@@ -287,16 +300,16 @@ class Builder:
 
     def connect(self, term: Term, post: str) -> None:
         """Connect a unit to one that exists, with the weights of a parameter; later uses of it are tied."""
-        weight, options = term.weight, {"delay": term.delay}
+        weight = term.weight
         if weight is None or id(weight) in self._wires:
             tied = None if weight is None else self._wires[id(weight)]
-            self.network.connect(term.pre, post, term.connection, tied=tied, **options)
+            self.network.connect(term.pre, post, term.connection, tied=tied, delay=term.delay)
             return
         trained, numbers = weight.requires_grad, weight.detach()
         if isinstance(term.connection, OneToOne):  # the one number of an nn.PReLU, a gain with dimensions of one
             shape = self.network.shape(post)
             numbers = numbers.reshape(term.connection.weight_shape(shape, shape))
-        wire = self.network.connect(term.pre, post, term.connection, weight=numbers, trained=trained, **options)
+        wire = self.network.connect(term.pre, post, term.connection, weight=numbers, trained=trained, delay=term.delay)
         self._wires[id(weight)] = wire
         self.places[self._names[id(weight)]] = (wire, "w")
 

@@ -101,7 +101,7 @@ def _squeeze(builder: Builder, node: fx.Node) -> Result:
 
 def _linear(builder: Builder, node: fx.Node) -> Result:
     """By the weights that a module holds itself."""
-    given = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
+    given: dict[str, Any] = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
     sources = builder.operands(node)
     found = {name: builder.result(given[name]) for name in ("weight", "bias") if isinstance(given.get(name), fx.Node)}
     weight, bias = found.get("weight"), found.get("bias")
@@ -254,9 +254,8 @@ WHOLE = (
     "adaptive_avg_pool1d", "adaptive_max_pool1d", "adaptive_max_pool2d", "amax", "amin", "avg_pool1d", "bmm", "chunk",
     "cumsum", "einsum", "expand", "flip", "glu", "interpolate", "log_softmax", "logsumexp", "masked_fill", "matmul",
     "max_pool1d", "maximum", "minimum", "movedim", "narrow", "normalize", "pad", "permute", "pixel_shuffle", "prod",
-    "roll", "scaled_dot_product_attention", "select", "split", "stack", "std", "sum", "swapaxes", "tensor_split", "tile",
-    "transpose", "tril", "triu",
-    "unbind", "var", "where",
+    "roll", "scaled_dot_product_attention", "select", "split", "stack", "std", "sum", "swapaxes", "tensor_split",
+    "tile", "transpose", "tril", "triu", "unbind", "var", "where",
 )  # fmt: skip
 
 FUNCTIONS: dict[str, Callable[[Builder, fx.Node], Result]] = {

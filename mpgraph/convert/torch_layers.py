@@ -15,7 +15,7 @@ from mpgraph.network.normalization import BatchNorm, FrozenBatchNorm, GroupNorm,
 from mpgraph.network.operations import AvgPool, GlobalAvgPool, MaxPool, OneHot, Operation, Whole
 from mpgraph.network.stochastic import Dropout
 
-from .torch_builder import Builder, Placed, Result, Sum, Term
+from .torch_builder import Builder, Placed, Result, Sum, Term, Value
 from .torch_recurrent import recurrent
 
 # -- layers -----------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def _group_norm(builder: Builder, node: fx.Node, layer: nn.GroupNorm) -> Result:
 
 def _normalized(
     builder: Builder, node: fx.Node, layer: Any, kind: Activation, gain: OneToOne, values: dict[str, Tensor] | None
-) -> Result:
+) -> Value:
     """A unit that normalizes, and a gain and bias for the unit that follows."""
     (source,) = builder.operands(node)
     affine = layer.weight is not None or layer.bias is not None

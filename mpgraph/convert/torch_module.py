@@ -90,7 +90,7 @@ def from_torch(module: nn.Module, input_shape: Any, *, loss: str | Loss | None =
 
 
 def _no_softmax_twice(output: str, loss: str | Loss) -> None:
-    if output in ("softmax", "log_softmax") and loss == "cross_entropy":
+    if output in ("softmax", "log_softmax", "logsoftmax") and loss == "cross_entropy":
         raise NetworkError(
             f"the module ends in a {output}, and the loss 'cross_entropy' takes what comes before it: leave it out, or "
             "choose another loss"

@@ -319,7 +319,7 @@ class _Shapes(fx.Interpreter):
     def _wanted(self, n: fx.Node, operands: list[Any]) -> str:
         """What a layer needs of its input, where that is what is wrong."""
         layer = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
-        shape = operands[0].shape if len(operands) == 1 and isinstance(operands[0], Tensor) else ()
+        shape = tuple(operands[0].shape) if len(operands) == 1 and isinstance(operands[0], Tensor) else ()
         if isinstance(layer, nn.Linear) and shape and shape[-1] != layer.in_features:
             return f"it needs {layer.in_features} numbers (in_features), not {shape[-1]}"
         if isinstance(layer, _ConvNd) and len(shape) == layer.weight.ndim and shape[1] != layer.in_channels:

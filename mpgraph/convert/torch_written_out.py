@@ -51,7 +51,7 @@ def attention(
         if refused:
             raise Refused(problem)
     if query is key and key is value and own:
-        projected = functional.linear(query, layer.in_proj_weight, layer.in_proj_bias).chunk(3, -1)
+        projected: Any = functional.linear(query, layer.in_proj_weight, layer.in_proj_bias).chunk(3, -1)
     elif own:  # each source through all three projections, of which it needs one
         projected = [
             functional.linear(source, layer.in_proj_weight, layer.in_proj_bias).chunk(3, -1)[i]

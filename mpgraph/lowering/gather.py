@@ -177,8 +177,8 @@ class _Convolution(NamedTuple):
         out, within = (self.channels[:1], self.channels[1:]) if self.channels else (summed, inputs)
         if term.bound != {*term.fold.sites, *out} or (self.channels and (summed or inputs)):
             return None
-        below, pixels = term.fold.unit[: -self.dims], term.fold.unit[-self.dims :]
-        below = [*groups, *(below if self.channels else within)]
+        pixels = term.fold.unit[-self.dims :]
+        below = (*groups, *(term.fold.unit[: -self.dims] if self.channels else within))
         node = self.code.emit(
             self.calls.input,
             (self.length(batch), self.length(below), *sizes_of(pixels)),
