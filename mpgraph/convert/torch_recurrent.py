@@ -21,6 +21,12 @@ from .torch_builder import Builder, Placed, Several, Sum, Term
 from .torch_trace import Traced, function_name, where
 
 
+TICK_BY_TICK = (
+    "cannot act on a sequence that a recurrent layer reads or makes, which the network has tick by tick; choose its last "
+    "tick first, [:, -1]"
+)
+
+
 def in_time(traced: Traced, module: nn.Module) -> tuple[int, frozenset[fx.Node]]:
     """How many ticks a network of this module has, and the values that it has at every tick.
 
@@ -30,6 +36,9 @@ def in_time(traced: Traced, module: nn.Module) -> tuple[int, frozenset[fx.Node]]
     layers = [n for n in traced.nodes if _is_recurrent(n, module)]
     if not layers:
         return 1, frozenset()
+    for node in layers:
+        if len(node.all_input_nodes) > 1:
+            _refuse(node, traced, "an initial state is not supported; sequences begin with zeros")
     timed: set[fx.Node] = set(layers)
     stack = [source for node in layers for source in node.all_input_nodes]
     while stack:
@@ -44,9 +53,10 @@ def in_time(traced: Traced, module: nn.Module) -> tuple[int, frozenset[fx.Node]]
                 timed.add(node)
                 if not all(source in timed for source in sources):
                     _refuse(node, traced, "joins values of every time step with values of one")
-    lengths = {(traced.shape(node) or (0,))[0] for node in timed if node not in traced.several}
-    if len(lengths) > 1:
-        _refuse(layers[0], traced, f"sequences of different lengths meet, {sorted(lengths)}")
+    ticks = traced.shape(layers[0].all_input_nodes[0])[0]
+    for node in traced.nodes:
+        if node in timed and node not in traced.several and (traced.shapes[node] or ())[:1] != (ticks,):
+            _refuse(node, traced, TICK_BY_TICK)
     for node in traced.inputs:
         if node not in timed:
             _refuse(node, traced, "every input of a module with recurrent layers must be a sequence that they read")
@@ -56,7 +66,7 @@ def in_time(traced: Traced, module: nn.Module) -> tuple[int, frozenset[fx.Node]]
             traced,
             "returns values of every time step, and a network predicts at its last tick; return that, out[:, -1]",
         )
-    return lengths.pop(), frozenset(timed)
+    return ticks, frozenset(timed)
 
 
 def _is_recurrent(node: fx.Node, module: nn.Module) -> bool:
@@ -89,7 +99,6 @@ def recurrent(builder: Builder, node: fx.Node, layer: nn.RNNBase) -> Several:
         ),
         "batch_first=False puts the batch second; make it with batch_first=True": not layer.batch_first,
         "proj_size is not supported; use 0, and a Linear behind it": bool(layer.proj_size),
-        "an initial state is not supported; sequences begin with zeros": len(builder.operands(node)) > 1,
     }.items():
         if refused:
             builder.refuse(node, problem)
