@@ -19,6 +19,7 @@ from mpgraph.network.operations import GlobalAvgPool, Whole
 
 from .torch_builder import Builder, Held, Placed, Result, Several, Sum, Term
 from .torch_layers import LAYERS, convert_layer, identity, kind, kind_of, linear, reshape
+from .torch_recurrent import TICK_BY_TICK
 from .torch_trace import function_name, in_place, where
 from .torch_written_out import WRITTEN_OUT
 
@@ -304,9 +305,7 @@ def convert(builder: Builder, node: fx.Node) -> Result:
     name = function_name(node)
     sources = builder.operands(node)
     if name not in AT_EACH_TICK and any(n in builder.timed and n not in builder.traced.several for n in sources):
-        builder.refuse(
-            node, "cannot act on a sequence that a recurrent layer reads, which the network has tick by tick"
-        )
+        builder.refuse(node, TICK_BY_TICK)
     return FUNCTIONS[name](builder, node)
 
 

@@ -16,7 +16,7 @@ from mpgraph.network.operations import AvgPool, GlobalAvgPool, MaxPool, OneHot, 
 from mpgraph.network.stochastic import Dropout
 
 from .torch_builder import Builder, Placed, Result, Sum, Term, Value
-from .torch_recurrent import recurrent
+from .torch_recurrent import TICK_BY_TICK, recurrent
 
 # -- layers -----------------------------------------------------------------------------------------------
 
@@ -302,7 +302,5 @@ def convert_layer(builder: Builder, node: fx.Node, layer: nn.Module) -> Result:
     if found is None:
         builder.refuse(node, "is not supported")
     if node in builder.timed and found not in AT_EACH_TICK:
-        builder.refuse(
-            node, "cannot act on a sequence that a recurrent layer reads, which the network has tick by tick"
-        )
+        builder.refuse(node, TICK_BY_TICK)
     return LAYERS[found](builder, node, layer)

@@ -20,10 +20,9 @@ from mpgraph.network.stochastic import Dropout
 from .torch_builder import Builder, Placed, Several, Sum, Term
 from .torch_trace import Traced, function_name, where
 
-
 TICK_BY_TICK = (
-    "cannot act on a sequence that a recurrent layer reads or makes, which the network has tick by tick; choose its last "
-    "tick first, [:, -1]"
+    "cannot act on a sequence that a recurrent layer reads or makes, which the network has tick by tick; choose its "
+    "last tick first, [:, -1]"
 )
 
 

@@ -1,4 +1,4 @@
-"""Tokens, attention, sequences and functions of whole examples, read from torch; the oracle is autograd on the module."""
+"""Tokens, attention, sequences and functions of whole examples, read from torch; the oracle is autograd."""
 
 import pytest
 import torch
