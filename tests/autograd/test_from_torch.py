@@ -562,16 +562,6 @@ def test_a_wrapped_layer_leads_back_to_the_layer():
     assert type(program.to_torch(program.init())) is nn.Linear
 
 
-# -- errors -----------------------------------------------------------------------------------------------
-
-
-class Values(nn.Module):
-    """Control flow that depends on values."""
-
-    def forward(self, x):
-        return x if x.sum() > 0 else -x
-
-
 class Absolute(nn.Linear):
     """A layer that computes something else than its class says."""
 
@@ -580,12 +570,31 @@ class Absolute(nn.Linear):
 
 
 class Scaled(nn.Module):
+    """A gain and a bias that no layer holds."""
+
     def __init__(self):
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(4))
+        self.scale, self.shift = nn.Parameter(torch.ones(6)), nn.Parameter(torch.ones(1))
 
     def forward(self, x):
-        return x * self.scale
+        return self.shift + x * self.scale
+
+
+def test_parameters_that_are_used_without_a_layer():
+    network = check_learning(
+        made(lambda: nn.Sequential(nn.Flatten(), Absolute(64, 6), Scaled(), nn.Linear(6, 3))), "l2", torch.float64
+    )
+    assert list(network.units) == ["x", "flatten_0", "absolute_1", "scaled_2_scale_shift", "linear_3"]
+
+
+# -- errors -----------------------------------------------------------------------------------------------
+
+
+class Values(nn.Module):
+    """Control flow that depends on values."""
+
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
 
 
 def hooked():

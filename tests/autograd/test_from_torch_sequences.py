@@ -373,14 +373,12 @@ REFUSED = {
     "softmax twice": (nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.Softmax(1)), ["softmax", "leave it out"]),
     "all ticks": (sequence(lambda s, x: s.r(x)[0]), ["every time step", "out[:, -1]"]),
     "across ticks": (sequence(lambda s, x: s.f(s.r(x)[0].mean(1))), ["mean()", "tick by tick"]),
-    "one and all": (
-        sequence(lambda s, x: (s.f(x[:, 0]).unsqueeze(1) + s.r(x)[0])[:, -1]),
-        ["add()", "every time step"],
-    ),
+    "first tick": (sequence(lambda s, x: s.r(x)[0][:, 0]), ["getitem()", "tick by tick"]),
+    "one and all": (sequence(lambda s, x: (x[:, -1].unsqueeze(1) + s.r(x)[0])[:, -1]), ["add()", "every time step"]),
     "both ways": (sequence(last, bidirectional=True), ["r (nn.LSTM)", "bidirectional", "forward only"]),
     "batch second": (sequence(last, nn.GRU, batch_first=False), ["r (nn.GRU)", "batch_first=True"]),
     "projected": (sequence(lambda s, x: s.r(x)[0][:, -1], proj_size=2), ["r (nn.LSTM)", "proj_size"]),
-    "initial": (sequence(lambda s, x: s.r(x, s.f(x[:, -1]).unsqueeze(0))[0][:, -1], nn.GRU), ["every time step"]),
+    "initial": (sequence(lambda s, x: s.r(x, s.f(x[:, -1]).unsqueeze(0))[0][:, -1], nn.GRU), ["initial state"]),
     "tuple": (sequence(lambda s, x: s.r(x)), ["tuple", "one tensor"]),
     "attention second": (
         Net(lambda s, x: s.a(x, x, x)[0], a=nn.MultiheadAttention(4, 2)),
