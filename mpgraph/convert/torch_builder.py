@@ -319,18 +319,21 @@ class Builder:
             self.refuse(node, f"must keep the shape of its operand, {self.shape(source)}; it makes {self.shape(node)}")
         return Placed(self.unit(self.take(source, self.label(node)), kind), self.shape(node))
 
-    def operation(self, node: fx.Node, operation: str | Operation, *operands: fx.Node) -> Placed:
-        """An operation on values, of which some may be the same."""
+    def operation(
+        self, node: fx.Node, operation: str | Operation, *operands: fx.Node, called: fx.Node | None = None
+    ) -> Placed:
+        """An operation on values, of which some may be the same; it has the name of ``called``, by default its own."""
         names: list[str] = []
+        label = self.label(called or node)
         for operand in operands:
             name = self.name_of(operand)
             if name in names:  # an operation takes each operand once: a second unit repeats it
-                again = self.network.unit(self.name(self.label(node), "again"), self.shape(operand), bias=False)
+                again = self.network.unit(self.name(label, "again"), self.shape(operand), bias=False)
                 self.network.connect(name, again, "identity")
                 name = again
             names.append(name)
-        result = self.network.operation(self.name(self.label(node)), operation, *names)
-        return Placed(result, self.shape(node), f"{self.label(node)}.shaped")
+        result = self.network.operation(self.name(label), operation, *names)
+        return Placed(result, self.shape(node), f"{label}.shaped")
 
 
 def _rest(first: list[str], other: list[str]) -> list[str]:

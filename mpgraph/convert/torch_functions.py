@@ -79,7 +79,7 @@ def _getitem(builder: Builder, node: fx.Node) -> Result:
             def part(*z: Tensor) -> Any:
                 return made(*z)[index]
 
-            return builder.operation(node, Whole(part, function_name(source)), *value.operands)
+            return builder.operation(node, Whole(part, function_name(source)), *value.operands, called=source)
         rest: Sequence[Any] = ()
         if isinstance(index, tuple):
             index, *rest = index

@@ -2,7 +2,8 @@
 
 :func:`from_torch` reads a module with ``torch.fx``. A weight becomes a connection, a bias the bias of a unit; what
 follows a sum of messages - an activation, a normalization - is done by the same unit, if nothing else uses the sum.
-The gain and bias of a normalization are a connection one to one and the bias of the unit that follows it.
+The gain and bias of a normalization are a connection one to one and the bias of the unit that follows it. What acts on
+whole examples without weights is an operation. Recurrent layers are ticks (:mod:`mpgraph.convert.torch_recurrent`).
 
 Names. The input is ``x`` (with several, the arguments of ``forward``). A unit has the path of the submodule whose
 weights it receives, with underscores for dots: ``layer1.conv`` is ``layer1_conv``. One that serves several is named
@@ -66,8 +67,9 @@ def from_torch(module: nn.Module, input_shape: Any, *, loss: str | Loss | None =
     """A network that computes what a torch module does, with its weights as initial ones.
 
     Args:
-        module: any ``torch.fx``-traceable module of the layers and functions in :mod:`mpgraph.convert.torch_layers`; it
-            is not changed.
+        module: any ``torch.fx``-traceable module of the layers in :mod:`mpgraph.convert.torch_layers`, the functions in
+            :mod:`mpgraph.convert.torch_functions` and the modules in :mod:`mpgraph.convert.torch_written_out`; it is
+            not changed.
         input_shape: of one example, without the batch: ``(1, 8, 8)``, ``(64,)`` or ``64``; by argument of ``forward``
             if it takes several.
         loss: on the output, as in :meth:`mpgraph.Network.loss`.

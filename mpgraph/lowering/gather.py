@@ -210,7 +210,7 @@ class _Convolution(NamedTuple):
 
     def settings(self, skipped: bool = False) -> dict[str, Any]:
         """Stride (of an image from which places are ``skipped`` already, 1), padding, dilation and groups."""
-        stride = {"stride": (1, 1)} if skipped else {}
+        stride = {"stride": (1,) * self.dims} if skipped else {}
         return {**self.options, **stride, "groups": self.incidence.groups * math.prod(sizes_of(self.roles.groups))}
 
     def skips(self, kernel: Axes) -> bool:

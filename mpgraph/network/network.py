@@ -327,8 +327,9 @@ class Network:
         See :mod:`mpgraph.convert.torch_module` for what is read how, and how units are named.
 
         Args:
-            module: any ``torch.fx``-traceable module of Linear, Conv2d, activations, pooling, flatten, LayerNorm,
-                GroupNorm, BatchNorm, Dropout, additions, products and concatenations; docs/networks.md has all.
+            module: any ``torch.fx``-traceable module of linear layers (also over tokens), convolutions, embeddings,
+                activations, normalizations, pooling, attention and transformer encoders, recurrent layers, and
+                functions of tensors; docs/networks.md has all.
             input_shape: of one example, without the batch: ``(1, 8, 8)`` for an image, ``(64,)`` for a vector; by
                 argument of ``forward`` if it takes several.
             loss: on the output, as in :meth:`loss`.
