@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpgraph.agents.node import AgentNode
 from mpgraph.agents.repeat import Repeat, names_of, repeats_of
-from mpgraph.errors import NetworkError, ProtocolError, unknown
+from mpgraph.errors import InputError, NetworkError, ProtocolError, unknown
 from mpgraph.graph.arrows import Arrow
 from mpgraph.network.network import Network, Wire
 
 from .diagrams import LOOKS, Box, Diagram, Line, Stroke, graphviz, mermaid
 from .multigraph import is_trained, node_type, shape_text
+from .neurons import draw_neurons
 from .render import figure
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
     from mpgraph.graph.wiring import AgentGraph
 
 TEXTS = {"mermaid": mermaid, "graphviz": graphviz}
@@ -55,9 +59,14 @@ def draw_network(network: Network, path: str | Path | None = None, format: str =
 
 
 def draw_graph(
-    graph: AgentGraph, path: str | Path | None = None, format: str = "matplotlib", passes: Sequence[str] = ()
+    graph: AgentGraph,
+    path: str | Path | None = None,
+    format: str = "matplotlib",
+    passes: Sequence[str] = (),
+    state: Mapping[str, Mapping[str, Tensor]] | None = None,
+    activity: Mapping[str, Any] | None = None,
 ) -> Any:
-    """A picture of an agent graph: every node of agents and the arrows of each pass.
+    """A picture of an agent graph: every node of agents and the arrows of each pass, or every neuron and synapse.
 
     The nodes of a network that is unrolled are drawn once for all ticks; messages between ticks say so.
 
@@ -66,15 +75,25 @@ def draw_graph(
         path: where to write it; the suffix sets the format of a figure: .png, .svg or .pdf.
         format: ``matplotlib``, ``mermaid`` or ``graphviz``.
         passes: whose arrows are drawn; by default all.
+        state: if given, single neurons are drawn, with its weights; see :func:`mpgraph.draw.neurons.draw_neurons`.
+        activity: numbers that color the neurons.
 
     Returns:
         A matplotlib figure, or the text.
 
     Raises:
-        NetworkError: for an unknown format or suffix.
+        NetworkError: for an unknown format or suffix, or a picture of neurons as text.
         ProtocolError: for a pass that the protocol lacks.
+        InputError: for neurons that are too many, or activities that do not fit.
+        StateError: for a state without weights.
     """
     _check(path, format)
+    if state is None and activity is not None:
+        raise InputError("activity colors single neurons, which are drawn with a state: draw(state=..., activity=...)")
+    if state is not None:
+        if format != "matplotlib" or passes:
+            raise NetworkError("single neurons are drawn by matplotlib, without passes; leave format and passes out")
+        return _saved(draw_neurons(graph, state, activity), path)
     passes = (passes,) if isinstance(passes, str) else passes
     for name in passes:
         if name not in graph.order:
@@ -95,7 +114,10 @@ def _render(diagram: Diagram, path: str | Path | None, format: str) -> Any:
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
         return text
-    picture = figure(diagram.labels_as_boxes())
+    return _saved(figure(diagram.labels_as_boxes()), path)
+
+
+def _saved(picture: Figure, path: str | Path | None) -> Figure:
     if path is not None:
         picture.savefig(path, dpi=min(DPI, MOST_PIXELS / max(picture.get_size_inches())))
     return picture

@@ -263,7 +263,8 @@ class Unrolled:
     ) -> None:
         endpoints = connection.build(pre.axes, post.axes)
         _check_endpoints(name, connection, endpoints, pre, post)
-        axes = (*endpoints.end("pre"), *endpoints.end("post")) if transposed else endpoints.axes
+        turned = dict.fromkeys((*endpoints.end("pre"), *endpoints.end("post")))  # shared axes are at both ends
+        axes = tuple(turned) if transposed else endpoints.axes
         fan_in, fan_out = connection.fans(pre.shape, post.shape)
         ends = {end: endpoints.end(end) for end in ("pre", "post")}
         types = (

@@ -33,6 +33,7 @@ from .unroll import Unrolled, styles_of
 
 if TYPE_CHECKING:
     import networkx
+    from torch import Tensor
 
 
 class AgentGraph:
@@ -295,11 +296,22 @@ class AgentGraph:
 
         return graph_to_networkx(self)
 
-    def draw(self, path: str | None = None, format: str = "matplotlib", passes: tuple[str, ...] = ()) -> Any:
-        """A picture; see :func:`mpgraph.draw.drawing.draw_graph`."""
+    def draw(
+        self,
+        path: str | None = None,
+        format: str = "matplotlib",
+        passes: tuple[str, ...] = (),
+        *,
+        state: Mapping[str, Mapping[str, Tensor]] | None = None,
+        activity: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """A picture of nodes and arrows, or with a ``state`` of single neurons, colored by their ``activity``.
+
+        See :func:`mpgraph.draw.drawing.draw_graph` and :func:`mpgraph.draw.neurons.draw_neurons`.
+        """
         from mpgraph.draw.drawing import draw_graph
 
-        return draw_graph(self, path, format, passes)
+        return draw_graph(self, path, format, passes, state, activity)
 
     def all_arrows(self) -> list[Arrow]:
         """Every arrow, in the order in which they are used."""
