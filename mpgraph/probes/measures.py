@@ -119,7 +119,7 @@ def _errors(
 
 def _single(caller: str, argument: str, program: Program, part: Part, x: Batch, found: Mapping[str, Tensor]) -> None:
     """Refuse a channel that holds several numbers at an agent."""
-    ticks = bool(program.online and program._batches.ticks_of(x, None))  # those of a sequence come after the batch
+    ticks = program.online and program._batches.is_sequence(x)  # those of a sequence come after the batch
     for name, tensor in found.items():
         if tensor.ndim > 1 + ticks + len(program.graph.nodes[name].axes):
             raise ProtocolError(
