@@ -50,7 +50,7 @@ class Unit(values.Unit):
     """A unit that keeps its first error."""
 
     first, reached = fast(), fast()
-    sends_first = ("compare", "infer", "arrive")
+    sends_first: tuple[str, ...] = ("compare", "infer", "arrive")
 
     def forward_update(self, s: mg.View, pre: Any) -> mg.View:
         """v = mu, and nothing has come."""

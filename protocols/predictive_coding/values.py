@@ -104,7 +104,7 @@ class Unit(mg.UnitAgent):
 class Output(Unit):
     """A unit whose value is its prediction and whose error comes from the loss."""
 
-    sends_first = ()
+    sends_first: tuple[str, ...] = ()
 
     def compare_update(self, s: mg.View, pre: Any) -> mg.View:
         """v = mu, also for the loss."""
