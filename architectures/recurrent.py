@@ -22,7 +22,7 @@ def recurrent(
 
     Args:
         sizes: numbers of units from input to output, at least three.
-        ticks: length of a sequence.
+        ticks: length of a sequence; of any length with ``mg.compile(..., sequences=True)`` or ``online=True``.
         activation: of the hidden layers.
         loss: on the output; ``None`` for a network without one.
 

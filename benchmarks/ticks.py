@@ -1,16 +1,19 @@
-"""Learning at every tick beside the loop that one would write by hand: python -m benchmarks.ticks.
+"""Learning from sequences beside the loops that one would write by hand: python -m benchmarks.ticks.
 
-A recurrent network 10-100-10 (tanh, cross-entropy), batches of 20, one thread, e-prop with symmetric feedback.
-Sequences of any length run in the code of one tick, which is compiled once.
+A recurrent network 10-100-10 (tanh, cross-entropy at every tick), batches of 20, one thread: e-prop with symmetric
+feedback, which learns at every tick, beside a loop in torch; and one step of backpropagation through time
+(``sequences=True``) beside a loop and autograd.
 """
 
+import itertools
+import statistics
 import time
 
 import torch
 
 import mpgraph as mg
 from mpgraph.architectures import recurrent
-from mpgraph.protocols import EProp
+from mpgraph.protocols import Backprop, EProp
 
 SIZES, BATCH, DECAY, LR = (10, 100, 10), 20, 0.9, 0.1
 
@@ -36,23 +39,45 @@ def by_hand(weights, x, y):
     return win, wrec, b, wout, c
 
 
-def seconds(call, times=5):
-    """The fastest of several calls, in CPU time of this process."""
-    found = []
+def through_time(weights, x, y):
+    """The weights after one step of backpropagation through time by autograd, of the loss at every tick."""
+    with torch.enable_grad():
+        leaves = [w.detach().requires_grad_() for w in weights]
+        win, wrec, b, wout, c = leaves
+        h, said = x.new_zeros(len(x), SIZES[1]), []
+        for t in range(x.shape[1]):
+            h = torch.tanh(torch.addmm(torch.addmm(b, x[:, t], win.t()), h, wrec.t()))
+            said.append(torch.addmm(c, h, wout.t()))
+        flat = torch.stack(said, 1).flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(flat, y.flatten(), reduction="sum") / len(x)
+        gradients = torch.autograd.grad(loss, leaves)
+    return [w - LR * g for w, g in zip(weights, gradients, strict=True)]
+
+
+def side_by_side(*calls, times=9):
+    """Median CPU seconds of several calls of each, which take turns."""
+    found = [[] for _ in calls]
     for _ in range(times):
-        start = time.process_time()
-        call()
-        found.append(time.process_time() - start)
-    return min(found)
+        for call, seconds in zip(calls, found, strict=True):
+            start = time.process_time()
+            call()
+            seconds.append(time.process_time() - start)
+    return [statistics.median(seconds) for seconds in found]
+
+
+WAYS = {
+    "e-prop": (lambda: EProp(LR, decay=DECAY, feedback="symmetric"), {}, by_hand),
+    "through time": (lambda: Backprop(LR), {"sequences": True}, through_time),
+}
 
 
 def main(lengths=(30, 300)):
-    """A row for each length of a sequence."""
-    print("ticks  compile s  lines  mpgraph ms  by hand ms  ratio")
+    """A row for each way to learn and length of a sequence."""
+    print("learning      ticks  compile s  lines  mpgraph ms  by hand ms  ratio")
     rows = []
-    for ticks in lengths:
+    for (name, (rule, options, hand)), ticks in itertools.product(WAYS.items(), lengths):
         start = time.process_time()
-        program = mg.compile(recurrent(SIZES, ticks), EProp(LR, decay=DECAY, feedback="symmetric"))
+        program = mg.compile(recurrent(SIZES, ticks), rule(), **options)
         compiling = time.process_time() - start
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(BATCH, ticks, SIZES[0], generator=generator)
@@ -61,14 +86,19 @@ def main(lengths=(30, 300)):
         names = ("x->h1", "h1->h1", "h1.bias", "h1->y", "y.bias")
         weights = [state[name]["w"] for name in names]
         with torch.no_grad():
-            after, expected = program.step(state, x, y)[0], by_hand(weights, x, y)
+            after, expected = program.step(state, x, y)[0], hand(weights, x, y)
             wrong = max(float((after[n]["w"] - w).abs().max()) for n, w in zip(names, expected, strict=True))
             assert wrong < 1e-4, wrong
-            ours = seconds(lambda p=program, s=state, x=x, y=y: p.step(s, x, y))
-            theirs = seconds(lambda w=weights, x=x, y=y: by_hand(w, x, y))
+            ours, theirs = side_by_side(
+                lambda p=program, s=state, x=x, y=y: p.step(s, x, y), lambda f=hand, w=weights, x=x, y=y: f(w, x, y)
+            )
         lines = program.code.count("\n")
-        print(f"{ticks:5}  {compiling:9.2f}  {lines:5}  {1e3 * ours:10.1f}  {1e3 * theirs:10.1f}  {ours / theirs:5.2f}")
-        rows.append((ticks, compiling, lines, ours, theirs))
+        print(
+            f"{name:12}  {ticks:5}  {compiling:9.2f}  {lines:5}  {1e3 * ours:10.1f}  {1e3 * theirs:10.1f}  "
+            f"{ours / theirs:5.2f}",
+            flush=True,
+        )
+        rows.append((name, ticks, compiling, lines, ours, theirs))
     return rows
 
 

@@ -1,11 +1,23 @@
-"""For the site only: links out of the documents, to sources, become the names of these files."""
+"""For the site only: pages that are written from the code, and links out of the documents, which become names."""
 
 import re
 from typing import Any
 
+import site_api
+import site_gallery
+from mkdocs.structure.files import File, Files
+
 OUTSIDE = re.compile(r"\[[^\]]*\]\(\.\./([^)#]*)[^)]*\)")
+GENERATED = re.compile(r"^(api|gallery)/")
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_files(files: Files, config: Any, **_: Any) -> Files:
+    """Called by mkdocs with the files that it found; the pages that the code writes are added."""
+    for address, content in {**site_api.pages(), **site_gallery.pages()}.items():
+        files.append(File.generated(config, address, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Called by mkdocs with the text of every page."""
-    return OUTSIDE.sub(r"`\1`", markdown)
+    return markdown if GENERATED.match(page.file.src_uri) else OUTSIDE.sub(r"`\1`", markdown)

@@ -42,9 +42,16 @@ from .network.activations import Function as Function
 from .network.activations import Quantizer as Quantizer
 from .network.activations import Softplus as Softplus
 from .network.connections import Connection as Connection
-from .network.connections import Conv2d as Conv2d
+from .network.connections import Dense as Dense
+from .network.connections import Embedding as Embedding
 from .network.connections import OneToOne as OneToOne
 from .network.connections import Sparse as Sparse
+from .network.convolutions import Conv1d as Conv1d
+from .network.convolutions import Conv2d as Conv2d
+from .network.convolutions import Conv3d as Conv3d
+from .network.convolutions import ConvTranspose1d as ConvTranspose1d
+from .network.convolutions import ConvTranspose2d as ConvTranspose2d
+from .network.convolutions import ConvTranspose3d as ConvTranspose3d
 from .network.losses import Loss as Loss
 from .network.network import Network as Network
 from .network.normalization import BatchNorm as BatchNorm
@@ -52,6 +59,7 @@ from .network.normalization import GroupNorm as GroupNorm
 from .network.normalization import LayerNorm as LayerNorm
 from .network.operations import AvgPool as AvgPool
 from .network.operations import MaxPool as MaxPool
+from .network.operations import OneHot as OneHot
 from .network.operations import Operation as Operation
 from .network.operations import Reshape as Reshape
 from .network.stochastic import Bernoulli as Bernoulli

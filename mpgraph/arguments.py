@@ -215,10 +215,16 @@ class Arguments:
 
     def pair(self, name: str, value: Any, low: int) -> tuple[int, int]:
         """One integer for both, or two."""
-        pair = (value, value) if _counts(value) else value
-        if not _listed(pair) or len(pair) != 2 or not all(_counts(n) and n >= low for n in pair):
-            self.refuse(name, value, f"one or two integers of at least {low}")
-        return int(pair[0]), int(pair[1])
+        one, two = self.integers(name, value, low, 2)
+        return one, two
+
+    def integers(self, name: str, value: Any, low: int, count: int) -> tuple[int, ...]:
+        """One integer for all, or so many."""
+        numbers = (value,) * count if _counts(value) else value
+        if not _listed(numbers) or len(numbers) != count or not all(_counts(n) and n >= low for n in numbers):
+            many = {1: "an integer", 2: "one or two integers"}.get(count, f"one integer or {count}")
+            self.refuse(name, value, f"{many} of at least {low}")
+        return tuple(int(n) for n in numbers)
 
     def dimensions(self, name: str, value: Any, ndim: int | None = None) -> tuple[int, ...]:
         """A sequence of different dimensions, counted from 0, of a shape with ``ndim`` of them."""

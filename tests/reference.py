@@ -120,6 +120,17 @@ def networks(draw, activations=tuple(ACTIVATIONS), losses=tuple(LOSSES)):
     return network
 
 
+@st.composite
+def delayed(draw):
+    """A random network with connections that take ticks, from anywhere to anywhere."""
+    network = draw(networks(activations=("identity", "tanh", "sigmoid"), losses=("l2", "cross_entropy")))
+    units = [name for name, unit in network.units.items() if not unit.is_input]
+    for _ in range(draw(st.integers(1, 3))):
+        ends = draw(st.sampled_from(list(network.units))), draw(st.sampled_from(units))
+        network.connect(*ends, delay=draw(st.integers(1, 3)))
+    return network
+
+
 def batch(network, size, generator):
     """Inputs and targets of random numbers; for cross-entropy, probabilities."""
     x = {n: torch.randn(size, *network.shape(n), generator=generator, dtype=torch.float64) for n in network.inputs}

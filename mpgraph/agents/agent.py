@@ -132,7 +132,17 @@ class Agent(RuleModule):
         return getattr(self, channel.init) if isinstance(channel.init, str) else channel.init
 
     def readout(self, s: View) -> Any:
-        """What the network predicts, if this agent is an output: by default its message of the pass that predicts."""
+        """What the network predicts, if this agent is an output: by default its message of the pass that predicts.
+
+        Args:
+            s: the agent's view after that pass.
+
+        Returns:
+            A number, shape ``()``, or a vector ``(k,)``; ``out.prediction`` has the axes of batch and unit before it.
+
+        Raises:
+            ProtocolError: for an agent that sends nothing in that pass and has no ``readout`` of its own.
+        """
         message = self.message_of(s._pass) or self.message_of("forward")
         if message is None:
             raise ProtocolError(
@@ -218,6 +228,9 @@ class View(ABC):
         A slow channel takes the batch average, a common one that of all agents too. Writes to the ``w`` of a connection
         that is not trained are dropped.
 
+        Args:
+            values: by name of the channel: ``s.set(z=pre, y=y)``.
+
         Raises:
             ProtocolError: for an unknown or frozen channel, or a value of another shape.
         """
@@ -237,6 +250,9 @@ class View(ABC):
         The signal has the channel's shape, or ``()``. The optimizer gets its average over the batch, and over the uses
         of a synapse in one example where it depends on them: write ``s.examples(...)`` for what is to be summed over
         uses, a gradient.
+
+        Args:
+            signals: by name of the channel, in the sense of a gradient: plain descent writes ``w - lr * signal``.
 
         Raises:
             ProtocolError: for an unknown channel, or a signal of another shape.
@@ -261,9 +277,14 @@ class View(ABC):
 
     @abstractmethod
     def population(self, value: Any, how: str = "sum") -> Any:
-        """Aggregate over the agents of the node, for each example: ``sum``, ``mean``, ``max``, ``min``.
+        """Aggregate over the agents of the node, for each example.
 
-        A value of shape ``()`` or ``(k,)`` gives one of the same shape, entry by entry; all agents get the same.
+        Args:
+            value: of shape ``()`` or ``(k,)``.
+            how: ``sum``, ``mean``, ``max`` or ``min``, entry by entry.
+
+        Returns:
+            A value of the same shape, the same for all agents.
         """
 
     @abstractmethod
@@ -277,15 +298,30 @@ class View(ABC):
 
     @abstractmethod
     def examples(self, value: Any, how: str = "mean") -> Any:
-        """Aggregate over the batch, for each agent: ``()`` gives ``()``, ``(k,)`` gives ``(k,)``, for all examples.
+        """Aggregate over the batch, for each agent.
 
         A synapse that is used several times in an example (a convolution's at every position, a recurrent one's at
         every tick) first *sums* its uses; they are parts of one example.
+
+        Args:
+            value: of shape ``()`` or ``(k,)``.
+            how: ``sum``, ``mean``, ``max`` or ``min``, entry by entry.
+
+        Returns:
+            A value of the same shape, the same for all examples.
         """
 
     @abstractmethod
     def all(self, value: Any, how: str = "mean") -> Any:
-        """Aggregate over the agents and the batch; ``()`` gives ``()``, ``(k,)`` gives ``(k,)``, the same for all."""
+        """Aggregate over the agents and the batch.
+
+        Args:
+            value: of shape ``()`` or ``(k,)``.
+            how: ``sum``, ``mean``, ``max`` or ``min``, entry by entry.
+
+        Returns:
+            A value of the same shape, the same for all agents and examples.
+        """
 
     @abstractmethod
     def segment(self, function: Callable[..., Any], *values: Any) -> Any:
@@ -338,6 +374,9 @@ class View(ABC):
 
         ``out`` is the function's value there. Where the function has zero derivative everywhere, the derivative of the
         rule's ``surrogate`` stands in; without one the result is zero.
+
+        Raises:
+            ProtocolError: without ``out``.
         """
         if out is None:
             raise ProtocolError(
@@ -351,15 +390,38 @@ class View(ABC):
 
     @abstractmethod
     def statistics(self, z: Any) -> tuple[Any, ...]:
-        """What the node's function measures on all agents and examples together (the mean of a batch normalization)."""
+        """What the node's function measures on all agents and examples together (the mean of a batch normalization).
+
+        Args:
+            z: what the function is applied to, shape ``()``.
+
+        Returns:
+            As many numbers, of shape ``()``, as the function measures; none for most.
+        """
 
     @abstractmethod
     def loss(self, pre: Any, target: Any) -> Any:
-        """This node's loss of each example, the same for all agents of the node."""
+        """This node's loss of each example.
+
+        Args:
+            pre: the prediction (logits for a cross-entropy), shape ``()`` for each agent.
+            target: of the same shape; a class label is a one-hot row by now.
+
+        Returns:
+            A number, shape ``()``, in units of the loss, the same for all agents of the node.
+        """
 
     @abstractmethod
     def gradient(self, pre: Any, target: Any) -> Any:
-        """Derivative of this node's loss with respect to ``pre``, for each example, not divided by the batch."""
+        """Derivative of this node's loss with respect to ``pre``, for each example, not divided by the batch.
+
+        Args:
+            pre: the prediction, shape ``()`` for each agent.
+            target: of the same shape.
+
+        Returns:
+            A number, shape ``()``, in units of the loss by those of ``pre``.
+        """
 
     # Names before 0.2, for rules that were written with them.
 

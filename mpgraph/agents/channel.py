@@ -53,12 +53,23 @@ def _initializer(init: Initializer | float | str) -> Initializer | str:
 
 
 def slow(size: int | str | None = None, *, init: Initializer | float | str = 0.0, frozen: bool = False) -> Any:
-    """Per-agent state kept across steps, with no batch axis (a weight). Writes are averaged over the batch and uses."""
+    """Per-agent state kept across steps, with no batch axis (a weight). Writes are averaged over the batch and uses.
+
+    Args:
+        size: ``None`` for one number, ``k`` for a vector of that length, or the name of an agent's attribute that holds
+            k. In the state the tensor has the node's axes, ``(post, pre)`` for a dense connection, then ``k``.
+        init: its first value: a number, a function such as :func:`xavier_uniform`, or the name of a method that is one.
+        frozen: a write to it is an error.
+    """
     return Channel("slow", size, _initializer(init), frozen)
 
 
 def fast(size: int | str | None = None) -> Any:
-    """One value for each example, gone after the step (an activation). Without a size, any local shape."""
+    """One value for each example, gone after the step (an activation).
+
+    Args:
+        size: ``k`` for a vector of that length; without a size, any local shape.
+    """
     return Channel("fast", size)
 
 
@@ -81,7 +92,7 @@ def carry(
     learned: bool = False,
     life: Literal["state", "step"] = "state",
 ) -> Any:
-    """One value for each slot of the batch, kept between steps (a memory); see :class:`Channel` for the rest.
+    """One value for each slot of the batch, kept between steps (a memory).
 
     A memory of the agent goes from tick to tick and from one tied connection to the next; over the positions of a
     convolution its writes are averaged. A memory of each use stays where it is.
@@ -90,6 +101,15 @@ def carry(
     other examples. ``learned=True`` means that the memory *is* what the rule learns (a synapse that is a recurrent
     network); predictions then start from the state. ``life="step"`` is a memory within a step, such as a trace that
     goes from tick to tick of a network that is unrolled: every step begins with its initial value.
+
+    Args:
+        size: as of :func:`slow`; in the state the tensor has the axis of the batch first.
+        init: as of :func:`slow`.
+        end: ``"pre"`` or ``"post"``: of a synapse, one value for each unit at that end, with the average of what the
+            synapses write.
+        per: ``"agent"`` or ``"use"``: one value for all uses of an agent, or one for each.
+        learned: whether it is what the rule learns.
+        life: ``"state"`` or ``"step"``.
 
     Raises:
         ProtocolError: for another word for its life, or one of a step for what was learned.
@@ -102,5 +122,10 @@ def carry(
 
 
 def common(size: int | str | None = None, *, init: Initializer | float | str = 0.0) -> Any:
-    """One value for the whole node, kept (running statistics). Writes are averaged over agents and batch."""
+    """One value for the whole node, kept (running statistics). Writes are averaged over agents and batch.
+
+    Args:
+        size: as of :func:`slow`; in the state the tensor has no other axis.
+        init: as of :func:`slow`.
+    """
     return Channel("common", size, _initializer(init))

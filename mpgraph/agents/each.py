@@ -13,6 +13,12 @@ class Each(Mapping[str, Any]):
     """A value for each neighbor, by the neighbor's name; arithmetic and torch functions act on every part.
 
     Sent as a message, each neighbor receives its own part.
+
+    Args:
+        parts: values of local shape, ``()`` or ``(k,)``, by name of the neighbor.
+
+    Raises:
+        ProtocolError: on a look-up, for a name that is no neighbor.
     """
 
     def __init__(self, parts: Mapping[str, Any]) -> None:

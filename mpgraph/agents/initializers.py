@@ -26,7 +26,14 @@ Initializer = Callable[[tuple[int, ...], Sized, Generator, torch.dtype], Tensor]
 
 
 def xavier_uniform(shape: tuple[int, ...], node: Sized, generator: Generator, dtype: torch.dtype) -> Tensor:
-    """Uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio, 2010)."""
+    """Uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio, 2010); written ``slow(init=mg.xavier_uniform)``.
+
+    Args:
+        shape: of the tensor.
+        node: where it is kept, with ``fan_in`` and ``fan_out``.
+        generator: on the CPU, made from the seed and the names of node and channel.
+        dtype: of the result; sampled in float64.
+    """
     bound = math.sqrt(6.0 / max(1, node.fan_in + node.fan_out))
     return (2.0 * torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu") - 1.0).mul(bound).to(dtype)
 

@@ -20,6 +20,7 @@ class AgentNode:
     """All agents of one type at one place.
 
     Attributes:
+        name: as in ``state[name]``.
         type: input, target, unit, operation, output, weight, bias, constant, loss, or the class name of a user's
             activation.
         types: under which a protocol may hold its agent, in order of preference.
@@ -28,6 +29,8 @@ class AgentNode:
         ends: for a weight, which of its axes belong to its ``pre`` and ``post`` end.
         inner: for an operation, the axes of each operand by the node it comes from.
         function: the unit's activation, or the loss.
+        fan_in: weights of the connection that reach one agent of the unit above.
+        fan_out: weights of the connection that leave one agent of the unit below.
         trained: whether the channel ``w`` may be written.
         value: initial value of ``w`` given by the network.
         owner: the node that keeps the state of this one, where several are uses of the same (ticks, tied weights).

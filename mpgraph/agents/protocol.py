@@ -369,6 +369,35 @@ class Protocol(RuleModule):
 
         save_protocol(self, folder, record)
 
+    def push(
+        self,
+        repo: str,
+        record: Mapping[str, Any] | None = None,
+        *,
+        private: bool | None = None,
+        license: str | None = None,
+    ) -> str:
+        """Share the rule on the Hugging Face Hub; ``mg.load_protocol("hub://OWNER/NAME")`` reads it again.
+
+        Needs ``pip install 'mpgraph[hub]'`` and a login (``hf auth login``). Written are ``model.safetensors``,
+        ``config.json`` (for people, never read) and a card made from the record, as one commit.
+
+        Args:
+            repo: ``OWNER/NAME``, made if need be; with ``@BRANCH`` that branch, which must be there.
+            record: whatever is worth knowing, as for :meth:`save`.
+            private: whether a new repository can be seen by its owner only; by default as the owner has chosen.
+            license: an identifier of the Hub, such as ``"apache-2.0"``; none is claimed without it.
+
+        Returns:
+            The address of the commit, ``hub://OWNER/NAME@COMMIT``, which always means this rule.
+
+        Raises:
+            FileError: as :meth:`save`, for a license that is no identifier, or a repository that cannot be written.
+        """
+        from mpgraph.serialization.protocol import push_protocol
+
+        return push_protocol(self, repo, record, private=private, license=license)
+
     def extra_repr(self) -> str:
         """The learning rate or optimizer, and the arguments that are not what they are by default."""
         others = (self.optimizers or {}).items()
@@ -438,6 +467,9 @@ def _called(kind: str, entry: Any, rule: Protocol) -> Any:
 def learnable(value: Any) -> nn.Parameter:
     """A number or tensor as a meta-parameter: ``Backprop(lr=mg.learnable(0.1))``.
 
+    Args:
+        value: its first value, which is copied; the parameter has torch's default dtype.
+
     Raises:
         ProtocolError: for what is not a finite number, or a list, an array or a tensor of such.
     """
@@ -452,12 +484,23 @@ def learnable(value: Any) -> nn.Parameter:
 
 
 def cite(protocol: Protocol | type[Protocol]) -> str:
-    """Where a rule was published, as BibTeX."""
+    """Where a rule was published, as BibTeX.
+
+    Args:
+        protocol: a rule or its class.
+
+    Returns:
+        One entry or several; empty for a rule that names no source.
+    """
     return protocol.source.strip()
 
 
 def make_protocol(name: str, **arguments: Any) -> Protocol:
     """A registered rule by its name, for example ``make_protocol("feedback_alignment", lr=0.05)``.
+
+    Args:
+        name: one of :func:`list_protocols`.
+        arguments: of the rule's class.
 
     Raises:
         ProtocolError: for an unknown name.

@@ -92,7 +92,8 @@ def _write_unit(program: Program, state: Mapping[str, Mapping[str, Tensor]], uni
 
 def _write_wire(program: Program, state: Mapping[str, Mapping[str, Tensor]], wire: Wire, store: Any) -> None:
     pre, post = (program.graph.network.shape(end) for end in (wire.pre, wire.post))
-    if not isinstance(wire.connection, (Dense, OneToOne, Sparse)):
+    once = isinstance(wire.connection, Dense) and not wire.connection.shared
+    if not once and not isinstance(wire.connection, (OneToOne, Sparse)):
         raise NetworkError(f"to_pyg: {wire.name!r} is {wire.connection}, whose weights belong to no single edges")
     store.connection = wire.connection.name
     if isinstance(wire.connection, Sparse):

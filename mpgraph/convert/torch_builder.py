@@ -16,7 +16,7 @@ from mpgraph.network.activations import Activation, Identity
 from mpgraph.network.connections import Connection, OneToOne
 from mpgraph.network.network import Network
 from mpgraph.network.operations import Flatten, Operation, Reshape
-from mpgraph.network.parts import RESERVED
+from mpgraph.network.parts import RESERVED, Unit
 
 from .torch_trace import Shape, Traced, function_name, where
 
@@ -27,7 +27,8 @@ class Term:
 
     pre: str
     connection: Connection | str = "identity"
-    weight: nn.Parameter | None = None
+    weight: Tensor | None = None
+    delay: int = 0
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Sum:
     """A sum of messages that has no unit yet: what follows, an activation or another sum, may share one with it.
 
     Attributes:
+        bias_shared: dimensions along which one bias serves all.
         parts: paths of the submodules whose parameters it holds; they name the unit.
         label: its name where there are none.
     """
@@ -42,7 +44,8 @@ class Sum:
     shape: Shape
     label: str
     terms: list[Term]
-    bias: nn.Parameter | None = None
+    bias: Tensor | None = None
+    bias_shared: tuple[int, ...] = ()
     parts: tuple[str, ...] = ()
 
 
@@ -55,7 +58,28 @@ class Placed:
     label: str = ""
 
 
-Result = Sum | Placed
+@dataclass
+class Several:
+    """What a call that returns several tensors returns: a function of some nodes, of which each part is an operation.
+
+    ``parts``, where they are known, are nodes already.
+    """
+
+    function: Callable[..., Any] | None = None
+    operands: tuple[fx.Node, ...] = ()
+    parts: tuple[Any, ...] = ()
+
+
+@dataclass
+class Held:
+    """A parameter or buffer that is used directly, without a layer."""
+
+    tensor: Tensor
+    path: str
+
+
+Value = Sum | Placed
+Result = Value | Several | Held
 
 
 class Ones(Operation):
@@ -86,35 +110,39 @@ class Builder:
     Args:
         traced: the module's graph.
         module: the module, with its numbers.
+        network: what is added to.
+        timed: values of which the network has one at each tick, and their number; they have one dimension less.
 
     Attributes:
-        network: what has been added.
         places: node and channel of the state by the name of a parameter or buffer.
     """
 
     traced: Traced
     module: nn.Module
-    network: Network = field(default_factory=Network)
+    network: Network
+    timed: frozenset[fx.Node] = frozenset()
     places: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._results: dict[fx.Node, Result] = {}
         self._wires: dict[int, str] = {}  # by parameter, the connection that holds it
-        self._names = {id(p): name for name, p in self.module.named_parameters()}
-        self._used = Counter(
-            id(parameter)
-            for node in self.traced.nodes
-            if node.op == "call_module"
-            for parameter in self.module.get_submodule(str(node.target)).parameters()
-        )
+        self._names = {id(p): name for name, p in (*self.module.named_buffers(), *self.module.named_parameters())}
+        self._used: Counter[int] = Counter()
+        for node in self.traced.nodes:
+            if node.op == "call_module":
+                self._used.update(id(p) for p in self.module.get_submodule(str(node.target)).parameters())
+            elif node.op == "get_attr":
+                self._used.update([id(self.tensor(node))] * self.traced.uses[node])
         self._ones: dict[Shape, str] = {}
 
     def build(self, convert: Callable[[Builder, fx.Node], Result]) -> str:
         """Add everything, each call by ``convert``; returns the name of the output."""
         for node in self.traced.nodes:
             if node.op == "placeholder":
-                name = self.network.input(self.traced.inputs[node], self.shape(node))
+                name = self._input(self.traced.inputs[node], self.shape(node))
                 self._results[node] = Placed(name, self.shape(node))
+            elif node.op == "get_attr":
+                self._results[node] = Held(self.tensor(node), str(node.target))
             else:
                 self._results[node] = convert(self, node)
         output = self.name_of(self.traced.output)
@@ -122,14 +150,47 @@ class Builder:
             raise NetworkError(f"the module returns its input {output!r} as it is; there is nothing to learn")
         return output
 
+    def _input(self, name: str, shape: Shape) -> str:
+        """An input; one symbol at each tick is a single number, without any dimension."""
+        if shape:
+            return self.network.input(name, shape)
+        self.network.units[name] = Unit(name, (), is_input=True)
+        return name
+
     # -- reading ------------------------------------------------------------------------------------------
 
     def shape(self, node: fx.Node) -> Shape:
-        """Shape of one example of a call's result."""
-        return self.traced.shapes[node]
+        """Shape of one example of a call's result, at one tick where there are ticks."""
+        shape = self.traced.shape(node)
+        return shape[1:] if node in self.timed else shape
+
+    def tensor(self, node: fx.Node) -> Tensor:
+        """The parameter or buffer of the module that is used directly."""
+        found: Any = self.module
+        for part in str(node.target).split("."):
+            found = getattr(found, part)
+        return found
+
+    def result(self, node: fx.Node) -> Result:
+        """What has become of a call."""
+        return self._results[node]
+
+    def value(self, node: fx.Node) -> Value:
+        """What has become of a call whose result is one activity."""
+        value = self._results[node]
+        if isinstance(value, Several | Held):
+            self.refuse(node, "is used as if it were one activity; choose one of its results")
+        return value
 
     def operands(self, node: fx.Node) -> list[fx.Node]:
-        """The tensors that a call takes, in order, repeats included."""
+        """The activities that a call takes, in order, repeats included."""
+        return [n for n in self._tensors(node) if n.op != "get_attr"]
+
+    def held(self, node: fx.Node) -> list[fx.Node]:
+        """The parameters and buffers that a call takes directly, in order."""
+        return [n for n in self._tensors(node) if n.op == "get_attr"]
+
+    def _tensors(self, node: fx.Node) -> list[fx.Node]:
         found: list[fx.Node] = []
         fx.node.map_arg((node.args, node.kwargs), lambda n: found.append(n) if n in self.traced.shapes else None)
         return found
@@ -168,7 +229,7 @@ class Builder:
 
     def name_of(self, node: fx.Node) -> str:
         """The node of the network that holds a call's result, in its shape."""
-        value = self._results[node]
+        value = self.value(node)
         if isinstance(value, Sum):
             name = self.unit(value, Identity())
         elif self.network.shape(value.name) == value.shape:
@@ -186,25 +247,38 @@ class Builder:
             return value
         return Sum(self.shape(node), label, [Term(self.name_of(node))])
 
-    def passed(self, node: fx.Node, source: fx.Node) -> Result:
+    def passed(self, node: fx.Node, source: fx.Node) -> Value:
         """A call whose result is its operand."""
         if self.traced.uses[source] > 1:
             self.name_of(source)
-        return self._results[source]
+        return self.value(source)
 
-    def weighted(self, label: str, shape: Shape, pre: str, connection: Connection | str, weight: Any, bias: Any) -> Sum:
-        """Messages of one unit through weights, plus a bias."""
-        terms = [] if weight is None else [Term(pre, connection, weight)]
-        if weight is None:
-            terms.append(Term(pre))
-        if bias is not None and self._used[id(bias)] > 1:
-            ones = self._ones.get(shape) or self.network.operation(
-                self.name("ones"), Ones(*shape), self.network.inputs[0]
-            )
-            self._ones[shape] = ones
-            terms.append(Term(ones, OneToOne(tuple(range(bias.ndim, len(shape)))), bias))
-            bias = None
-        return Sum(shape, label, terms, bias, (label,))
+    def weighted(
+        self,
+        label: str,
+        shape: Shape,
+        pre: str,
+        connection: Connection | str,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        bias_shared: tuple[int, ...] | None = None,
+    ) -> Sum:
+        """Messages of one unit through weights, plus a bias, by default one for each place of the first dimensions."""
+        terms = [Term(pre) if weight is None else Term(pre, connection, weight)]
+        value = Sum(shape, label, terms, parts=(label,))
+        if bias is not None:
+            self.add_bias(value, bias, tuple(range(bias.ndim, len(shape))) if bias_shared is None else bias_shared)
+        return value
+
+    def add_bias(self, value: Sum, bias: Tensor, shared: tuple[int, ...]) -> None:
+        """One bias is that of the unit; a second one, or one of several units, is a connection from the number one."""
+        if value.bias is None and self._used[id(bias)] == 1:
+            value.bias, value.bias_shared = bias, shared
+            return
+        shape = value.shape
+        if shape not in self._ones:
+            self._ones[shape] = self.network.operation(self.name("ones"), Ones(*shape), self.network.inputs[0])
+        value.terms.append(Term(self._ones[shape], OneToOne(shared), bias))
 
     def unit(self, value: Sum, kind: Activation, *more: str, values: dict[str, Tensor] | None = None) -> str:
         """The unit of a sum; ``more`` are labels of what it also does."""
@@ -213,24 +287,29 @@ class Builder:
         name = self.name(*((*value.parts, *more) or (value.label,)))
         bias: bool | Tensor = False
         if value.bias is not None:
-            bias = value.bias.detach()
+            own = [n for dim, n in enumerate(value.shape) if dim not in value.bias_shared]
+            bias = value.bias.detach().reshape(own)
             self.places[self._names[id(value.bias)]] = (f"{name}.bias", "w")
-        shared = None if value.bias is None else tuple(range(value.bias.ndim, len(value.shape)))
+        shared = None if value.bias is None else value.bias_shared
         self.network.unit(name, value.shape, kind, bias=bias, bias_shared=shared, values=values)
         if value.bias is not None and not value.bias.requires_grad:
             self.network.units[name] = replace(self.network.units[name], bias_trained=False)
         for term in value.terms:
-            self._connect(term, name)
+            self.connect(term, name)
         return name
 
-    def _connect(self, term: Term, post: str) -> None:
+    def connect(self, term: Term, post: str) -> None:
+        """Connect a unit to one that exists, with the weights of a parameter; later uses of it are tied."""
         weight = term.weight
         if weight is None or id(weight) in self._wires:
             tied = None if weight is None else self._wires[id(weight)]
-            self.network.connect(term.pre, post, term.connection, tied=tied)
+            self.network.connect(term.pre, post, term.connection, tied=tied, delay=term.delay)
             return
-        trained = weight.requires_grad
-        wire = self.network.connect(term.pre, post, term.connection, weight=weight.detach(), trained=trained)
+        trained, numbers = weight.requires_grad, weight.detach()
+        if isinstance(term.connection, OneToOne):  # the one number of an nn.PReLU, a gain with dimensions of one
+            shape = self.network.shape(post)
+            numbers = numbers.reshape(term.connection.weight_shape(shape, shape))
+        wire = self.network.connect(term.pre, post, term.connection, weight=numbers, trained=trained, delay=term.delay)
         self._wires[id(weight)] = wire
         self.places[self._names[id(weight)]] = (wire, "w")
 
@@ -240,18 +319,21 @@ class Builder:
             self.refuse(node, f"must keep the shape of its operand, {self.shape(source)}; it makes {self.shape(node)}")
         return Placed(self.unit(self.take(source, self.label(node)), kind), self.shape(node))
 
-    def operation(self, node: fx.Node, operation: str | Operation, *operands: fx.Node) -> Placed:
-        """An operation on values, of which some may be the same."""
+    def operation(
+        self, node: fx.Node, operation: str | Operation, *operands: fx.Node, called: fx.Node | None = None
+    ) -> Placed:
+        """An operation on values, of which some may be the same; it has the name of ``called``, by default its own."""
         names: list[str] = []
+        label = self.label(called or node)
         for operand in operands:
             name = self.name_of(operand)
             if name in names:  # an operation takes each operand once: a second unit repeats it
-                again = self.network.unit(self.name(self.label(node), "again"), self.shape(operand), bias=False)
+                again = self.network.unit(self.name(label, "again"), self.shape(operand), bias=False)
                 self.network.connect(name, again, "identity")
                 name = again
             names.append(name)
-        result = self.network.operation(self.name(self.label(node)), operation, *names)
-        return Placed(result, self.shape(node), f"{self.label(node)}.shaped")
+        result = self.network.operation(self.name(label), operation, *names)
+        return Placed(result, self.shape(node), f"{label}.shaped")
 
 
 def _rest(first: list[str], other: list[str]) -> list[str]:

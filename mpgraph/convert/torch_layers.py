@@ -1,51 +1,87 @@
-"""What each torch layer and function becomes in a network; the tables at the end list what is supported."""
+"""What each torch layer becomes in a network; the table at the end lists what is supported."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from copy import copy
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
 
-from mpgraph.errors import NetworkError
-from mpgraph.network.activations import Activation, Function, ReLU, Sigmoid, Softplus, Tanh
-from mpgraph.network.connections import Conv2d, OneToOne
+from mpgraph.network import convolutions
+from mpgraph.network.activations import Activation, Function, ReLU, Sigmoid, Softmax, Softplus, Tanh
+from mpgraph.network.connections import Dense, Embedding, OneToOne
 from mpgraph.network.normalization import BatchNorm, FrozenBatchNorm, GroupNorm, LayerNorm
-from mpgraph.network.operations import AvgPool, GlobalAvgPool, MaxPool, Operation
+from mpgraph.network.operations import AvgPool, GlobalAvgPool, MaxPool, OneHot, Operation, Whole
 from mpgraph.network.stochastic import Dropout
 
-from .torch_builder import Builder, Placed, Result, Sum, Term
-from .torch_trace import function_name, in_place, where
+from .torch_builder import Builder, Placed, Result, Sum, Term, Value
+from .torch_recurrent import TICK_BY_TICK, recurrent
 
 # -- layers -----------------------------------------------------------------------------------------------
 
 
 def _linear(builder: Builder, node: fx.Node, layer: nn.Linear) -> Result:
     (source,) = builder.operands(node)
-    if len(builder.shape(source)) > 1:
-        builder.refuse(node, f"acts on the last dimension of an example {builder.shape(source)}; flatten it first")
-    pre = builder.name_of(source)
-    return builder.weighted(builder.label(node), builder.shape(node), pre, "dense", layer.weight, layer.bias)
+    return linear(builder, node, source, builder.label(node), layer.weight, layer.bias)
 
 
-def _conv2d(builder: Builder, node: fx.Node, layer: nn.Conv2d) -> Result:
+def linear(builder: Builder, node: fx.Node, source: fx.Node, label: str, weight: Tensor, bias: Tensor | None) -> Result:
+    """Weights from all numbers to all, or from those of a token to those of a token, the same for every token."""
+    tokens = tuple(range(len(builder.shape(source)) - 1))
+    dense = Dense(tokens) if tokens else "dense"
+    return builder.weighted(label, builder.shape(node), builder.name_of(source), dense, weight, bias, tokens)
+
+
+def _embedding(builder: Builder, node: fx.Node, layer: nn.Embedding) -> Result:
+    """A one at the place of each symbol, and its row of weights."""
     (source,) = builder.operands(node)
-    if layer.padding_mode != "zeros":
-        builder.refuse(node, f"padding_mode={layer.padding_mode!r} is not supported; only 'zeros' is")
-    padding = layer.padding
-    if isinstance(padding, str):
-        total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-        if padding == "same" and any(n % 2 for n in total):
-            builder.refuse(node, "padding='same' with an even kernel pads one side more than the other")
-        padding = (total[0] // 2, total[1] // 2) if padding == "same" else (0, 0)
-    kernel, stride, dilation = ((n[0], n[1]) for n in (layer.kernel_size, layer.stride, layer.dilation))
-    connection = Conv2d(kernel, stride, (padding[0], padding[1]), dilation, layer.groups)
-    pre = builder.name_of(source)
-    return builder.weighted(builder.label(node), builder.shape(node), pre, connection, layer.weight, layer.bias)
+    for option in ("max_norm", "scale_grad_by_freq"):
+        if getattr(layer, option):
+            builder.refuse(node, f"{option}={getattr(layer, option)} is not supported; leave it out")
+    silent = layer.padding_idx
+    if silent is not None and bool(layer.weight[silent].any()):
+        builder.refuse(node, f"the row of padding_idx={silent} must be zero, as nn.Embedding makes it")
+    label, rows = builder.label(node), OneHot(layer.num_embeddings, padding=silent)
+    name = builder.network.operation(builder.name(f"{label}.symbols"), rows, builder.name_of(source))
+    tokens = tuple(range(len(builder.shape(source))))
+    return builder.weighted(label, builder.shape(node), name, Embedding(tokens), layer.weight, None)
+
+
+def _convolution(make: type[convolutions.Convolution]) -> Callable[..., Result]:
+    def convolution(builder: Builder, node: fx.Node, layer: Any) -> Result:
+        source = builder.operands(node)[0]
+        if layer.padding_mode != "zeros":
+            builder.refuse(node, f"padding_mode={layer.padding_mode!r} is not supported; only 'zeros' is")
+        padding = layer.padding
+        if isinstance(padding, str):
+            total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+            if padding == "same" and any(n % 2 for n in total):
+                builder.refuse(node, "padding='same' with an even kernel pads one side more than the other")
+            padding = tuple(n // 2 if padding == "same" else 0 for n in total)
+        connection = make(layer.kernel_size, layer.stride, padding, layer.dilation, layer.groups)
+        pre = builder.name_of(source)
+        return builder.weighted(builder.label(node), builder.shape(node), pre, connection, layer.weight, layer.bias)
+
+    return convolution
+
+
+def _prelu(builder: Builder, node: fx.Node, layer: nn.PReLU) -> Result:
+    """What is positive, plus a gain times what is negative."""
+    (source,) = builder.operands(node)
+    shape, label, pre = builder.shape(source), builder.label(node), builder.name_of(source)
+
+    def part(which: str, kind: Activation) -> str:
+        return builder.unit(Sum(shape, f"{label}.{which}", [Term(pre)]), kind)
+
+    positive, negative = part("positive", ReLU()), part("negative", Function(_below, name="negative_part"))
+    gain = OneToOne(tuple(range(layer.num_parameters > 1, len(shape))))
+    return Sum(shape, label, [Term(positive), Term(negative, gain, layer.weight)], parts=(label,))
+
+
+def _below(z: Tensor) -> Tensor:
+    """min(z, 0)."""
+    return z.clamp(max=0.0)
 
 
 def _batch_norm(builder: Builder, node: fx.Node, layer: nn.BatchNorm2d) -> Result:
@@ -76,11 +112,10 @@ def _batch_norm(builder: Builder, node: fx.Node, layer: nn.BatchNorm2d) -> Resul
 
 
 def _layer_norm(builder: Builder, node: fx.Node, layer: nn.LayerNorm) -> Result:
-    if tuple(layer.normalized_shape) != builder.shape(node):
-        builder.refuse(
-            node, f"must normalize all dimensions of an example, {builder.shape(node)}, not {layer.normalized_shape}"
-        )
-    return _normalized(builder, node, layer, LayerNorm(layer.eps), OneToOne(), None)
+    """Over all numbers of an example, or over those of a token, with a gain and bias that all tokens share."""
+    tokens = len(builder.shape(node)) - len(layer.normalized_shape)
+    kind = LayerNorm(layer.eps, len(layer.normalized_shape)) if tokens else LayerNorm(layer.eps)
+    return _normalized(builder, node, layer, kind, OneToOne(tuple(range(tokens))), None)
 
 
 def _group_norm(builder: Builder, node: fx.Node, layer: nn.GroupNorm) -> Result:
@@ -90,7 +125,7 @@ def _group_norm(builder: Builder, node: fx.Node, layer: nn.GroupNorm) -> Result:
 
 def _normalized(
     builder: Builder, node: fx.Node, layer: Any, kind: Activation, gain: OneToOne, values: dict[str, Tensor] | None
-) -> Result:
+) -> Value:
     """A unit that normalizes, and a gain and bias for the unit that follows."""
     (source,) = builder.operands(node)
     affine = layer.weight is not None or layer.bias is not None
@@ -100,7 +135,7 @@ def _normalized(
     unit = builder.unit(value, kind, alone, values=values)
     if not affine:
         return Placed(unit, builder.shape(node))
-    return builder.weighted(label, builder.shape(node), unit, gain, layer.weight, layer.bias)
+    return builder.weighted(label, builder.shape(node), unit, gain, layer.weight, layer.bias, gain.shared)
 
 
 def _pool(make: Callable[..., Operation]) -> Callable[..., Result]:
@@ -125,14 +160,30 @@ def _adaptive_pool(builder: Builder, node: fx.Node, layer: nn.AdaptiveAvgPool2d)
     (source,) = builder.operands(node)
     if builder.shape(node) == builder.shape(source):
         return builder.passed(node, source)
-    if len(builder.shape(source)) != 3:
-        builder.refuse(node, f"needs examples (channels, height, width), got {builder.shape(source)}")
     before, after = builder.shape(source)[1:], builder.shape(node)[1:]
-    if after == (1, 1):
+    if len(before) == 2 and after == (1, 1):
         return builder.operation(node, GlobalAvgPool(), source)
-    if any(n % wanted for n, wanted in zip(before, after, strict=True)):
-        builder.refuse(node, f"{before} positions do not fall into {after} windows of one size")
-    return builder.operation(node, AvgPool((before[0] // after[0], before[1] // after[1])), source)
+    if len(before) == 2 and not any(n % wanted for n, wanted in zip(before, after, strict=True)):
+        return builder.operation(node, AvgPool((before[0] // after[0], before[1] // after[1])), source)
+    return _whole(builder, node, layer)
+
+
+def _whole(builder: Builder, node: fx.Node, layer: nn.Module) -> Result:
+    """A layer without weights that acts on a whole example."""
+    own = copy(layer)
+    own.__dict__["inplace"] = False
+    return builder.operation(node, Whole(own, type(layer).__name__.lower()), *builder.operands(node))
+
+
+def _softmax(builder: Builder, node: fx.Node, layer: nn.Softmax) -> Result:
+    """A unit over the last dimension, an operation over another."""
+    (source,) = builder.operands(node)
+    dims = len(builder.shape(source)) + 1
+    if layer.dim is None:
+        builder.refuse(node, "needs a dim, such as dim=-1")
+    if layer.dim % dims != dims - 1:
+        return _whole(builder, node, layer)
+    return builder.activated(node, source, Softmax())
 
 
 def _dropout(builder: Builder, node: fx.Node, layer: nn.Dropout) -> Result:
@@ -154,11 +205,13 @@ def _without_dropout(builder: Builder, node: fx.Node, layer: Any) -> Result:
     return builder.passed(node, *builder.operands(node))
 
 
-def _identity(builder: Builder, node: fx.Node, layer: nn.Module | None = None) -> Result:
+def identity(builder: Builder, node: fx.Node, layer: nn.Module | None = None) -> Result:
+    """The operand itself."""
     return builder.passed(node, builder.operands(node)[0])
 
 
-def _reshape(builder: Builder, node: fx.Node, layer: nn.Module | None = None) -> Result:
+def reshape(builder: Builder, node: fx.Node, layer: nn.Module | None = None) -> Result:
+    """The same numbers in another shape, which is made only where it matters."""
     (source,) = builder.operands(node)
     value = builder.passed(node, source)
     if isinstance(value, Sum):
@@ -166,7 +219,9 @@ def _reshape(builder: Builder, node: fx.Node, layer: nn.Module | None = None) ->
     return Placed(value.name, builder.shape(node), builder.label(node))
 
 
-def _kind(make: Callable[[Any], Activation]) -> Callable[..., Result]:
+def kind(make: Callable[[Any], Activation]) -> Callable[..., Result]:
+    """A unit with an activation."""
+
     def activation(builder: Builder, node: fx.Node, layer: nn.Module | None = None) -> Result:
         return builder.activated(node, builder.operands(node)[0], make(layer))
 
@@ -184,219 +239,68 @@ def _softplus(layer: nn.Softplus) -> Activation:
     return Softplus(layer.beta) if layer.threshold == 20 else Function(layer, name="softplus")
 
 
-# -- functions --------------------------------------------------------------------------------------------
-
-
-def _elementwise(builder: Builder, node: fx.Node) -> Result:
-    """A function of one tensor that acts on every number by itself; its other arguments are numbers."""
-    operands = builder.operands(node)
-    if len(operands) != 1:
-        builder.refuse(node, "is supported with one tensor and numbers only")
-    (source,) = operands
-    call: Any = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
-    given: Any = (node.args, node.kwargs)
-    given = fx.node.map_arg(given, lambda n: n if n is source else builder.traced.constant(node, n))
-    overwrites = in_place(node, builder.traced.module)
-
-    def function(z: Tensor) -> Tensor:
-        z = z.clone() if overwrites else z
-        args, kwargs = fx.node.map_arg(given, lambda n: z)
-        return call(*args, **kwargs)
-
-    return builder.activated(node, source, Function(function, name=function_name(node)))
-
-
-def _add(builder: Builder, node: fx.Node) -> Result:
-    operands = builder.operands(node)
-    if len(operands) == 1:
-        zero = 0 in node.args and function_name(node) in ("add", "iadd")  # sum([...]) begins with it
-        return builder.passed(node, operands[0]) if zero else _elementwise(builder, node)
-    _same_shapes(builder, node, operands)
-    label = builder.label(node)
-    values = [builder.take(operand, label) for operand in operands]
-    if sum(value.bias is not None for value in values) > 1:  # one unit has one bias
-        values[1:] = [
-            Sum(value.shape, label, [Term(builder.name_of(operand))])
-            for operand, value in zip(operands[1:], values[1:], strict=True)
-        ]
-    return _merged(label, values)
-
-
-def _merged(label: str, values: Sequence[Sum]) -> Sum:
-    bias = next((value.bias for value in values if value.bias is not None), None)
-    parts = tuple(part for value in values for part in value.parts)
-    return Sum(values[0].shape, label, [term for value in values for term in value.terms], bias, parts)
-
-
-def _subtract(builder: Builder, node: fx.Node) -> Result:
-    operands = builder.operands(node)
-    if len(operands) == 1:
-        return _elementwise(builder, node)
-    _same_shapes(builder, node, operands)
-    one, two = operands
-    label = builder.label(node)
-    negative = builder.unit(builder.take(two, f"{label}.neg"), Function(torch.neg, name="neg"))
-    return _merged(label, [builder.take(one, label), Sum(builder.shape(two), label, [Term(negative)])])
-
-
-def _multiply(builder: Builder, node: fx.Node) -> Result:
-    operands = builder.operands(node)
-    if len(operands) == 1:
-        return _elementwise(builder, node)
-    _same_shapes(builder, node, operands)
-    return builder.operation(node, "product", *operands)
-
-
-def _same_shapes(builder: Builder, node: fx.Node, operands: list[fx.Node]) -> None:
-    shapes = [builder.shape(operand) for operand in operands]
-    if len(set(shapes)) > 1:
-        builder.refuse(node, f"needs operands of one shape, got {' and '.join(map(str, shapes))}")
-    if node.kwargs.get("alpha", 1) != 1:
-        builder.refuse(node, "alpha is not supported")
-
-
-def _concatenate(builder: Builder, node: fx.Node) -> Result:
-    operands = builder.operands(node)
-    given = builder.arguments(node, "dim")
-    if node.kwargs.get("axis", given.get("dim", 0)) not in (1, -len(builder.shape(node))):
-        builder.refuse(node, "joins along dimension 1 only, the first of an example")
-    return builder.operation(node, "concat", *operands)
-
-
-def _mean(builder: Builder, node: fx.Node) -> Result:
-    (source,) = builder.operands(node)
-    given = builder.arguments(node, "dim", "keepdim", "dtype")
-    dims = given.get("dim", ())
-    if len(builder.shape(source)) != 3 or {d % 4 for d in (dims if isinstance(dims, Sequence) else (dims,))} != {2, 3}:
-        builder.refuse(node, "is supported over the positions of an image only, dim=(2, 3)")
-    return builder.operation(node, GlobalAvgPool(), source)
-
-
-def _functional(layer: Callable[..., nn.Module], *names: str) -> Callable[[Builder, fx.Node], Result]:
-    """A function that does what a layer of these arguments does."""
-
-    def call(builder: Builder, node: fx.Node) -> Result:
-        made = layer(**builder.arguments(node, *names))
-        return _layer(made)(builder, node, made)  # type: ignore[misc]
-
-    return call
-
-
-def _dropping(kind: Callable[[float], nn.Module]) -> Callable[..., nn.Module]:
-    def layer(p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:
-        return kind(p).train(training)
-
-    return layer
-
-
-# -- tables -----------------------------------------------------------------------------------------------
+# -- table ------------------------------------------------------------------------------------------------
 
 POINTWISE = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid,
     nn.Mish, nn.ReLU6, nn.SELU, nn.SiLU, nn.Softshrink, nn.Softsign, nn.Tanhshrink, nn.Threshold,
 )  # fmt: skip
 
+WHOLE = (
+    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AvgPool1d, nn.AvgPool3d,
+    nn.ConstantPad1d, nn.ConstantPad2d, nn.GLU, nn.LogSoftmax, nn.MaxPool1d, nn.MaxPool3d, nn.PixelShuffle,
+    nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.Upsample, nn.ZeroPad1d,
+    nn.ZeroPad2d,
+)  # fmt: skip
+
 LAYERS: dict[type[nn.Module], Callable[..., Result]] = {
     nn.Linear: _linear,
-    nn.Conv2d: _conv2d,
-    nn.BatchNorm1d: _batch_norm,
-    nn.BatchNorm2d: _batch_norm,
+    nn.Embedding: _embedding,
+    nn.Conv1d: _convolution(convolutions.Conv1d),
+    nn.Conv2d: _convolution(convolutions.Conv2d),
+    nn.Conv3d: _convolution(convolutions.Conv3d),
+    nn.ConvTranspose1d: _convolution(convolutions.ConvTranspose1d),
+    nn.ConvTranspose2d: _convolution(convolutions.ConvTranspose2d),
+    nn.ConvTranspose3d: _convolution(convolutions.ConvTranspose3d),
+    **dict.fromkeys((nn.RNN, nn.GRU, nn.LSTM), recurrent),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _batch_norm),
     nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,
     nn.MaxPool2d: _pool(MaxPool),
     nn.AvgPool2d: _pool(AvgPool),
     nn.AdaptiveAvgPool2d: _adaptive_pool,
-    nn.Flatten: _reshape,
-    nn.Unflatten: _reshape,
-    nn.Identity: _identity,
+    **dict.fromkeys(WHOLE, _whole),
+    **dict.fromkeys((nn.Flatten, nn.Unflatten), reshape),
+    nn.Identity: identity,
     nn.Dropout: _dropout,
     **dict.fromkeys((nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout), _without_dropout),
-    nn.Tanh: _kind(lambda layer: Tanh()),
-    nn.Sigmoid: _kind(lambda layer: Sigmoid()),
-    nn.ReLU: _kind(lambda layer: ReLU()),
-    nn.Softplus: _kind(_softplus),
+    nn.Tanh: kind(lambda layer: Tanh()),
+    nn.Sigmoid: kind(lambda layer: Sigmoid()),
+    nn.ReLU: kind(lambda layer: ReLU()),
+    nn.PReLU: _prelu,
+    nn.Softmax: _softmax,
+    nn.Softplus: kind(_softplus),
     **dict.fromkeys(POINTWISE, _pointwise),
 }
 
-ELEMENTWISE = (
-    "abs", "celu", "clamp", "clip", "cos", "div", "elu", "erf", "exp", "expm1", "gelu", "hardsigmoid", "hardswish",
-    "hardtanh", "itruediv", "leaky_relu", "log", "log1p", "logsigmoid", "mish", "neg", "pow", "reciprocal", "relu6",
-    "rsqrt", "selu", "silu", "sin", "softsign", "sqrt", "square", "tanhshrink", "truediv",
-)  # fmt: skip
-
-FUNCTIONS: dict[str, Callable[[Builder, fx.Node], Result]] = {
-    **dict.fromkeys(ELEMENTWISE, _elementwise),
-    **dict.fromkeys(("add", "iadd"), _add),
-    **dict.fromkeys(("sub", "isub", "subtract"), _subtract),
-    **dict.fromkeys(("mul", "imul", "multiply"), _multiply),
-    **dict.fromkeys(("cat", "concat", "concatenate"), _concatenate),
-    **dict.fromkeys(("flatten", "reshape", "squeeze", "unflatten", "unsqueeze", "view"), _reshape),
-    **dict.fromkeys(("clone", "contiguous"), _identity),
-    "dropout": _functional(_dropping(nn.Dropout), "p", "training", "inplace"),
-    "dropout1d": _functional(_dropping(nn.Dropout1d), "p", "training", "inplace"),
-    "dropout2d": _functional(_dropping(nn.Dropout2d), "p", "training", "inplace"),
-    "tanh": _kind(lambda layer: Tanh()),
-    "sigmoid": _kind(lambda layer: Sigmoid()),
-    "relu": _kind(lambda layer: ReLU()),
-    "softplus": _functional(nn.Softplus, "beta", "threshold"),
-    "mean": _mean,
-    "max_pool2d": _functional(
-        nn.MaxPool2d, "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"
-    ),
-    "avg_pool2d": _functional(
-        nn.AvgPool2d, "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"
-    ),
-    "adaptive_avg_pool2d": _functional(nn.AdaptiveAvgPool2d, "output_size"),
-}
-
-HOMES = (torch, functional, operator)  # where functions of these names are looked for
+AT_EACH_TICK = {
+    nn.Linear, nn.Embedding, nn.RNN, nn.GRU, nn.LSTM, nn.LayerNorm, nn.Identity, nn.Dropout, nn.Tanh, nn.Sigmoid,
+    nn.ReLU, nn.Softplus, *POINTWISE,
+}  # fmt: skip
 
 
-def _layer(module: nn.Module) -> Callable[..., Result] | None:
-    """How a layer is converted; a subclass counts if it computes the same."""
+def kind_of(module: nn.Module) -> type[nn.Module] | None:
+    """The layer of the table that a module is; a subclass counts if it computes the same."""
     own = "forward" in vars(module)  # replaced on this instance
     kinds = [k for k in LAYERS if isinstance(module, k) and type(module).forward is k.forward]
-    return LAYERS[kinds[0]] if kinds and not own else None
+    return kinds[0] if kinds and not own else None
 
 
-def convert(builder: Builder, node: fx.Node) -> Result:
-    """Add a call that :func:`check` allows."""
-    if node.op != "call_module":
-        return FUNCTIONS[function_name(node)](builder, node)
-    layer = builder.module.get_submodule(str(node.target))
-    return _layer(layer)(builder, node, layer)  # type: ignore[misc]
-
-
-def is_layer(module: nn.Module) -> bool:
-    """Whether a module is converted as a whole."""
-    return _layer(module) is not None
-
-
-def check(node: fx.Node, root: nn.Module) -> None:
-    """Refuse a call that cannot be converted.
-
-    Raises:
-        NetworkError: naming it, and what is supported.
-    """
-    if node.op == "get_attr":
-        raise NetworkError(f"{where(node, root)}: a parameter or tensor used directly; only layers may hold weights")
-    if node.op == "call_module":
-        layer = root.get_submodule(str(node.target))
-        if not is_layer(layer):
-            names = _listed(kind.__name__ for kind in LAYERS)
-            hint = _hint(type(layer).__name__)
-            raise NetworkError(f"{where(node, root)}: not supported{hint}; supported are {names}")
-    if node.op not in ("call_function", "call_method"):
-        return
-    target, name = node.target, function_name(node)
-    known = node.op == "call_method" or any(getattr(home, target.__name__, None) is target for home in HOMES)  # type: ignore[union-attr]
-    if not known or name not in FUNCTIONS:
-        raise NetworkError(f"{where(node, root)}: not supported{_hint(name)}; supported are {_listed(FUNCTIONS)}")
-
-
-def _hint(name: str) -> str:
-    return " (leave it out: losses take what comes before it)" if "softmax" in name.lower() else ""
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))
+def convert_layer(builder: Builder, node: fx.Node, layer: nn.Module) -> Result:
+    """Add a layer of the table."""
+    found = kind_of(layer)
+    if found is None:
+        builder.refuse(node, "is not supported")
+    if node in builder.timed and found not in AT_EACH_TICK:
+        builder.refuse(node, TICK_BY_TICK)
+    return LAYERS[found](builder, node, layer)

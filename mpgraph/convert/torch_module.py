@@ -2,7 +2,8 @@
 
 :func:`from_torch` reads a module with ``torch.fx``. A weight becomes a connection, a bias the bias of a unit; what
 follows a sum of messages - an activation, a normalization - is done by the same unit, if nothing else uses the sum.
-The gain and bias of a normalization are a connection one to one and the bias of the unit that follows it.
+The gain and bias of a normalization are a connection one to one and the bias of the unit that follows it. What acts on
+whole examples without weights is an operation. Recurrent layers are ticks (:mod:`mpgraph.convert.torch_recurrent`).
 
 Names. The input is ``x`` (with several, the arguments of ``forward``). A unit has the path of the submodule whose
 weights it receives, with underscores for dots: ``layer1.conv`` is ``layer1_conv``. One that serves several is named
@@ -37,9 +38,11 @@ from mpgraph.network.losses import Loss
 from mpgraph.network.network import Network
 
 from .torch_builder import Builder
-from .torch_layers import check, convert, is_layer
+from .torch_functions import check, convert, is_layer
+from .torch_recurrent import in_time
 from .torch_trace import trace
 from .torch_wrappers import copied, usable
+from .torch_written_out import written_out
 
 if TYPE_CHECKING:
     from mpgraph.program.program import Program, State
@@ -64,8 +67,9 @@ def from_torch(module: nn.Module, input_shape: Any, *, loss: str | Loss | None =
     """A network that computes what a torch module does, with its weights as initial ones.
 
     Args:
-        module: any ``torch.fx``-traceable module of the layers and functions in :mod:`mpgraph.convert.torch_layers`; it
-            is not changed.
+        module: any ``torch.fx``-traceable module of the layers in :mod:`mpgraph.convert.torch_layers`, the functions in
+            :mod:`mpgraph.convert.torch_functions` and the modules in :mod:`mpgraph.convert.torch_written_out`; it is
+            not changed.
         input_shape: of one example, without the batch: ``(1, 8, 8)``, ``(64,)`` or ``64``; by argument of ``forward``
             if it takes several.
         loss: on the output, as in :meth:`mpgraph.Network.loss`.
@@ -74,15 +78,25 @@ def from_torch(module: nn.Module, input_shape: Any, *, loss: str | Loss | None =
         NetworkError: naming the submodule that cannot be traced, is not supported, or fails on inputs of this shape.
     """
     module = usable(module)
-    alone = is_layer(module)
+    alone = is_layer(module) or written_out(module) is not None
     held = copied(nn.Sequential(OrderedDict(y=module)) if alone else module)
-    traced = trace(held, input_shape, is_layer, lambda node: check(node, held))
-    builder = Builder(traced, held)
+    traced = trace(held, input_shape, is_layer, written_out, lambda node: check(node, held))
+    ticks, timed = in_time(traced, held)
+    builder = Builder(traced, held, Network(ticks), timed)
     output = builder.build(convert)
     if loss is not None:
+        _no_softmax_twice(builder.network.units[output].activation.name, loss)
         builder.network.loss(output, loss)
     builder.network.module = Origin(held, builder.places, alone)
     return builder.network
+
+
+def _no_softmax_twice(output: str, loss: str | Loss) -> None:
+    if output in ("softmax", "log_softmax", "logsoftmax") and loss == "cross_entropy":
+        raise NetworkError(
+            f"the module ends in a {output}, and the loss 'cross_entropy' takes what comes before it: leave it out, or "
+            "choose another loss"
+        )
 
 
 def to_torch(program: Program, state: State) -> nn.Module:
@@ -107,8 +121,9 @@ def to_torch(program: Program, state: State) -> nn.Module:
     with torch.no_grad():
         for name, (node, channel) in origin.places.items():
             found = state.get(node, {}).get(channel)
-            if found is None or found.shape != tensors[name].shape:
+            if found is None or found.numel() != tensors[name].numel():
                 rule = type(program.protocol).__name__
                 raise StateError(f"{rule} keeps no channel {channel!r} at {node!r} that could be the module's {name!r}")
+            found = found.reshape(tensors[name].shape)
             tensors[name].copy_(found + tensors[name] if node == "program" else found)
     return module.get_submodule("y") if origin.alone else module

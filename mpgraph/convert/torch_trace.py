@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves
 
@@ -20,15 +22,20 @@ Shape = tuple[int, ...]
 BATCHES = (2, 3)  # every shape is found twice: whatever differs depends on the batch
 
 
+class Refused(Exception):
+    """Why a submodule cannot be written out; the error that people see says which one it is."""
+
+
 @dataclass
 class Traced:
     """The calls on which a module's output depends.
 
     Attributes:
-        nodes: in order; only those whose value is a tensor.
+        nodes: in order; only those whose value is a tensor, or several in a tuple or list.
         inputs: name of each placeholder.
         output: the call whose value the module returns.
-        shapes: of one example.
+        shapes: of one example; ``None`` where the batch is not the first dimension, and of several tensors.
+        several: calls whose value is several tensors.
         uses: how often each value is an operand.
         constants: values that are not tensors, for each of two batch sizes.
         module: what was traced.
@@ -37,7 +44,8 @@ class Traced:
     nodes: list[fx.Node]
     inputs: dict[fx.Node, str]
     output: fx.Node
-    shapes: dict[fx.Node, Shape]
+    shapes: dict[fx.Node, Shape | None]
+    several: set[fx.Node]
     uses: Counter[fx.Node]
     constants: dict[fx.Node, tuple[Any, ...]]
     module: nn.Module
@@ -57,11 +65,26 @@ class Traced:
 
         return fx.node.map_arg(argument, number)
 
+    def shape(self, node: fx.Node) -> Shape:
+        """Shape of one example.
+
+        Raises:
+            NetworkError: for a value that does not begin with the batch.
+        """
+        shape = self.shapes[node]
+        if shape is None:
+            raise NetworkError(
+                f"{where(node, self.module)}: its result must be (batch, ...), a tensor whose first dimension is the "
+                "batch"
+            )
+        return shape
+
 
 def trace(
     module: nn.Module,
     input_shape: int | Shape | Mapping[str, int | Shape],
     is_layer: Callable[[nn.Module], bool],
+    written: Callable[[nn.Module], Callable[..., Any] | None],
     check: Callable[[fx.Node], None],
 ) -> Traced:
     """The graph of a module; the module is neither run nor changed, a copy without numbers is.
@@ -70,6 +93,7 @@ def trace(
         module: any that ``torch.fx`` can trace.
         input_shape: of one example; by argument if there are several.
         is_layer: whether a submodule is one call, in place of what its ``forward`` calls.
+        written: what is traced in place of a submodule's ``forward``, if anything.
         check: raises an error for a call that is not supported.
 
     Raises:
@@ -77,7 +101,7 @@ def trace(
     """
     shapes, fixed = _arguments(module, input_shape)
     model = deepcopy(module).to("meta")  # only shapes: nothing is computed, on no device
-    graph = _traced(model, fixed, is_layer)
+    graph = _traced(model, fixed, is_layer, written)
     output, arguments = _output(graph), _placeholders(graph, module)
     inputs = {node: name for node, name in arguments.items() if name in shapes}
     live = _live(output) | set(inputs)
@@ -87,24 +111,29 @@ def trace(
             check(node)
     model.eval()  # shapes do not depend on it, and nothing is counted or sampled
     runs, like = [], torch.empty(0, dtype=_dtype(module), device="meta")
+    symbols = {name for node, name in arguments.items() if _of_symbols(node, model)}
     for batch in BATCHES:
-        fed = {name: like.new_empty((batch, *shape)) for name, shape in shapes.items()}
+        fed = {
+            name: like.new_empty((batch, *shape), dtype=torch.long if name in symbols else None)
+            for name, shape in shapes.items()
+        }
         runs.append(_Shapes(model, graph, check).values([{**fixed, **fed}[name] for name in arguments.values()]))
+    tensors = {node for node in graph.nodes if any(isinstance(leaf, Tensor) for leaf in tree_leaves(runs[0][node]))}
     for node in live_nodes:
-        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(runs[0][node])):
+        if node in tensors:
             check(node)
     if not isinstance(runs[0][output], Tensor):
         raise NetworkError(_one_output(type(runs[0][output])))
-    tensors = {node for node in graph.nodes if isinstance(runs[0][node], Tensor)}
     _refuse_aliases([node for node in graph.nodes if node in tensors], model)
-    found = {node: _example(node, [run[node] for run in runs], model) for node in live_nodes if node in tensors}
+    several = {node for node in tensors if not isinstance(runs[0][node], Tensor)}
+    found = {node: _example([run[node] for run in runs]) for node in live_nodes if node in tensors}
     constants = {node: tuple(run[node] for run in runs) for node in live_nodes if node not in tensors}
     uses: Counter[fx.Node] = Counter([output])
     for node in found:
         fx.node.map_arg((node.args, node.kwargs), lambda operand: uses.update([operand]))
     if not isinstance(input_shape, Mapping):
         inputs = dict.fromkeys(inputs, "x")
-    return Traced(list(found), inputs, output, found, uses, constants, model)
+    return Traced(list(found), inputs, output, found, several, uses, constants, model)
 
 
 def where(node: fx.Node, root: nn.Module) -> str:
@@ -188,16 +217,23 @@ def _dtype(module: nn.Module) -> torch.dtype:
 class _Tracer(fx.Tracer):
     """Notes for every call in which submodule it happens."""
 
-    def __init__(self, is_layer: Callable[[nn.Module], bool]) -> None:
+    def __init__(
+        self,
+        is_layer: Callable[[nn.Module], bool],
+        written: Callable[[nn.Module], Callable[..., Any] | None],
+    ) -> None:
         super().__init__()
-        self.is_layer, self.path = is_layer, ""
+        self.is_layer, self.written, self.path = is_layer, written, ""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if self.written(m) is not None:
+            return False
         return self.is_layer(m) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         outer, self.path = self.path, self.path_of_module(m)
-        result = super().call_module(m, forward, args, kwargs)
+        instead = self.written(m)
+        result = super().call_module(m, forward if instead is None else partial(instead, m), args, kwargs)
         self.path = outer  # after an error it stays at the submodule where that happened
         return result
 
@@ -209,13 +245,15 @@ class _Tracer(fx.Tracer):
         return node
 
 
-def _traced(model: nn.Module, fixed: dict[str, Any], is_layer: Callable[[nn.Module], bool]) -> fx.Graph:
-    tracer = _Tracer(is_layer)
+def _traced(model: nn.Module, fixed: dict[str, Any], *kinds: Callable[[nn.Module], Any]) -> fx.Graph:
+    tracer = _Tracer(*kinds)
     try:
         with torch.enable_grad():
             return tracer.trace(model, concrete_args=fixed or None)
     except NetworkError:
         raise
+    except Refused as error:
+        raise NetworkError(f"{described(tracer.path, model)}: {error}") from None
     except Exception as error:
         raise NetworkError(
             f"{described(tracer.path, model)}: torch.fx cannot trace it ({line(error)}); control flow and sizes must "
@@ -281,28 +319,34 @@ class _Shapes(fx.Interpreter):
     def _wanted(self, n: fx.Node, operands: list[Any]) -> str:
         """What a layer needs of its input, where that is what is wrong."""
         layer = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
-        shape = operands[0].shape if len(operands) == 1 and isinstance(operands[0], Tensor) else ()
+        shape = tuple(operands[0].shape) if len(operands) == 1 and isinstance(operands[0], Tensor) else ()
         if isinstance(layer, nn.Linear) and shape and shape[-1] != layer.in_features:
             return f"it needs {layer.in_features} numbers (in_features), not {shape[-1]}"
-        if isinstance(layer, nn.Conv2d) and len(shape) == 4 and shape[1] != layer.in_channels:
+        if isinstance(layer, _ConvNd) and len(shape) == layer.weight.ndim and shape[1] != layer.in_channels:
             return f"it needs {layer.in_channels} channels (in_channels), not {shape[1]}"
         return ""
 
 
-def _example(node: fx.Node, values: list[Tensor], model: nn.Module) -> Shape:
-    """Shape without the batch, which must be the first dimension."""
+def _of_symbols(argument: fx.Node, model: nn.Module) -> bool:
+    """Whether an input holds the numbers of symbols, which an embedding looks up."""
+    calls = [node for node in argument.users if node.op == "call_module"]
+    return any(isinstance(model.get_submodule(str(node.target)), nn.Embedding) for node in calls)
+
+
+def _example(values: list[Any]) -> Shape | None:
+    """Shape without the batch, if that is the first dimension."""
+    if not all(isinstance(value, Tensor) for value in values):
+        return None
     shapes = [tuple(value.shape) for value in values]
-    wanted = [(batch, *shapes[0][1:]) for batch in BATCHES]
-    if shapes != wanted or not shapes[0][1:]:
-        raise NetworkError(
-            f"{where(node, model)}: its result must be (batch, ...), but for a batch of {BATCHES[0]} it is {shapes[0]}"
-        )
-    return shapes[0][1:]
+    return shapes[0][1:] if shapes == [(batch, *shapes[0][1:]) for batch in BATCHES] else None
 
 
 # -- writes in place --------------------------------------------------------------------------------------
 
-_VIEWS = {"flatten", "view", "reshape", "squeeze", "unsqueeze", "unflatten", "contiguous", "dropout"}
+_VIEWS = {
+    "chunk", "contiguous", "dropout", "expand", "flatten", "getattr", "getitem", "movedim", "narrow", "permute",
+    "reshape", "select", "split", "squeeze", "swapaxes", "transpose", "unbind", "unflatten", "unsqueeze", "view",
+}  # fmt: skip
 
 
 def in_place(node: fx.Node, model: nn.Module) -> bool:

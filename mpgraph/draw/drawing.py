@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpgraph.agents.node import AgentNode
 from mpgraph.agents.repeat import Repeat, names_of, repeats_of
-from mpgraph.errors import NetworkError, ProtocolError, unknown
+from mpgraph.errors import InputError, NetworkError, ProtocolError, unknown
 from mpgraph.graph.arrows import Arrow
 from mpgraph.network.network import Network, Wire
 
 from .diagrams import LOOKS, Box, Diagram, Line, Stroke, graphviz, mermaid
 from .multigraph import is_trained, node_type, shape_text
+from .neurons import draw_neurons
 from .render import figure
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
     from mpgraph.graph.wiring import AgentGraph
 
 TEXTS = {"mermaid": mermaid, "graphviz": graphviz}
@@ -54,24 +59,41 @@ def draw_network(network: Network, path: str | Path | None = None, format: str =
 
 
 def draw_graph(
-    graph: AgentGraph, path: str | Path | None = None, format: str = "matplotlib", passes: Sequence[str] = ()
+    graph: AgentGraph,
+    path: str | Path | None = None,
+    format: str = "matplotlib",
+    passes: Sequence[str] = (),
+    state: Mapping[str, Mapping[str, Tensor]] | None = None,
+    activity: Mapping[str, Any] | None = None,
 ) -> Any:
-    """A picture of an agent graph: every node of agents and the arrows of each pass.
+    """A picture of an agent graph: every node of agents and the arrows of each pass, or every neuron and synapse.
+
+    The nodes of a network that is unrolled are drawn once for all ticks; messages between ticks say so.
 
     Args:
         graph: of a network and a protocol.
         path: where to write it; the suffix sets the format of a figure: .png, .svg or .pdf.
         format: ``matplotlib``, ``mermaid`` or ``graphviz``.
         passes: whose arrows are drawn; by default all.
+        state: if given, single neurons are drawn, with its weights; see :func:`mpgraph.draw.neurons.draw_neurons`.
+        activity: numbers that color the neurons.
 
     Returns:
         A matplotlib figure, or the text.
 
     Raises:
-        NetworkError: for an unknown format or suffix.
+        NetworkError: for an unknown format or suffix, or a picture of neurons as text.
         ProtocolError: for a pass that the protocol lacks.
+        InputError: for neurons that are too many, or activities that do not fit.
+        StateError: for a state without weights.
     """
     _check(path, format)
+    if state is None and activity is not None:
+        raise InputError("activity colors single neurons, which are drawn with a state: draw(state=..., activity=...)")
+    if state is not None:
+        if format != "matplotlib" or passes:
+            raise NetworkError("single neurons are drawn by matplotlib, without passes; leave format and passes out")
+        return _saved(draw_neurons(graph, state, activity), path)
     passes = (passes,) if isinstance(passes, str) else passes
     for name in passes:
         if name not in graph.order:
@@ -92,7 +114,10 @@ def _render(diagram: Diagram, path: str | Path | None, format: str) -> Any:
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
         return text
-    picture = figure(diagram.labels_as_boxes())
+    return _saved(figure(diagram.labels_as_boxes()), path)
+
+
+def _saved(picture: Figure, path: str | Path | None) -> Figure:
     if path is not None:
         picture.savefig(path, dpi=min(DPI, MOST_PIXELS / max(picture.get_size_inches())))
     return picture
@@ -156,16 +181,38 @@ def _label(wire: Wire, network: Network) -> str:
 
 
 def _graph_diagram(graph: AgentGraph, passes: Sequence[str]) -> Diagram:
-    boxes = {name: Box(name, _drawn_type(node), _agent_rows(node)) for name, node in graph.nodes.items()}
-    arrows: list[Arrow] = [arrow for arrow in graph.all_arrows() if arrow.pass_name in passes]
+    """The nodes of all ticks as one, with the arrows that each of them has."""
+    names = {name: name if node.type == "delay" else name.partition("@")[0] for name, node in graph.nodes.items()}
+    ticks = Counter(names.values())
+    boxes = {
+        name: Box(name, _drawn_type(node), _agent_rows(node) + (f"at {ticks[name]} ticks",) * (ticks[name] > 1))
+        for name, node in graph.nodes.items()
+        if names[name] == name
+    }
     shown = {name: _shown(name, graph) for name in passes}
-    lines = [Line(arrow.source.name, arrow.target.name, shown[arrow.pass_name]) for arrow in arrows]
+    lines: dict[object, Line] = {}
+    for number, arrow in enumerate(arrow for arrow in graph.all_arrows() if arrow.pass_name in passes):
+        ends, delay = (names[arrow.source.name], names[arrow.target.name]), _delay(arrow)
+        label = f"{abs(delay)} tick{'s' * (abs(delay) > 1)} {'later' if delay > 0 else 'earlier'}" if delay else ""
+        one = ticks[ends[0]] == ticks[ends[1]] == 1  # of such nodes every arrow is drawn
+        lines.setdefault(
+            (arrow.pass_name, *ends, arrow.role, delay, number * one), Line(*ends, shown[arrow.pass_name], label)
+        )
     strokes = {  # a pass looks the same whichever others are drawn
         shown[name]: Stroke(COLORS[i % len(COLORS)], DASHES[i % len(DASHES)])
         for i, name in enumerate(graph.order)
         if name in passes
     }
-    return Diagram(boxes, lines, [(link.pre.name, link.post.name) for link in graph.links], strokes)
+    links = [(names[link.pre.name], names[link.post.name]) for link in graph.links]
+    return Diagram(boxes, list(lines.values()), links, strokes)
+
+
+def _delay(arrow: Arrow) -> int:
+    """How many ticks later a message arrives, also in a network that is unrolled."""
+    placed = {"target", "loss", "link", "constant", "zero", "delay"}
+    if arrow.delay or {arrow.source.type, arrow.target.type} & placed:
+        return arrow.delay
+    return arrow.target.tick - arrow.source.tick
 
 
 def _shown(name: str, graph: AgentGraph) -> str:
@@ -192,5 +239,5 @@ def _agent_rows(node: AgentNode) -> tuple[str, ...]:
     rows = _rows(None, [axis.size or 1 for axis in node.kept])
     rows += (f"at {node.uses} places",) if node.uses > 1 else ()
     rows += () if node.trained else ("fixed",)
-    shared = node.owner != node.name.split("@")[0]  # ticks use the weights of their own connection
+    shared = node.owner != node.name
     return rows + ((f"weights of {node.owner}",) if shared else ())

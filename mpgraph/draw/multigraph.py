@@ -62,7 +62,7 @@ def graph_to_networkx(graph: AgentGraph) -> networkx.MultiDiGraph:
 
     Nodes have ``kind``, ``shape`` (``"3x28x28"``, of one agent ``"single"``) and ``agent`` (its class). There is an
     edge for each arrow, keyed ``pass:role`` (a second one ``pass:role#1``), with ``pass_name``, ``role`` and ``how``
-    messages are aggregated (a function by its name).
+    messages are aggregated (a function by its name); of sequences with ``delay``, the ticks that a message takes.
     """
     import networkx
 
@@ -79,6 +79,7 @@ def graph_to_networkx(graph: AgentGraph) -> networkx.MultiDiGraph:
             pass_name=arrow.pass_name,
             role=arrow.role,
             how=_how(arrow),
+            **({"delay": arrow.delay} if arrow.delay else {}),
         )
     return drawn
 

@@ -38,6 +38,9 @@ def add_looks(commands: Any) -> None:
 
     draw = commands.add_parser("draw", parents=[_named_flags()], help="show a network and the arrows of a rule on it")
     draw.add_argument("--network-only", action="store_true", help="no agents and arrows")
+    draw.add_argument(
+        "--neurons", action="store_true", help="single neurons and their initial weights, of a small network, to --out"
+    )
     draw.add_argument("--passes", type=lambda text: text.split(","), default=[], metavar="A,B", help="only these")
     draw.add_argument(
         "--out", type=Path, metavar="FILE",
@@ -93,6 +96,8 @@ def _draw(options: argparse.Namespace) -> int:
     program = _program(options)
     graph = program.graph
     _known(program, options.passes)
+    if options.neurons and (options.out is None or options.out.suffix not in SUFFIXES):
+        raise InputError(f"--neurons draws a picture: name its file, --out FILE with one of {', '.join(SUFFIXES)}")
     if options.out is None:
         print(network_text(graph.network, _width()))
         if not options.network_only:
@@ -102,7 +107,10 @@ def _draw(options: argparse.Namespace) -> int:
     allowed = (*SUFFIXES, *ENDS, ".html")
     if suffix not in allowed:
         raise InputError(f"--out {options.out}: " + unknown("suffix", suffix, allowed))
-    if suffix == ".html":
+    if options.neurons:
+        made = graph.draw(state=program.init(seed=0))
+        _written(options.out, lambda: made.savefig(options.out, dpi=150))
+    elif suffix == ".html":
         _write(options.out, page.page(_title(program), _pictures(program, options.passes)))
     else:
         format = ENDS.get(suffix, "matplotlib")

@@ -3,6 +3,7 @@
 NAME                    registered, ``mpgraph protocols`` lists the rules; or pretrained
 NAME(lr=0.3, k=2)       with arguments, each a Python literal
 NAME:FOLDER             a rule that was saved by ``protocol.save``
+hub://OWNER/NAME        a rule of the Hugging Face Hub
 FILE.py:CLASS           a rule of one's own, with arguments or without; the file is run
 FILE.py:FUNCTION        a network of one's own
 """
@@ -24,6 +25,7 @@ from mpgraph.agents.protocol import Protocol, list_protocols
 from mpgraph.errors import FileError, InputError, MPGraphError, unknown
 from mpgraph.network.network import Network
 from mpgraph.registry import lookup, registered
+from mpgraph.serialization.hub import SCHEME
 from mpgraph.serialization.protocol import load_protocol, pretrained
 
 from .results import READOUT_ONLY
@@ -69,7 +71,7 @@ def named(text: str, usual: Mapping[str, Any], *, trained: bool) -> Named:
             rule whose random numbers nobody has trained.
         FileError: for a folder or file that is missing, holds another rule, or cannot be run.
     """
-    if text in pretrained():
+    if text in pretrained() or text.startswith(SCHEME):
         return Named(lambda: load_protocol(text), frozenset())
     if text == READOUT_ONLY:
         return _made(lookup("mpgraph.protocols", "backprop"), text, {}, usual)

@@ -19,7 +19,8 @@ from mpgraph.network.incidence import Incidence
 class Link:
     """Two neighbors: ``pre`` fills ``role`` at ``post``, ``post`` fills ``back`` at ``pre``.
 
-    ``names`` match axes of ``pre`` with axes of ``post``; along other axes ``incidence`` gives the joined agents.
+    ``names`` match axes of ``pre`` with axes of ``post``; along other axes ``incidence`` gives the joined agents. With
+    a ``delay``, ``post`` is a neighbor of what ``pre`` was that many ticks ago.
     """
 
     pre: AgentNode
@@ -28,6 +29,7 @@ class Link:
     role: str = "pre"
     incidence: Incidence | None = None
     back: str = "post"
+    delay: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +44,7 @@ class Arrow:
     how: Any  # a name of agent.AGGREGATIONS, or a module that aggregates
     incidence: Incidence | None = None
     to: str = "post"  # what the target is to the source
+    delay: int = 0  # ticks that the message takes; negative for one to an earlier tick
 
     @property
     def looks_up(self) -> bool:
@@ -66,5 +69,11 @@ class Arrow:
         """Whether an operation sends an operand its part, which has the operand's own axes."""
         return any(axis in self.names for axis in self.source.inner.get(self.target.name, ()))
 
+    @property
+    def label(self) -> str:
+        """Source, target, role and delay, for people."""
+        ticks = f", {self.delay:+} tick{'s' * (abs(self.delay) > 1)}" if self.delay else ""
+        return f"{self.source.name} => {self.target.name} ({self.role}{ticks})"
+
     def __str__(self) -> str:
-        return f"{self.pass_name}: {self.source.name} => {self.target.name} ({self.role})"
+        return f"{self.pass_name}: {self.label}"

@@ -10,6 +10,7 @@ This is the first of two steps from a network and a rule to a graph; :mod:`mpgra
   state. Earlier ones (``h@0``) are uses of them. Tied weights are uses of one node in the same way.
 - Of a program whose step is one tick, a delay is a node that says what its unit said a tick ago (``h@-1``); a longer
   one is a chain of them (``h@-2`` behind it).
+- Of a program whose step is a sequence of any length, there are the nodes of one tick, and a link has the delay.
 - Links join neighbors. They have no pass yet; what travels along them is decided in the wiring.
 """
 
@@ -60,6 +61,7 @@ class Unrolled:
         network: with units, connections and losses.
         styles: of every unit, bias and loss, as :func:`styles_of` finds them.
         online: whether a step is one tick, so that nothing is unrolled.
+        sequences: whether a step is a sequence of any length: nothing is unrolled either.
 
     Attributes:
         nodes: by name.
@@ -69,9 +71,11 @@ class Unrolled:
         NetworkError: for a network that no rule could run.
     """
 
-    def __init__(self, network: Network, styles: Mapping[str, Style], online: bool = False) -> None:
-        check(network, online)
-        self.network, self.styles, self.online = network, styles, online
+    def __init__(
+        self, network: Network, styles: Mapping[str, Style], online: bool = False, sequences: bool = False
+    ) -> None:
+        check(network, online or sequences)
+        self.network, self.styles, self.online, self.sequences = network, styles, online, sequences
         self.nodes: dict[str, AgentNode] = {}
         self.links: list[Link] = []
         self._constants: dict[tuple[str, Protocol], AgentNode] = {}
@@ -98,7 +102,7 @@ class Unrolled:
                     self._operands(unit, tick)
             for wire in network.wires.values():
                 end = wire.pre if wire.post in network.losses else wire.post
-                if (end, tick) in needed and (online or tick >= wire.delay):
+                if (end, tick) in needed and (online or sequences or tick >= wire.delay):
                     self._wire(wire, tick)
         for tick in range(network.ticks):
             for unit in network.units.values():
@@ -173,12 +177,17 @@ class Unrolled:
 
     def _wire(self, wire: Wire, tick: int) -> None:
         last = wire.post in self.network.losses
-        pre = self._past(wire.pre, wire.delay) if self.online else self.nodes[self.at(wire.pre, tick - wire.delay)]
+        delay = wire.delay if self.sequences else 0
+        if self.online:
+            pre = self._past(wire.pre, wire.delay)
+        else:
+            pre = self.nodes[self.at(wire.pre, 0 if self.sequences else tick - wire.delay)]
         post = self._into[wire.post if last else self.at(wire.post, tick)]
         if not wire.connection.weighted:
             endpoints = wire.connection.build(pre.axes, post.axes)
             at_post = {own: axis for axis, own in endpoints.post.items()}
-            self.links.append(Link(pre, post, {axis: at_post[own] for axis, own in endpoints.pre.items()}))
+            names = {axis: at_post[own] for axis, own in endpoints.pre.items()}
+            self.links.append(Link(pre, post, names, delay=delay))
             return
         owner = self.network.wires[wire.tied] if wire.tied else wire
         self._connect(
@@ -191,6 +200,7 @@ class Unrolled:
             trained=owner.trained,
             owner=owner.name,
             transposed=wire.transposed,
+            delay=delay,
             tick=tick,
         )
 
@@ -248,11 +258,13 @@ class Unrolled:
         post: AgentNode,
         connection: Connection,
         transposed: bool = False,
+        delay: int = 0,
         **attributes: Any,
     ) -> None:
         endpoints = connection.build(pre.axes, post.axes)
         _check_endpoints(name, connection, endpoints, pre, post)
-        axes = (*endpoints.end("pre"), *endpoints.end("post")) if transposed else endpoints.axes
+        turned = dict.fromkeys((*endpoints.end("pre"), *endpoints.end("post")))  # shared axes are at both ends
+        axes = tuple(turned) if transposed else endpoints.axes
         fan_in, fan_out = connection.fans(pre.shape, post.shape)
         ends = {end: endpoints.end(end) for end in ("pre", "post")}
         types = (
@@ -271,7 +283,7 @@ class Unrolled:
         )
         at_post = {own: axis for axis, own in endpoints.post.items()}
         role, back = ("pre", "post") if node_type in ("weight", "bias") else (node_type, node_type)
-        self.links.append(Link(pre, node, endpoints.pre, incidence=endpoints.pre_incidence, back=back))
+        self.links.append(Link(pre, node, endpoints.pre, incidence=endpoints.pre_incidence, back=back, delay=delay))
         self.links.append(Link(node, post, at_post, role=role, incidence=endpoints.post_incidence))
 
 

@@ -21,7 +21,7 @@ from mpgraph.agents.delay import NEXT, Delay
 from mpgraph.agents.module import initialized
 from mpgraph.agents.node import AgentNode
 from mpgraph.agents.protocol import Protocol
-from mpgraph.agents.repeat import names_of
+from mpgraph.agents.repeat import names_of, repeats_of
 from mpgraph.errors import MPGraphError, NetworkError, ProtocolError, unknown
 from mpgraph.network.activations import Activation
 from mpgraph.network.axes import Axis
@@ -33,6 +33,7 @@ from .unroll import Unrolled, styles_of
 
 if TYPE_CHECKING:
     import networkx
+    from torch import Tensor
 
 
 class AgentGraph:
@@ -47,16 +48,18 @@ class AgentGraph:
         arrows: for each pass the arrows into each node (by name), grouped by role.
         order: for each pass the nodes, sources first.
         online: whether a step is one tick of the network.
+        sequences: whether a step is a sequence of any length: each pass goes through all ticks, before the next begins.
+        back: with sequences, the passes that go from the last tick to the first.
         closing: passes that the engine adds at the end of a step.
         first: for each pass the nodes whose agents send before they receive.
     """
 
-    def __init__(self, network: Network, protocol: Protocol, online: bool = False) -> None:
-        if online:
+    def __init__(self, network: Network, protocol: Protocol, online: bool = False, sequences: bool = False) -> None:
+        if online or sequences:
             network = network.copy()
             network.ticks = 1
-        self.network, self.protocol, self.online = network, protocol, online
-        unrolled = Unrolled(network, styles_of(network, protocol), online)
+        self.network, self.protocol, self.online, self.sequences = network, protocol, online, sequences
+        unrolled = Unrolled(network, styles_of(network, protocol), online, sequences)
         self.nodes, self.links = unrolled.nodes, unrolled.links
         self._to: dict[str, list[Link]] = {name: [] for name in self.nodes}
         self._from: dict[str, list[Link]] = {name: [] for name in self.nodes}
@@ -80,7 +83,10 @@ class AgentGraph:
         self.arrows: dict[str, dict[str, dict[str, list[Arrow]]]] = {}
         self.order: dict[str, list[AgentNode]] = {}
         self.first: dict[str, frozenset[str]] = {}
+        self.back: set[str] = set()
         self._check_rule()
+        if sequences:
+            self._check_time()
         for name in (*protocol.all_passes, *self.closing):
             self._wire(name)
         protocol.check({node: self.agents[name] for name, node in self.nodes.items()})
@@ -173,6 +179,21 @@ class AgentGraph:
                     name = type(part).__name__
                     raise ProtocolError(f"{name} holds an agent for an " + unknown("type of node", kind, shown))
 
+    def _check_time(self) -> None:
+        """Reject what a rule does that a loop over ticks has no place for."""
+        rule, unroll = type(self.protocol).__name__, "unroll the network: mg.compile(..., sequences=False)"
+        schedules = [*(self.protocol.phases or {"": self.protocol.passes}).values(), self.protocol.predict_passes]
+        for passes in schedules:
+            for repeated in repeats_of(passes):
+                raise ProtocolError(f"{rule}: {repeated!r} repeats passes, which go through whole sequences; {unroll}")
+        for name, channels in self.channels.items():
+            for channel, declared in channels.items():
+                if declared.kept and declared.per == "use":
+                    raise ProtocolError(
+                        f"{type(self.agents[name]).__name__}: channel {channel!r} of node {name!r} is a memory of each "
+                        f"tick (per='use'), and sequences may have any number of them; {unroll}"
+                    )
+
     # -- arrows -------------------------------------------------------------------------------------------
 
     def _wire(self, name: str) -> None:
@@ -205,20 +226,32 @@ class AgentGraph:
                         f"{', '.join(AGGREGATIONS)}, or a torch_geometric.nn.aggr.Aggregation"
                     )
                 arrows = [
-                    Arrow(name, source, target, role, names, how, incidence, to)
-                    for source, names, incidence, to in self._neighbors(target, role)
+                    Arrow(name, source, target, role, names, how, incidence, to, delay)
+                    for source, names, incidence, to, delay in self._neighbors(target, role)
                     if self.agents[source.name].answer_of(name, to, required) is not None
                 ]
                 if required and not arrows:
                     raise ProtocolError(self._unfilled(name, target, role))
                 into[target.name][role] = arrows
-                before[target.name] += [a.source.name for a in arrows if a.source.name not in self.first[name]]
+                waits = [a.source.name for a in arrows if a.source.name not in self.first[name] and not a.delay]
+                before[target.name] += waits
         try:
             order = list(TopologicalSorter(before).static_order())
         except CycleError as error:
             raise self._circle(name, list(error.args[1]), into) from None
         self.arrows[name] = into
         self.order[name] = [self.nodes[n] for n in order]
+        late = [a for roles in into.values() for arrows in roles.values() for a in arrows if a.delay]
+        back = [arrow for arrow in late if arrow.delay < 0]
+        if back:
+            self.back.add(name)
+        if 0 < len(back) < len(late):
+            onwards = next(arrow for arrow in late if arrow.delay > 0)
+            raise ProtocolError(
+                f"{type(self.protocol).__name__}, pass {name!r}: messages go to later ticks ({onwards}) and to earlier "
+                f"ones ({back[0]}), but a pass goes through a sequence in one direction. Let them go in two passes "
+                "(Protocol.passes), or unroll the network: mg.compile(..., sequences=False)"
+            )
 
     def _circle(self, name: str, cycle: list[str], into: Mapping[str, Mapping[str, list[Arrow]]]) -> MPGraphError:
         """Who waits for whom in a pass without an order, and what to do."""
@@ -238,10 +271,10 @@ class AgentGraph:
 
     def _neighbors(
         self, target: AgentNode, role: str
-    ) -> list[tuple[AgentNode, Mapping[Axis, Axis], Incidence | None, str]]:
-        below = [(k.pre, k.names, k.incidence, k.back) for k in self._to[target.name] if k.role == role]
+    ) -> list[tuple[AgentNode, Mapping[Axis, Axis], Incidence | None, str, int]]:
+        below = [(k.pre, k.names, k.incidence, k.back, k.delay) for k in self._to[target.name] if k.role == role]
         above = [k for k in self._from[target.name] if k.back == role]
-        return [*below, *((k.post, {b: a for a, b in k.names.items()}, k.incidence, k.role) for k in above)]
+        return [*below, *((k.post, {b: a for a, b in k.names.items()}, k.incidence, k.role, -k.delay) for k in above)]
 
     def _unfilled(self, name: str, target: AgentNode, role: str) -> str:
         there = [source for source, *_ in self._neighbors(target, role)]
@@ -263,11 +296,22 @@ class AgentGraph:
 
         return graph_to_networkx(self)
 
-    def draw(self, path: str | None = None, format: str = "matplotlib", passes: tuple[str, ...] = ()) -> Any:
-        """A picture; see :func:`mpgraph.draw.drawing.draw_graph`."""
+    def draw(
+        self,
+        path: str | None = None,
+        format: str = "matplotlib",
+        passes: tuple[str, ...] = (),
+        *,
+        state: Mapping[str, Mapping[str, Tensor]] | None = None,
+        activity: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """A picture of nodes and arrows, or with a ``state`` of single neurons, colored by their ``activity``.
+
+        See :func:`mpgraph.draw.drawing.draw_graph` and :func:`mpgraph.draw.neurons.draw_neurons`.
+        """
         from mpgraph.draw.drawing import draw_graph
 
-        return draw_graph(self, path, format, passes)
+        return draw_graph(self, path, format, passes, state, activity)
 
     def all_arrows(self) -> list[Arrow]:
         """Every arrow, in the order in which they are used."""

@@ -61,8 +61,9 @@ def step(
         noise: as from ``program.noise``, for rules that use it.
         phase: which one, of a rule that has several; by default the one whose turn it is.
         repeat: other numbers of rounds, by the name of a repetition.
-        told: for each output, of a program whose step is one tick, one for each example that has a target in it, and
-            zero for others, of which the loss says nothing; by default all have one.
+        told: for each output, of a program whose step is one tick or a sequence, one for each example that has a target
+            in it (of sequences ``(batch, ticks)``), and zero for others, of which the loss says nothing; by default all
+            have one.
     """
     fed = {**inputs, **{f"{k}.target": v for k, v in targets.items()}}
     start = program.renewed(dict(state), len(next(iter(fed.values()))))
@@ -101,8 +102,25 @@ class _Run:
         self.kept = {n: dict(channels) for n, channels in state.items()}  # as in a state; by owner
         self.wrote: dict[tuple[str, str], list[Tensor]] = {}  # by owner and channel, what each of several uses wrote
         self.signals: dict[tuple[str, str], list[Tensor]] = {}  # likewise, what each handed to the optimizer
-        self.fast: dict[str, dict[Key, dict[str, Any]]] = {}
+        self.fast: dict[str, dict[Key, dict[str, Any]]] = {}  # at this tick, of sequences
+        self.tick = 0
+        self.ticks = [self.fast]  # the same of all
+        self.late: dict[tuple[str, str, int], dict[Key, Any]] = {}  # of this pass, what is heard at other ticks
         self.whole: dict[tuple[Arrow, int], Tensor] = {}
+        if graph.sequences:
+            inputs = [fed[name] for name in graph.network.inputs]
+            self.ticks = [{} for _ in range(inputs[0].shape[1])]
+        for tick in range(len(self.ticks)):
+            self.go_to(tick)
+            self.begin(fed)
+
+    def go_to(self, tick: int) -> None:
+        """Look at a tick; there is only one, but for sequences."""
+        self.tick, self.fast = tick, self.ticks[tick]
+
+    def begin(self, fed: Mapping[str, Tensor]) -> None:
+        """What agents hold at first, at one tick."""
+        graph = self.graph
         for name, node in graph.nodes.items():
             self.fast[name] = {key: {} for key in self.keys(node)}
             if node.type not in ("input", "target"):
@@ -111,6 +129,8 @@ class _Run:
                 given = fed[(node.owner if node.type == "input" else name) + f".{channel}" * (channel != "value")]
                 if node.type == "input" and graph.network.ticks > 1:
                     given = given[:, node.tick]
+                if graph.sequences:
+                    given = given[:, self.tick]
                 for key, own in self.fast[name].items():
                     own[channel] = given[(key[1], *key[0])]
 
@@ -129,12 +149,13 @@ class _Run:
     def element(self, element: str | Repeat) -> None:
         """One pass, or several that are repeated."""
         if isinstance(element, str):
-            first = self.graph.first[element]
-            fast = {n: {key: dict(own) for key, own in self.fast[n].items()} for n in first}
-            self.first = {n: (fast[n], {name: dict(kept) for name, kept in self.kept.items()}) for n in first}
-            for node in self.graph.order[element]:
-                self.update(element, node)
-            self.first = {}
+            ticks = range(len(self.ticks))
+            self.late, noise = {}, self.noise_count
+            for tick in reversed(ticks) if element in self.graph.back else ticks:
+                self.go_to(tick)
+                self.rounds = (self.tick,) if self.graph.sequences else self.rounds
+                self.noise_count = noise
+                self.one_tick(element)
             self.merge()
             return
         noise = self.noise_count
@@ -147,6 +168,19 @@ class _Run:
             after = self.watched(element.until)
             if before and max(float((after[k] - b).abs().max()) for k, b in before.items()) <= element.tolerance:
                 break
+
+    def one_tick(self, name: str) -> None:
+        """One pass over all nodes, of sequences at one tick."""
+        first = self.graph.first[name]
+        fast = {n: {key: dict(own) for key, own in self.fast[n].items()} for n in first}
+        self.first = {n: (fast[n], {name: dict(kept) for name, kept in self.kept.items()}) for n in first}
+        for node in self.graph.order[name]:
+            self.update(name, node)
+        roles = (arrows for one in self.graph.arrows[name].values() for arrows in one.values())
+        for arrow in (arrow for arrows in roles for arrow in arrows if arrow.delay):
+            keys = self.keys(arrow.source)
+            self.late[arrow.source.name, arrow.to, self.tick] = {key: self.said(arrow, *key) for key in keys}
+        self.first = {}
 
     def watched(self, channel: str | None) -> dict[Any, Tensor]:
         """All values of a channel: those that a repetition waits for."""
@@ -184,7 +218,7 @@ class _Run:
             if not asked:
                 break
             answers.append(answer(asked))
-        several = len(self.graph.uses[node.owner]) > 1
+        several = self.graph.sequences or len(self.graph.uses[node.owner]) > 1
         for channel, declared in self.graph.channels[node.name].items():
             if not declared.kept:
                 for key, view in done.items():
@@ -314,11 +348,20 @@ class _Run:
         return agent == flat
 
     def message(self, arrow: Arrow, index: tuple[int, ...], example: int) -> Any:
+        """What a source says; of a delayed message what it said at another tick, and zero where there is none."""
+        if not arrow.delay:
+            return self.said(arrow, index, example)
+        said = self.late.get((arrow.source.name, arrow.to, self.tick - arrow.delay))
+        return torch.zeros((), dtype=self.dtype) if said is None else said[index, example]
+
+    def said(self, arrow: Arrow, index: tuple[int, ...], example: int) -> Any:
         send = self.graph.agents[arrow.source.name].answer_of(arrow.pass_name, arrow.to)
         assert send is not None
         said = send(self.view(arrow.source, (index, example), first=self.first.get(arrow.source.name)))
         told = self.told.get(arrow.source.name)
-        return said if told is None else _scaled(said, float(told[example]))
+        if told is None:
+            return said
+        return _scaled(said, float(told[example, self.tick] if self.graph.sequences else told[example]))
 
     # -- results ------------------------------------------------------------------------------------------
 
@@ -328,6 +371,16 @@ class _Run:
         return {**self.kept, "program": program}
 
     def prediction(self, name: str) -> Tensor:
+        """The readout of an output, of sequences at each tick."""
+        if not self.graph.sequences:
+            return self.predicted(name)
+        each = []
+        for tick in range(len(self.ticks)):
+            self.go_to(tick)
+            each.append(self.predicted(name))
+        return torch.stack(each, 1)
+
+    def predicted(self, name: str) -> Tensor:
         node, agent = self.graph.nodes[name], self.graph.agents[name]
         rows = []
         for example in range(self.batch):
@@ -405,7 +458,8 @@ class ScalarView(View):
         if how in ("max", "min"):
             return self._ask(value, Group(agent, how))
         summed = self._ask(value, Group(lambda key: (agent(key), key[1]), "sum"))
-        return self._ask(summed, Batch(agent, how)) * len(self._run.graph.uses[self.node.owner])
+        uses = len(self._run.graph.uses[self.node.owner]) * len(self._run.ticks)
+        return self._ask(summed, Batch(agent, how)) * uses
 
     def all(self, value: Any, how: str = "mean") -> Any:  # noqa: D102
         return self._ask(value, Group(lambda key: None, how))
@@ -440,7 +494,8 @@ class ScalarView(View):
 
     def _own_noise(self) -> Any:
         """The noise of a stochastic unit."""
-        return self._run.noise[f"{self.node.name}.own"][(self._key[1], *self._key[0])]
+        noise = self._run.noise[f"{self.node.name}.own"]
+        return (noise[self._run.tick] if self._run.graph.sequences else noise)[(self._key[1], *self._key[0])]
 
     def _dims(self) -> list[int]:
         """Number of dimensions of each operand."""
@@ -485,7 +540,7 @@ class ScalarView(View):
 
     def _descend(self, channel: str, signal: Any) -> View:
         signal = self._ask(signal, self._sharing(self._channels[channel]))
-        if len(self._run.graph.uses[self.node.owner]) > 1:
+        if self._run.graph.sequences or len(self._run.graph.uses[self.node.owner]) > 1:
             view = self._copy()
             view._signals[channel] = signal
             return view

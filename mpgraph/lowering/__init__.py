@@ -25,15 +25,17 @@ To read it, follow a number from the paper to the code, each file needing only t
 18. ``lazy_view``       ``s``, the argument of every method of a rule, on lazy values
 19. ``aggregation``     messages aggregated by a module
 20. ``repetition``      repeated passes as a loop
-21. ``trace``           the schedule: running agents, filling inboxes, what the function returns
-22. ``quick``           cheaper calls that give the same numbers
-23. ``tape``            writing a backward pass: gradients as sums
-24. ``transposes``      the derivative of each torch function
-25. ``derivative``      generated code with a backward pass of its own
-26. ``compile``         from a graph to a :class:`~mpgraph.lowering.compile.Compiled` function
-27. ``dry_run``         the same without keeping the code: optimizers' channels, and borders between rules
-28. ``explain``         the table of what each arrow became, and what it costs
-29. ``replay``          the writes of a step by themselves, for histories of weights
+21. ``ticks``           passes over sequences of any length as loops
+22. ``trace``           the schedule: running agents, filling inboxes, what the function returns
+23. ``quick``           cheaper calls that give the same numbers
+24. ``stream``          many ticks of a step that is one tick, in one call
+25. ``tape``            writing a backward pass: gradients as sums
+26. ``transposes``      the derivative of each torch function
+27. ``derivative``      generated code with a backward pass of its own
+28. ``compile``         from a graph to a :class:`~mpgraph.lowering.compile.Compiled` function
+29. ``dry_run``         the same without keeping the code: optimizers' channels, and borders between rules
+30. ``explain``         the table of what each arrow became, and what it costs
+31. ``replay``          the writes of a step by themselves, for histories of weights
 """
 
 from . import torch_functions as torch_functions  # a value knows torch functions only once the table is filled

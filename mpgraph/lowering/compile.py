@@ -74,6 +74,7 @@ def compile_passes(
     record: Mapping[str, Sequence[str]] | None = None,
     ranks: Ranks | None = None,
     memories: bool = False,
+    ticks: int | None = None,
 ) -> Compiled:
     """Trace ``passes`` into one function.
 
@@ -90,18 +91,19 @@ def compile_passes(
         record: fast channels to return, by node.
         ranks: processes that each have a slice of the batch.
         memories: whether the memories of examples are returned as well, where nothing is learned.
+        ticks: of a graph of sequences, how long they are.
 
     Raises:
         ProtocolError: for a method that does not fit the network, or that samples from a global random generator.
     """
     watched = not inside_transform()  # generators cannot be read there
     before = generator_positions() if watched else b""
-    trace = Trace(graph, dtype, single, learning, account, threads, ranks=ranks)
+    trace = Trace(graph, dtype, single, learning, account, threads, ranks=ranks, ticks=ticks)
     with trace.parameters_of(modules):
         trace.follow(passes)
         outputs = trace.results(learning, record or {}, memories)
     if watched and generator_positions() != before:  # find out where: comparing them at every call is too slow
-        again = Trace(graph, dtype, single, learning, ranks=ranks)
+        again = Trace(graph, dtype, single, learning, ranks=ranks, ticks=ticks)
         again.watched = True
         with again.parameters_of(modules):
             again.follow(passes)

@@ -45,6 +45,8 @@ class Context:
         flat: units whose derivative is zero everywhere and that a backward message met.
         no_signal: trained weights whose learning signal is zero whatever the data.
         ranks: processes that each have a slice of the batch.
+        ticks: of a graph of sequences, how long they are.
+        tick: the axis of a tensor along which the ticks of a sequence follow each other.
         emitter: writes the code.
         inputs: the placeholders ``state``, ``parameters`` and ``noise``.
         modules: hold every parameter of the rule; set by :meth:`parameters_of`.
@@ -61,8 +63,12 @@ class Context:
     flat: list[str] = field(default_factory=list)
     no_signal: list[str] = field(default_factory=list)
     ranks: Ranks | None = None
+    ticks: int | None = None
 
     def __post_init__(self) -> None:
+        if self.graph.sequences:
+            self.ticks = self.ticks or 2  # two will do to learn about a rule
+        self.tick = Axis("tick", self.ticks, rank=-2)
         self.emitter = Emitter(self.dtype, self.single, self.ranks)
         self.inputs = {name: self.emitter.input(name, own=True) for name in ("state", "parameters", "noise")}
         self.modules = nn.Module()
@@ -88,8 +94,12 @@ class Context:
         return replaced(modules, lazy)
 
     def times(self, node: AgentNode) -> int:
-        """How many nodes use the state of this one."""
-        return len(self.graph.uses[node.owner])
+        """How many uses there are of the state of a node: nodes, at each tick of a sequence."""
+        return len(self.graph.uses[node.owner]) * (self.ticks or 1)
+
+    def shared(self, node: AgentNode) -> bool:
+        """Whether what a node writes waits for other uses."""
+        return self.ticks is not None or self.times(node) > 1
 
     def descend(self, view: Any, channel: str, signal: Value) -> Any:
         """A step of the inner optimizer: the view with the channel written."""

@@ -106,11 +106,11 @@ class Alone(DryRun):
             self.problems.append(f"node {node.name!r}, pass {name!r}: {error}")
 
 
-def _alone(network: Network, rule: Protocol, online: bool) -> tuple[dict[Any, Shapes], str]:
+def _alone(network: Network, rule: Protocol, online: bool, sequences: bool) -> tuple[dict[Any, Shapes], str]:
     """Local shapes of the messages if the rule served the whole network, and what failed in that, if anything."""
     rule = copy.deepcopy(rule)  # one that makes an agent for each node must not keep those of other regions
     try:
-        run = Alone(AgentGraph(network, rule, online), torch.get_default_dtype())
+        run = Alone(AgentGraph(network, rule, online, sequences), torch.get_default_dtype())
     except MPGraphError:
         # It is a rule for a part: it has no agent for other nodes, or refuses something in another region. A single
         # agent that translates between two rules is such a rule, and nothing tells what it would send to itself.
@@ -139,7 +139,7 @@ def check_borders(graph: AgentGraph) -> None:
     wide = any(graph.agents[n].size_of(c) for n, channels in graph.channels.items() for c in channels.values())
     if not crossing or not wide:  # every message is a single number, so they fit
         return
-    alone = {rule: _alone(graph.network, rule, graph.online) for rule in graph.protocol.parts}
+    alone = {rule: _alone(graph.network, rule, graph.online, graph.sequences) for rule in graph.protocol.parts}
     unchecked: dict[Protocol, list[str]] = {}
     for arrow in crossing:
         name, sender, receiver = arrow.pass_name, rule_of(arrow.source), rule_of(arrow.target)

@@ -107,6 +107,12 @@ class Emitter:
         assert self._batched is not None
         return self.emit("new_full", self._batched, (), value)
 
+    def zeros(self, axes: Iterable[Axis]) -> fx.Node:
+        """A tensor of zeros on these axes."""
+        assert self._batched is not None
+        sizes = tuple(self.batch_size() if a is BATCH else a.size for a in axes)
+        return self.emit("new_zeros", self._batched, sizes)
+
     def number(self, coefficient: float, power: int) -> Number:
         """``coefficient * B**power``, with ``B`` the size of the whole batch."""
         coefficient *= float(self.ranks.size) ** power if self.ranks else 1.0

@@ -128,7 +128,7 @@ def rows(graph: AgentGraph, compiled: Compiled, arguments: Sequence[Any], batch_
         for node in graph.order[name]:
             for arrows in graph.arrows[name][node.name].values():
                 for arrow in arrows:
-                    line(name, f"{arrow.source.name} => {arrow.target.name} ({arrow.role})", arrow)
+                    line(name, arrow.label, arrow)
             line(name, f"{node.name} update", (name, node))
     for kind in ("readout", "loss", "write"):
         for node in graph.nodes.values():
@@ -333,7 +333,7 @@ def annotated(module: fx.GraphModule) -> str:
 def _purpose(origin: Any) -> str:
     """An arrow, or an update, readout, loss or write of a node, in words."""
     if isinstance(origin, Arrow):
-        return f"{origin.pass_name}: {origin.source.name} => {origin.target.name} ({origin.role})"
+        return str(origin)
     if isinstance(origin, tuple) and len(origin) == 2:
         kind, node = origin
         name = getattr(node, "name", node)

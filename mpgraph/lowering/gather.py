@@ -14,13 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import fx
-from torch.nn import functional
-from torch.nn.grad import conv2d_weight
 
 from mpgraph.network.axes import BATCH, Axis, ordered
 from mpgraph.network.incidence import Edges, Incidence, Windows, sizes_of
 
-from .convolution import conv2d_input
+from .convolution import CALLS, Calls
 from .emitter import Emitter
 from .sparse import outer, product
 from .terms import Factor, Fold, Term
@@ -111,8 +109,8 @@ def _windows(
     if sum(f.gathered is not None for f in factors) != (x is not None) or (x is None) != (term.fold is not None):
         return None
     sites = x.axes[-len(incidence.sites) :] if x else term.fold.sites if term.fold else ()  # as this product calls them
-    *channels, kernel_h, kernel_w, height, width = sites
-    kernel, places = (kernel_h, kernel_w), (height, width)
+    dims = len(incidence.stride)
+    channels, kernel, places = sites[: -2 * dims], sites[-2 * dims : -dims], sites[-dims:]
     options = {k: getattr(incidence, k) for k in ("stride", "padding", "dilation")}
     others = [f for f in factors if f is not x]
     weight = next((f for f in others if set(kernel) <= set(f.axes) and not set(places) & set(f.axes)), None)
@@ -141,6 +139,16 @@ class _Convolution(NamedTuple):
     channels: tuple[Axis, ...]  # outputs, and inputs of a group, of a convolution with groups
     options: dict[str, Any]
 
+    @property
+    def dims(self) -> int:
+        """Along how many dimensions the window moves."""
+        return len(self.incidence.stride)
+
+    @property
+    def calls(self) -> Calls:
+        """The functions of that many dimensions."""
+        return CALLS[self.dims]
+
     def forward(
         self, x: Factor, weight: Factor, term: Term, kernel: Axes, places: Axes, into: Factor | None
     ) -> Lowered | None:
@@ -152,7 +160,7 @@ class _Convolution(NamedTuple):
         above = [*groups, *out]
         bias = into if into is not None and not groups and into.axes == out else None
         node = self.code.emit(
-            functional.conv2d,
+            self.calls.forward,
             self.image(x, batch, (*groups, *(() if self.channels else summed)), kernel),
             self.folded(weight, above, within, kernel),
             bias and bias.node,
@@ -169,18 +177,18 @@ class _Convolution(NamedTuple):
         out, within = (self.channels[:1], self.channels[1:]) if self.channels else (summed, inputs)
         if term.bound != {*term.fold.sites, *out} or (self.channels and (summed or inputs)):
             return None
-        *below, height, width = term.fold.unit
-        below = [*groups, *(below if self.channels else within)]
+        pixels = term.fold.unit[-self.dims :]
+        below = (*groups, *(term.fold.unit[: -self.dims] if self.channels else within))
         node = self.code.emit(
-            conv2d_input,
-            (self.length(batch), self.length(below), height.size, width.size),
+            self.calls.input,
+            (self.length(batch), self.length(below), *sizes_of(pixels)),
             self.folded(weight, (*groups, *out), within, kernel),
             self.folded(error, batch, (*groups, *out), places),
             **self.settings(),
             work=(*batch, *groups, *out, *places, *within, *kernel),
             per=2,
         )
-        return self.unfolded(node, (batch, below), (height, width)), False
+        return self.unfolded(node, (batch, below), pixels), False
 
     def weight_gradient(self, x: Factor, error: Factor, term: Term, kernel: Axes, places: Axes) -> Lowered | None:
         """A product of the units at both ends, summed over positions."""
@@ -190,7 +198,7 @@ class _Convolution(NamedTuple):
             return None
         above = (*groups, *out)
         node = self.code.emit(
-            conv2d_weight,
+            self.calls.weight,
             self.image(x, summed, (*groups, *(() if self.channels else inputs)), kernel),
             (self.length(above), self.length(within), *sizes_of(kernel)),
             self.folded(error, summed, above, places),
@@ -202,7 +210,7 @@ class _Convolution(NamedTuple):
 
     def settings(self, skipped: bool = False) -> dict[str, Any]:
         """Stride (of an image from which places are ``skipped`` already, 1), padding, dilation and groups."""
-        stride = {"stride": (1, 1)} if skipped else {}
+        stride = {"stride": (1,) * self.dims} if skipped else {}
         return {**self.options, **stride, "groups": self.incidence.groups * math.prod(sizes_of(self.roles.groups))}
 
     def skips(self, kernel: Axes) -> bool:
@@ -214,17 +222,17 @@ class _Convolution(NamedTuple):
         return set(sizes_of(kernel)) == {1} and max(self.incidence.stride) > 1 and not any(self.incidence.padding)
 
     def image(self, x: Factor, batch: Axes, channels: Axes, kernel: Axes) -> fx.Node:
-        """What is looked up, before that: ``(batch, channels, height, width)``, or of those only the places read."""
+        """What is looked up, before that: ``(batch, channels, *pixels)``, or of those only the places read."""
         sites, unit = self.incidence.sites, self.incidence.unit
         whole = Factor(x.node, (*x.axes[: -len(sites)], *unit))
-        node = self.folded(whole, batch, (*channels, *unit[:-2]), unit[-2:])
+        node = self.folded(whole, batch, (*channels, *unit[: -self.dims]), unit[-self.dims :])
         if self.skips(kernel):
             step = (slice(None, None, s) for s in self.incidence.stride)
             node = self.code.emit(operator.getitem, node, (slice(None), slice(None), *step))
         return node
 
     def folded(self, factor: Factor, first: Axes, second: Axes, last: Axes) -> fx.Node:
-        """The tensor with two groups of axes as one dimension each, and then the last two."""
+        """The tensor with two groups of axes as one dimension each, and then the last ones."""
         node = self.code.arrange(factor, (*first, *second, *last))
         for position, axes in ((len(first), second), (0, first)):
             if len(axes) > 1:

@@ -209,10 +209,15 @@ class LazyView(View):
         return self._whole(kind, "apply", lambda: kind.apply, (z,))
 
     def _own_noise(self) -> Value:
-        """The noise of a stochastic unit: one number in a step, whatever the pass or round."""
+        """The noise of a stochastic unit: one number in a step (at each tick of a sequence), whatever the pass."""
         context, name, axes = self._context, f"{self.node.name}.own", (BATCH, *self.node.axes)
-        context.noise[name], context.rounds[name] = tuple(axis.size for axis in axes), ()
-        return context.leaf(context.item(context.inputs["noise"], name, f"noise_{self.node.name}"), axes)
+        ticks = self._emitter.scopes[:1] if context.ticks else []
+        context.noise[name] = (*(scope.rounds for scope in ticks), *(axis.size for axis in axes))
+        context.rounds[name] = tuple(scope.name for scope in ticks)
+        node = context.item(context.inputs["noise"], name, f"noise_{self.node.name}")
+        for scope in ticks:
+            node = self._emitter.emit("select", node, 0, scope.number)
+        return context.leaf(node, axes)
 
     def statistics(self, z: Any) -> tuple[Value, ...]:  # noqa: D102
         kind, code, axes = self._function(), self._emitter, (BATCH, *self.node.axes)
@@ -275,7 +280,7 @@ class LazyView(View):
         signal = coerce(self._emitter, signal)
         axes = [axis for axis in (BATCH, *self.node.shared) if axis in signal.axes]
         signal = signal.total(axes, "mean")
-        if self._context.times(self.node) > 1:
+        if self._context.shared(self.node):
             view = self._copy()
             view._signals[name] = signal
             return view

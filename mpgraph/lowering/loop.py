@@ -60,6 +60,8 @@ class Loop:
         results: nodes of the body whose last values anybody may ask for.
         outside: nodes of the body that are the same in every round, and what computes them outside.
         change: by how much the channel of ``until`` has changed.
+        every: indices of ``results`` of which the values of all rounds are asked for, as one tensor.
+        backwards: whether the last round comes first.
     """
 
     repeat: Repeat
@@ -68,6 +70,8 @@ class Loop:
     results: list[fx.Node]
     outside: dict[fx.Node, fx.Node]
     change: fx.Node | None = None
+    every: set[int] = field(default_factory=set)
+    backwards: bool = False
 
 
 @dataclass
@@ -92,7 +96,9 @@ class Plan:
         """Where the finished loop returns a result."""
         node = loop.results[index]
         ends = [loop.carried[i][2] for i in self.carried]
-        return ends.index(node) if node in ends else len(ends) + self.results.index(index)
+        if index not in loop.every and node in ends:
+            return ends.index(node)
+        return len(ends) + self.results.index(index)
 
 
 def plan_of(loop: Loop, wanted: Iterable[int]) -> Plan:
@@ -107,7 +113,8 @@ def plan_of(loop: Loop, wanted: Iterable[int]) -> Plan:
         carried += more
     ends = {loop.carried[i][2] for i in carried}
     given = [node for node in loop.outside if node in nodes]
-    return Plan(carried, [i for i in wanted if loop.results[i] not in ends], nodes, plans, given)
+    results = [i for i in wanted if i in loop.every or loop.results[i] not in ends]
+    return Plan(carried, results, nodes, plans, given)
 
 
 def live(
@@ -173,10 +180,23 @@ class LoopCode:
         module: one round, ``(round, *carried, *given) -> (*carried, *results[, change])``.
         carried: how many of its arguments go from round to round.
         repeat: of the schedule.
+        watched: whether a round says by how much the channel of ``until`` has changed.
+        every: which of its results are those of all rounds.
+        backwards: whether the last round comes first.
     """
 
-    def __init__(self, name: str, module: fx.GraphModule, carried: int, repeat: Repeat, watched: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: fx.GraphModule,
+        carried: int,
+        repeat: Repeat,
+        watched: bool = False,
+        every: Sequence[int] = (),
+        backwards: bool = False,
+    ) -> None:
         self.name, self.module, self.carried, self.repeat, self.watched = name, module, carried, repeat, watched
+        self.every, self.backwards = every, backwards
 
         def call(times: int, *arguments: Any) -> tuple[Any, ...]:
             return self._run(times, *arguments)
@@ -192,10 +212,20 @@ class LoopCode:
         if self.watched:
             return self._until(one, times, state, given)
         results: tuple[Any, ...] = ()
-        for number in range(times):
+        found: list[list[Any]] = [[] for _ in self.every]
+        for number in reversed(range(times)) if self.backwards else range(times):
             results = one(number, *state, *given)
             state = results[: self.carried]
-        return results
+            for values, index in zip(found, self.every, strict=True):
+                values.append(results[index])
+        return self.stacked(results, found) if found else results
+
+    def stacked(self, results: Sequence[Any], found: Sequence[list[Any]]) -> tuple[Any, ...]:
+        """The results of the last round, with those of all rounds in their places."""
+        whole = list(results)
+        for values, index in zip(found, self.every, strict=True):
+            whole[index] = torch.stack(values[::-1] if self.backwards else values)
+        return tuple(whole)
 
     def _until(self, one: Callable[..., Any], times: int, state: Sequence[Any], given: Sequence[Any]) -> Any:
         """Rounds until nothing changes; where values cannot be looked at, later rounds change nothing."""
@@ -221,8 +251,14 @@ class LoopCode:
         end: Any = self.module.graph.output_node().args[0]
         body, returned = [line for line in body[:-1] if line], [str(node.name) for node in end]
         state, change = names[: self.carried], returned[len(returned) - self.watched :]
-        lines = [f"def {self.name}({', '.join(['times', *names])}):", f"    for {number} in range(times):"]
+        rounds = "reversed(range(times))" if self.backwards else "range(times)"
+        lists = {returned[index]: f"every_{returned[index]}" for index in self.every}
+        lines = [f"def {self.name}({', '.join(['times', *names])}):"]
+        lines += [f"    {' = '.join([*lists.values(), ''])}[]"] if len(lists) == 1 else []
+        lines += [f"    {', '.join(lists.values())} = {', '.join('[]' for _ in lists)}"] if len(lists) > 1 else []
+        lines += [f"    for {number} in {rounds}:"]
         lines += [f"        {line}" for line in body]
+        lines += [f"        {values}.append({name})" for name, values in lists.items()]
         if state:
             lines.append(f"        {', '.join(state)} = {', '.join(returned[: self.carried])}")
         lines += [
@@ -230,7 +266,11 @@ class LoopCode:
             for name in change
             for line in (f"        if {name} <= {self.repeat.tolerance:g}:", "            break")
         ]
-        results = [*state, *returned[self.carried : len(returned) - self.watched]]
+        order = "[::-1]" * self.backwards
+        results = list(state)
+        for index in range(self.carried, len(returned) - self.watched):
+            name = returned[index]
+            results.append(f"torch.stack({lists[name]}{order})" if index in self.every else name)
         return "\n".join([*lines, f"    return ({', '.join(results)},)"]) + "\n"
 
 
@@ -263,5 +303,8 @@ def finished(loop: Loop, plan: Plan, key_of: Callable[[Any], Any], loops: dict[s
     while (chosen := name if more == 1 else f"{name}_{more}") in loops:
         more += 1
     module = fx.GraphModule(torch.nn.Module(), graph, class_name="Round")
-    loops[chosen] = LoopCode(chosen, module, len(plan.carried), loop.repeat, loop.change is not None)
+    every = [len(plan.carried) + place for place, index in enumerate(plan.results) if index in loop.every]
+    loops[chosen] = LoopCode(
+        chosen, module, len(plan.carried), loop.repeat, loop.change is not None, every, loop.backwards
+    )
     return loops[chosen]

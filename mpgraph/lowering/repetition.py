@@ -19,15 +19,17 @@ from mpgraph.errors import ProtocolError, unknown
 from mpgraph.network.axes import Axis, local_axes, ordered
 
 from .context import Context
+from .emitter import Emitter
 from .loop import Loop, Scope, live
 from .terms import Factor
 from .value import Value, leaf
 
-Key = tuple[str, str, str | None]  # node, channel, neighbor (of what holds a value for each)
+# Node, channel; of what holds a value for each neighbor that one; of a dictionary the name in it.
+Key = tuple[str, str, str | None, str | None]
 Values = dict[str, dict[str, Any]]
 
 
-class _Form(NamedTuple):
+class Form(NamedTuple):
     """The tensor in which a channel goes from round to round."""
 
     axes: tuple[Axis, ...]
@@ -55,25 +57,25 @@ def follow_repeat(trace: Rounds, repeat: Repeat) -> None:
         ProtocolError: if ``until`` is a channel that no round changes.
     """
     code, before = trace.emitter, trace.values
-    entry = _flat(before)
+    entry = flat(before)
     times = code.local(code.times(repeat.name, repeat.times))
-    forms: dict[Key, _Form] = {}
+    forms: dict[Key, Form] = {}
     marks = dict(trace.noise), len(trace.flat), len(trace.no_signal)
     while True:
         trace.noise.clear()
         trace.noise.update(marks[0])
         del trace.flat[marks[1] :], trace.no_signal[marks[2] :]
         scope = Scope(times, repeat.times, repeat.name)
-        arguments = {key: scope.graph.placeholder(_name(key)) for key in forms}
+        arguments = {key: scope.graph.placeholder(argument_name(key)) for key in forms}
         with code.inside(scope):
             starts = {key: _same(value) for key, value in entry.items()}
             for key, form in forms.items():
                 factor = Factor(arguments[key], (*form.axes, *form.local))
                 starts[key] = Value(code, (), form.local).like(factor)
-            trace.values = _nested(starts, before)
+            trace.values = nested(starts, before)
             for element in repeat.passes:
                 trace.element(element)
-            ends = _flat(trace.values)
+            ends = flat(trace.values)
             changed = {key: v for key, v in ends.items() if v is not starts.get(key) and not _zeros(v, entry.get(key))}
             wider = {key: _form(key, entry[key], value, forms) for key, value in changed.items() if key in entry}
             if wider == {key: forms[key] for key in wider if key in forms}:
@@ -83,11 +85,9 @@ def follow_repeat(trace: Rounds, repeat: Repeat) -> None:
     loop.outside = code.hoisted(scope)
     starting = {start: key for key, start in arguments.items()}
     loop.carried = [
-        (start, _tensor(trace, entry[starting[start]], forms[starting[start]]), end) for start, _, end in loop.carried
+        (start, tensor_of(trace, entry[starting[start]], forms[starting[start]]), end) for start, _, end in loop.carried
     ]
-    given = [*(one for _, one, _ in loop.carried), *dict.fromkeys(loop.outside.values())]
-    node = code.graph.create_node("call_function", _loop, (times, *given), {})
-    node.meta.update(loop=loop, origin=code.origin, work=(0.0, ()))
+    node = called(code, loop)
 
     def outer(inner: fx.Node) -> fx.Node:
         if inner.graph is not scope.graph:
@@ -101,7 +101,15 @@ def follow_repeat(trace: Rounds, repeat: Repeat) -> None:
     after = dict(entry)
     for key, value in changed.items():
         after[key] = _moved(code, results.get(key, value), outer)
-    trace.values = _nested(after, before)
+    trace.values = nested(after, before)
+
+
+def called(code: Emitter, loop: Loop) -> fx.Node:
+    """The call of a loop, as the code around it holds it until the function is finished."""
+    given = [*(one for _, one, _ in loop.carried), *dict.fromkeys(loop.outside.values())]
+    node = code.graph.create_node("call_function", _loop, (loop.scope.times, *given), {})
+    node.meta.update(loop=loop, origin=code.origin, work=(0.0, ()))
+    return node
 
 
 def _loop(*arguments: Any) -> Any:
@@ -114,7 +122,7 @@ def _closed(
     repeat: Repeat,
     scope: Scope,
     arguments: Mapping[Key, fx.Node],
-    forms: Mapping[Key, _Form],
+    forms: Mapping[Key, Form],
     ends: Mapping[Key, Value],
     changed: Mapping[Key, Value],
 ) -> tuple[Loop, dict[Key, Value]]:
@@ -133,7 +141,7 @@ def _closed(
     carried, results = [], {}
     for key, form in forms.items():
         if arguments[key] in needed or key in watched:
-            end = _tensor(trace, ends[key], form)
+            end = tensor_of(trace, ends[key], form)
             carried.append((arguments[key], arguments[key], end))
             results[key] = leaf(code, end, form.axes, [axis.size or 0 for axis in form.local])
     change: fx.Node | None = None
@@ -145,14 +153,14 @@ def _closed(
     return Loop(repeat, scope, carried, [], {}, change), results
 
 
-def _tensor(trace: Rounds, value: Value, form: _Form) -> fx.Node:
+def tensor_of(trace: Rounds, value: Value, form: Form) -> fx.Node:
     """A value in the form in which it goes from round to round."""
     if value.local != form.local:
         value = value.broadcast(form.local)
     return trace.emitter.local(trace.emitter.full(value.materialize(), (*form.axes, *form.local)))
 
 
-def _form(key: Key, before: Value, after: Value, known: Mapping[Key, _Form]) -> _Form:
+def _form(key: Key, before: Value, after: Value, known: Mapping[Key, Form]) -> Form:
     """The axes of a channel before or after a round; its longer local shape."""
     old = known.get(key)
     axes = ordered([*before.axes, *after.axes, *(old.axes if old else ())])
@@ -160,7 +168,7 @@ def _form(key: Key, before: Value, after: Value, known: Mapping[Key, _Form]) -> 
     longest = max(shapes, key=lambda shape: (len(shape), shape))
     if old is not None and old.axes == axes and shapes[-1] == longest:
         return old
-    return _Form(axes, local_axes(longest))
+    return Form(axes, local_axes(longest))
 
 
 def _zeros(one: Value, other: Value | None) -> bool:
@@ -183,27 +191,33 @@ def _moved(code: Any, value: Value, outer: Any) -> Value:
     return moved
 
 
-def _flat(values: Values) -> dict[Key, Value]:
+def flat(values: Values) -> dict[Key, Value]:
+    """All values by node, channel, neighbor and name."""
     found: dict[Key, Value] = {}
     for name, channels in values.items():
         for channel, value in channels.items():
-            parts = value.items() if isinstance(value, Each) else [(None, value)]
-            found.update({(name, channel, part): one for part, one in parts})
+            for part, one in value.items() if isinstance(value, Each) else [(None, value)]:
+                named = one.items() if isinstance(one, dict) else [(None, one)]
+                found.update({(name, channel, part, key): each for key, each in named})
     return found
 
 
-def _nested(values: Mapping[Key, Value], like: Values) -> Values:
+def nested(values: Mapping[Key, Value], like: Values) -> Values:
+    """The same by node and channel; of every node of ``like``."""
     found: Values = {name: {} for name in like}
-    parts: dict[tuple[str, str], dict[str, Value]] = {}
-    for (name, channel, part), value in values.items():
+    parts: dict[tuple[str, str], dict[str, Any]] = {}
+    for (name, channel, part, key), value in values.items():
         if part is None:
             found[name][channel] = value
-        else:
+        elif key is None:
             parts.setdefault((name, channel), {})[part] = value
+        else:
+            parts.setdefault((name, channel), {}).setdefault(part, {})[key] = value
     for (name, channel), each in parts.items():
         found[name][channel] = Each(each)
     return found
 
 
-def _name(key: Key) -> str:
+def argument_name(key: Key) -> str:
+    """What an argument of a body is called that holds a channel."""
     return "_".join("".join(c if c.isalnum() else "_" for c in part) for part in (key[1], key[0]))

@@ -44,9 +44,11 @@ class _Sizes(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         if "loop" in n.meta:
-            arguments: Any = self.map_nodes_to_values(n.args[1:], n)
-            inside = _Sizes(n.meta["loop"].module)
+            times, *arguments = self.map_nodes_to_values(n.args, n)  # type: ignore[misc]
+            loop: Any = n.meta["loop"]
+            inside = _Sizes(loop.module)
             result: Any = inside.run(0, *arguments)
+            result = loop.stacked(result, [[result[index]] * times for index in loop.every])  # type: ignore[operator]
             self.sizes.update(inside.sizes)
         elif "joins" in n.meta:
             tensors: Any = self.map_nodes_to_values(n.args, n)

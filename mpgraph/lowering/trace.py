@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,15 +23,17 @@ from mpgraph.environment import generator_positions
 from mpgraph.errors import ProtocolError, unknown
 from mpgraph.graph.arrows import Arrow
 from mpgraph.network.axes import BATCH, Axis
+from mpgraph.network.parts import LossNode
 
 from .aggregation import aggregated
 from .calls import pointwise
 from .lazy_view import LazyView
-from .repetition import Rounds, follow_repeat
+from .repetition import follow_repeat
+from .ticks import Said, Ticks, Writes, at_each_tick, follow_ticks
 from .value import Value, coerce
 
 
-class Trace(Rounds):
+class Trace(Ticks):
     """One run of all agents on lazy values.
 
     Attributes:
@@ -44,12 +46,13 @@ class Trace(Rounds):
         super().__post_init__()
         self.kept: dict[str, dict[str, Value]] = {}
         self.values: dict[str, dict[str, Value]] = {}
-        self._written: dict[str, list[tuple[dict[str, Value], dict[str, Value]]]] = {}  # by owner, of each use
+        self._written: Writes = {}
         self._messages: dict[tuple[int, str, str], Any] = {}
         self._count = 0  # of passes
         self._first: dict[str, dict[str, Any]] = {}  # of this pass, values before it, where agents send first
         self._silent: set[str] = set()  # nodes that lack the target
-        self._told: dict[str, Value] = {}  # by loss, one for examples that have a target in this tick, else zero
+        self.told: dict[str, Value] = {}  # by loss, one for examples that have a target in this tick, else zero
+        self.past: dict[Said, list[Value]] = {}
         self.predictions: dict[str, fx.Node] = {}
         self.watched = False
 
@@ -72,17 +75,23 @@ class Trace(Rounds):
                     tensor.meta["carry"] = declared.extent == "carry"
                     self.kept[name][channel] = self.leaf(tensor, node.layout(declared), agent.size_of(declared))
             self.values[name].update(self.kept[name])
-        if self.graph.online and self.learning:
+        if (self.graph.online or self.ticks) and self.learning:
             told = {n: self.emitter.input(f"{n}.told") for n, node in self.graph.nodes.items() if node.type == "target"}
             losses = self.graph.network.losses.values()
-            self._told = {loss.name: self.leaf(told[f"{loss.pre}.target"], (BATCH,)) for loss in losses}
+            self.told = {loss.name: self._at_all_ticks(told[f"{loss.pre}.target"], ()) for loss in losses}
 
     def fed(self, node: AgentNode, variant: str = "") -> Value:
         """What an input or target holds, or a variant of an input: of a network with ticks, that of one of them."""
         tensor = self.emitter.inputs[(node.owner if node.type == "input" else node.name) + variant]
         if node.type == "input" and self.graph.network.ticks > 1:
             tensor = self.emitter.emit("select", tensor, 1, node.tick)
-        return self.leaf(tensor, (BATCH, *node.axes))
+        return self._at_all_ticks(tensor, node.axes)
+
+    def _at_all_ticks(self, tensor: fx.Node, axes: Sequence[Axis]) -> Value:
+        """What a batch holds; of sequences, ticks come first outside of loops."""
+        if not self.ticks:
+            return self.leaf(tensor, (BATCH, *axes))
+        return self.leaf(self.emitter.emit("transpose", tensor, 0, 1), (self.tick, BATCH, *axes))
 
     def view(self, node: AgentNode, pass_name: str, values: Mapping[str, dict[str, Any]] | None = None) -> LazyView:
         """The view of a node: its own fast channels and the kept ones of its owner."""
@@ -120,12 +129,33 @@ class Trace(Rounds):
         if isinstance(element, Repeat):
             follow_repeat(self, element)
             return
+        if self.ticks:
+            self._written = follow_ticks(self, element)
+        else:
+            self.everywhere(element)
+        self.merge(element)
+
+    def everywhere(self, element: str) -> None:
+        """One pass over all nodes."""
         self._count += 1
         self._first = {n: self.values[n] for n in self.graph.first[element]}
         self._first |= {self.graph.nodes[n].owner: self.values[self.graph.nodes[n].owner] for n in self._first}
         for node in self.graph.order[element]:
             self.run(element, self._count, node)
-        self.merge(element)
+
+    def everywhere_once(self, element: str, silent: Collection[str]) -> Writes:
+        """One pass over all nodes in one tick, of which these lack the target; what uses wrote."""
+        self._silent, self._written = set(silent), {}
+        self.everywhere(element)
+        return self._written
+
+    def silent_now(self) -> frozenset[str]:
+        """Nodes that lack the target."""
+        return frozenset(self._silent)
+
+    def said_last(self, arrow: Arrow) -> Any:
+        """The message of an arrow's source in the pass that was traced last."""
+        return self.said(self._count, arrow)
 
     def call(self, node: AgentNode, name: str, method: Callable[..., Any], *given: Any, **inbox: Any) -> Any:
         """What a method of an agent returns.
@@ -163,7 +193,7 @@ class Trace(Rounds):
             raise ProtocolError(
                 f"{type(agent).__name__}.{name}_update must return a view (s.set(...)), got {type(result).__name__}"
             )
-        if self.times(node) == 1:
+        if not self.shared(node):
             self.values[node.name] = result._values
             return
         channels, wrote = self.graph.channels[node.name], {}
@@ -240,6 +270,16 @@ class Trace(Rounds):
 
     def delivered(self, index: int, arrow: Arrow) -> Any:
         """The message of an arrow's source, on the axes of its target."""
+        if arrow.delay:
+            return self._placed(self.past[arrow.source.name, arrow.to][abs(arrow.delay) - 1], arrow)
+        message = self.said(index, arrow)
+        with self.emitter.at((arrow.pass_name, arrow.source)):
+            if isinstance(message, dict):
+                return {k: self._placed(v, arrow) for k, v in message.items()}
+            return self._placed(message, arrow)
+
+    def said(self, index: int, arrow: Arrow) -> Any:
+        """The message of an arrow's source."""
         source = arrow.source
         send = self.graph.agents[source.name].answer_of(arrow.pass_name, arrow.to)
         assert send is not None
@@ -249,20 +289,19 @@ class Trace(Rounds):
                 first = source.name in self.graph.first[arrow.pass_name]
                 view = self.view(source, arrow.pass_name, self._first if first else None)
                 said = self.call(source, arrow.pass_name, send, view)
-                self._messages[key] = _scaled(said, self._told[source.name]) if source.name in self._told else said
+                self._messages[key] = _scaled(said, self.told[source.name]) if source.name in self.told else said
             message = self._messages[key]
             if isinstance(message, Each):
-                if arrow.target.type == "delay":
+                if arrow.target.type == "delay" or arrow.delay:
+                    option = "sequences" if arrow.delay else "online"
                     raise ProtocolError(
                         f"{arrow}: {source.name!r} sends each neighbor a message of its own, which answers one of this "
-                        "tick and cannot be delayed. Unroll the network instead: mg.compile(..., online=False)"
+                        f"tick and cannot be delayed. Unroll the network instead: mg.compile(..., {option}=False)"
                     )
                 message = message[arrow.target.name]
-            if isinstance(message, dict):
-                return {k: self._placed(v, arrow) for k, v in message.items()}
             if message is None:
                 raise ProtocolError(f"{arrow}: the message is None; return a value or remove the method")
-            return self._placed(message, arrow)
+            return message
 
     def _placed(self, message: Any, arrow: Arrow) -> Value:
         """A message on the axes of its target, but for what is still to be aggregated."""
@@ -326,18 +365,24 @@ class Trace(Rounds):
         for name, drawn in self.graph.network.losses.items():
             node = self.graph.nodes[name]
             with self.emitter.at(("loss", node)):
-                target = self.emitter.inputs[f"{drawn.pre}.target"]
-                values = (
-                    self.leaf(predictions[drawn.pre], (BATCH, *node.axes)),
-                    self.leaf(target, (BATCH, *node.axes)),
-                )
-                each = self.whole(drawn.loss, "apply", values, (BATCH, *node.axes))
-                loss = self.leaf(each, (BATCH,))
-                mean = (loss * self._told[name] if name in self._told else loss).total((BATCH,), "mean").stored()
+                loss = self.loss(drawn, node, predictions[drawn.pre])
+                loss = loss * self.told[name] if name in self.told else loss
+                mean = loss.total((BATCH,), "mean").total((self.tick,) if self.ticks else ()).stored()
                 mean.suggest_name(name)
                 losses[name] = mean.materialize().node
         recorded = {name: {c: self.recorded(name, c) for c in channels} for name, channels in record.items()}
         return state, predictions, losses, recorded
+
+    def loss(self, drawn: LossNode, node: AgentNode, prediction: fx.Node) -> Value:
+        """A loss for each example; of sequences at each tick, whose ticks are so many examples to it."""
+        given, axis = [prediction, self.emitter.inputs[f"{drawn.pre}.target"]], BATCH
+        if self.ticks:
+            given, axis = [self.emitter.emit("flatten", one, 0, 1) for one in given], BATCH.fresh()
+        values = [self.leaf(one, (axis, *node.axes)) for one in given]
+        each = self.whole(drawn.loss, "apply", values, (axis, *node.axes))
+        if not self.ticks:
+            return self.leaf(each, (BATCH,))
+        return self.leaf(self.emitter.emit("unflatten", each, 0, (-1, self.ticks)), (BATCH, self.tick))
 
     def memories(self) -> dict[str, dict[str, fx.Node]]:
         """Those of examples after the tick, but what was learned."""
@@ -350,11 +395,16 @@ class Trace(Rounds):
         return found
 
     def prediction(self, name: str, pass_name: str) -> fx.Node:
-        """The readout of an output node after a pass, ``(batch, *axes, *local)``."""
+        """The readout of an output after a pass, ``(batch, *axes, *local)``; of sequences ``(batch, ticks, ...)``."""
         node, agent = self.graph.nodes[name], self.graph.agents[name]
+
+        def readout() -> Value:
+            return coerce(self.emitter, agent.readout(self.view(node, pass_name)))
+
         with self.emitter.at(("readout", node)):
-            value = coerce(self.emitter, agent.readout(self.view(node, pass_name)))
-            foreign = [axis for axis in value.axes if axis not in (BATCH, *node.axes)]
+            value = at_each_tick(self, readout) if self.ticks else readout()
+            ticks = (self.tick,) if self.ticks else ()
+            foreign = [axis for axis in value.axes if axis not in (*ticks, BATCH, *node.axes)]
             if foreign:
                 raise ProtocolError(f"the prediction of {name!r} depends on foreign axes {foreign}")
             if value.local and self.learning and name in {n.pre for n in self.graph.network.losses.values()}:
@@ -362,7 +412,7 @@ class Trace(Rounds):
                     f"the prediction of {name!r} has local shape {tuple(value.shape)}, but its loss compares single "
                     f"numbers; override {type(agent).__name__}.readout to return one"
                 )
-            return self.emitter.full(value.materialize(), (BATCH, *node.axes, *value.local))
+            return self.emitter.full(value.materialize(), (BATCH, *ticks, *node.axes, *value.local))
 
     def written(self, name: str, channel: str) -> fx.Node:
         """A kept channel after the step, in the layout of the state."""
@@ -384,7 +434,8 @@ class Trace(Rounds):
         value = self.view(self.graph.nodes[name], "record")._read(channel)
         if isinstance(value, Each):
             raise ProtocolError(f"record: channel {channel!r} of {name!r} holds a value for each neighbor")
-        return self.emitter.full(value.materialize(), (BATCH, *self.graph.nodes[name].axes, *value.local))
+        ticks = (self.tick,) if self.ticks and not self.graph.channels[name][channel].kept else ()
+        return self.emitter.full(value.materialize(), (BATCH, *ticks, *self.graph.nodes[name].axes, *value.local))
 
 
 def _scaled(message: Any, factor: Value) -> Any:

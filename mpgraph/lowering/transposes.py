@@ -26,9 +26,12 @@ STOPS = frozenset([
 OPTIONS = {  # what the rules below take by keyword
     "add": {"alpha"}, "sub": {"alpha"}, "rsub": {"alpha"},
     "addcmul": {"value"}, "addmm": {"alpha"}, "addmv": {"alpha"}, "sum": {"dim"},
-    "cat": {"dim"}, "stack": {"dim"}, "conv2d": {"stride", "padding", "dilation", "groups"},
+    "cat": {"dim"}, "stack": {"dim"},
+    **{f"conv{n}d": {"stride", "padding", "dilation", "groups"} for n in (1, 2, 3)},
 }  # fmt: skip
-COSTLY = frozenset(["conv2d_input", "conv2d_weight", "index_add", "scatter_reduce"])  # not to be computed twice
+COSTLY = frozenset(  # not to be computed twice
+    ["index_add", "scatter_reduce", *(f"conv{n}d_{what}" for n in (1, 2, 3) for what in ("input", "weight"))]
+)
 
 
 def name_of(target: Any) -> str | None:
@@ -417,12 +420,13 @@ def _einsum(tape: Tape, node: Any, g: fx.Node) -> None:
             tape.add(item, tape.call(torch.einsum, f"{result},{others}->{letters}", g, other))
 
 
-@rule("conv2d")
-def _conv2d(tape: Tape, node: Any, g: fx.Node) -> None:
+@rule("conv1d", "conv2d", "conv3d")
+def _convolution(tape: Tape, node: Any, g: fx.Node) -> None:
     x, weight, *bias = node.args
     names = ("stride", "padding", "dilation", "groups")
     options = [node.kwargs.get(n, 1 if n != "padding" else 0) for n in names]
-    stride, padding, dilation = (list(o) if isinstance(o, (list, tuple)) else [o, o] for o in options[:3])
+    dims = len(tape.shape(weight)) - 2
+    stride, padding, dilation = (list(o) if isinstance(o, (list, tuple)) else [o] * dims for o in options[:3])
     bias = bias[0] if bias else None
     mask = [tape.wants(x), tape.wants(weight), tape.wants(bias)]
     sizes = list(tape.shape(bias)) if isinstance(bias, fx.Node) else None
@@ -436,7 +440,7 @@ def _conv2d(tape: Tape, node: Any, g: fx.Node) -> None:
         padding,
         dilation,
         False,
-        [0, 0],
+        [0] * dims,
         options[3],
         mask,
     )

@@ -299,6 +299,12 @@ class Value:
     # -- what a rule writes; other operators are in OPERATORS, functions in torch_functions.py --------------
 
     def __getitem__(self, index: Any) -> Value:
+        if isinstance(index, str):
+            raise ProtocolError(
+                f"a rule read {index!r} of a value that is no dictionary (while running {self.emitter.origin}). A "
+                "message that takes ticks to arrive is a single number; where a rule sends dictionaries, unroll the "
+                "network: mg.compile(..., sequences=False)"
+            )
         return dispatch(self.emitter, "getitem", torch.Tensor.__getitem__, (self, index), {})
 
     __hash__ = object.__hash__

@@ -183,6 +183,9 @@ class Episode:
             start: inner steps that are behind, one number or one for each task ``(tasks,)``.
             length: inner steps to take; the episode of no task may end within, only at the end.
             each: whether every task has meta-parameters of its own, ``(tasks, *shape)``.
+
+        Raises:
+            InputError: for steps beyond the end of an episode.
         """
         many = len(batch.seeds)
         starts = torch.as_tensor(start).expand(many)

@@ -28,6 +28,8 @@ class Guard:
         factor: a loss this many times above the median of the last ones counts as exploding; ``None`` for never.
         memory: how many last losses.
         patience: faults in a row, after which the run ends whatever the policy.
+        recent: the last losses; part of a checkpoint.
+        faults: in a row, so far.
     """
 
     policy: Literal["skip", "back_off", "restore", "stop"] = "skip"

@@ -48,6 +48,12 @@ class MetaRNN(Episode):
         penalised: pattern of the names of meta-parameters in ``l1``.
         told: ``error``, the derivative of the loss by the prediction, or ``label``, the target.
         seed: of the initial weights, uniform up to one over the root of ``hidden`` as in ``torch.nn.LSTM``.
+        device: where it runs.
+        dtype: of its numbers; torch's default if not given.
+
+    Raises:
+        InputError: for an argument that is not of its kind, tasks with another number of inputs, or when it is asked
+            for a rule: it has none.
     """
 
     def __init__(

@@ -188,6 +188,10 @@ def list_families() -> list[str]:
 def make_family(name: str, **arguments: Any) -> TaskFamily:
     """A registered family by its name.
 
+    Args:
+        name: one of :func:`list_families`.
+        arguments: of the family's class.
+
     Raises:
         InputError: for an unknown name, or arguments that it does not take.
     """

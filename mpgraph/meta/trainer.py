@@ -69,6 +69,10 @@ class MetaTrainer:
         guard: what to do about a loss that is not finite or explodes.
         group: the processes that share the tasks.
 
+    Raises:
+        InputError: for an argument that is not of its kind, a pattern of ``rates`` or ``bounds`` that matches no
+            meta-parameter, or a guard that restores the best parameters where nothing is validated.
+
     Attributes:
         step: outer steps that are done.
         parameters: the meta-parameters by name.
@@ -489,7 +493,17 @@ class MetaTrainer:
 def evaluate(
     episode: Episode, parameters: Mapping[str, Tensor], tasks: Tasks, at_once: int | None = None
 ) -> dict[str, Tensor]:
-    """Loss, terms and accuracy of whole episodes ``(tasks,)``, without a gradient."""
+    """Loss, terms and accuracy of whole episodes, without a gradient.
+
+    Args:
+        episode: what is run.
+        parameters: the meta-parameters by name, as ``trainer.parameters``.
+        tasks: that are learned, each by a new network.
+        at_once: how many of them in one call; all by default.
+
+    Returns:
+        Tensors ``(tasks,)`` by name; losses in units of the loss, ``accuracy`` a share between 0 and 1.
+    """
     parts = []
     with torch.no_grad():
         for first in range(0, len(tasks), at_once or len(tasks)):

@@ -255,6 +255,9 @@ class Function(Activation):
         function: maps a tensor to one of the same shape.
         over: ``"agent"`` if it acts on every number by itself, ``"node"`` if it needs the whole population.
         name: for listings; the function's own name by default.
+
+    Raises:
+        NetworkError: for another word for ``over``.
     """
 
     def __init__(

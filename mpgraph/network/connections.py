@@ -23,7 +23,7 @@ from mpgraph.registry import lookup
 
 from .axes import Axis
 from .given import own_tensor, with_own_tensors
-from .incidence import Edges, Incidence, Pattern, Windows
+from .incidence import Edges, Incidence, Pattern
 
 Index = tuple[int, ...]
 Shape = tuple[int, ...]
@@ -94,18 +94,46 @@ def _axes(name: str, shape: Shape) -> tuple[Axis, ...]:
 
 
 class Dense(Connection):
-    """All to all: one synapse for each pair. Weights are laid out ``(post, pre)``, as in torch."""
+    """All to all: one synapse for each pair. Weights are laid out ``(post, pre)``, as in torch.
+
+    Args:
+        shared: dimensions that both ends have, at each place of which the same weights connect what lies there:
+            ``(0,)`` joins ``(tokens, features)`` to ``(tokens, features)`` token by token, as ``torch.nn.Linear`` does.
+    """
+
+    def __init__(self, shared: tuple[int, ...] = ()) -> None:
+        self.shared = Arguments("dense", NetworkError).dimensions("shared", shared)
 
     def check(self, pre: Shape, post: Shape) -> str | None:  # noqa: D102
+        for dim in self.shared:
+            if dim >= min(len(pre), len(post)) or pre[dim] != post[dim]:
+                return f"{self!r} needs equal sizes along the dimensions that are shared, got {pre} and {post}"
         return None
 
     def build(self, pre: tuple[Axis, ...], post: tuple[Axis, ...]) -> Endpoints:  # noqa: D102
         rows = {axis: Axis(axis.name, axis.size) for axis in post}
-        columns = {axis: Axis(axis.name, axis.size) for axis in pre}
-        return Endpoints((*rows.values(), *columns.values()), columns, rows)
+        shared = tuple(rows[post[dim]] for dim in self.shared)
+        columns = {axis: Axis(axis.name, axis.size) for dim, axis in enumerate(pre) if dim not in self.shared}
+        at_pre = {pre[dim]: rows[post[dim]] for dim in self.shared} | columns
+        return Endpoints((*rows.values(), *columns.values()), at_pre, rows, shared)
 
     def fans(self, pre: Shape, post: Shape) -> tuple[int, int]:  # noqa: D102
-        return math.prod(pre), math.prod(post)
+        fan_in, fan_out = (math.prod(n for dim, n in enumerate(end) if dim not in self.shared) for end in (pre, post))
+        return fan_in, fan_out
+
+    def __repr__(self) -> str:
+        return f"{self.name}(shared={self.shared})" if self.shared else self.name
+
+
+class Embedding(Dense):
+    """All to all like :class:`Dense`, with weights laid out ``(pre, post)``: a row for each agent of ``pre``.
+
+    After ``mg.OneHot`` that is ``torch.nn.Embedding``: the agent of each symbol sends its row.
+    """
+
+    def build(self, pre: tuple[Axis, ...], post: tuple[Axis, ...]) -> Endpoints:  # noqa: D102
+        other = super().build(post, pre)
+        return Endpoints(other.axes, other.post, other.pre, other.shared)
 
 
 class OneToOne(Connection):
@@ -195,80 +223,6 @@ class Sparse(Connection):
 
     def __repr__(self) -> str:
         return f"sparse({self.edge_index.shape[1]} edges)"
-
-
-class Conv2d(Connection):
-    """Two-dimensional convolution from ``(channels, height, width)`` to ``(channels, height, width)``.
-
-    Weights ``(out, in / groups, kernel, kernel)`` as in torch, shared by all positions. Padding positions are kept and
-    receive zero.
-
-    Args:
-        kernel: its size, one number or two.
-        stride, padding, dilation, groups: as in ``torch.nn.Conv2d``.
-    """
-
-    def __init__(
-        self,
-        kernel: int | tuple[int, int] = 3,
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-    ) -> None:
-        check = Arguments("conv2d", NetworkError)
-        self.kernel, self.stride = check.pair("kernel", kernel, 1), check.pair("stride", stride, 1)
-        self.padding, self.dilation = check.pair("padding", padding, 0), check.pair("dilation", dilation, 1)
-        self.groups = check.integer("groups", groups, 1)
-
-    def size(self, pre: Shape, channels: int) -> Shape:
-        """Shape of the result for an input of shape ``pre``."""
-        size = [
-            (n + 2 * p - d * (k - 1) - 1) // s + 1
-            for n, k, s, p, d in zip(pre[1:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
-        ]
-        return (channels, *size)
-
-    def check(self, pre: Shape, post: Shape) -> str | None:  # noqa: D102
-        if len(pre) != 3 or len(post) != 3:
-            return f"conv2d joins (channels, height, width) to the same, got {pre} and {post}"
-        if pre[0] % self.groups or post[0] % self.groups:
-            return f"conv2d: {self.groups} groups do not divide {pre[0]} and {post[0]} channels"
-        wanted = self.size(pre, post[0])
-        if min(wanted) < 1:
-            extent = [d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True)]
-            return (
-                f"conv2d: a kernel that spans {extent} is larger than its input {pre[1:]} with padding {self.padding}"
-            )
-        return None if wanted == post else f"conv2d of {pre} gives {wanted}, but the unit has shape {post}"
-
-    def build(self, pre: tuple[Axis, ...], post: tuple[Axis, ...]) -> Endpoints:  # noqa: D102
-        out = Axis(post[0].name, post[0].size)
-        within = Axis(pre[0].name, (pre[0].size or 0) // self.groups)
-        kernel = tuple(Axis(f"kernel.{i}", size) for i, size in enumerate(self.kernel))
-        places = tuple(Axis(axis.name, axis.size) for axis in post[1:])
-        axes = (out, within, *kernel, *places)
-        grouped = self.groups > 1
-        unit, sites = (pre, axes) if grouped else (pre[1:], axes[2:])
-        windows = Windows(unit, sites, self.stride, self.padding, self.dilation, self.groups)
-        at_post = dict(zip(post, (out, *places), strict=True))
-        return Endpoints(axes, {} if grouped else {pre[0]: within}, at_post, places, windows)
-
-    def fans(self, pre: Shape, post: Shape) -> tuple[int, int]:  # noqa: D102
-        area = math.prod(self.kernel)
-        return pre[0] // self.groups * area, post[0] // self.groups * area
-
-    def __repr__(self) -> str:
-        extra = "".join(
-            f", {name}={value[0] if value[0] == value[1] else value}"
-            for name, value, default in (
-                ("stride", self.stride, 1),
-                ("padding", self.padding, 0),
-                ("dilation", self.dilation, 1),
-            )
-            if value != (default, default)
-        )
-        return f"conv2d({'x'.join(map(str, self.kernel))}{extra}{f', groups={self.groups}' * (self.groups > 1)})"
 
 
 CONNECTIONS: dict[str, type[Connection]] = {"dense": Dense, "one_to_one": OneToOne, "identity": Identity}

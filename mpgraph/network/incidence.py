@@ -76,7 +76,7 @@ class Incidence(ABC):
 
 
 class Windows(Incidence):
-    """Sites ``(kh, kw, ho, wo)`` of a convolution over pixels ``(h, w)``.
+    """Sites ``(kh, kw, ho, wo)`` of a convolution over pixels ``(h, w)``, or as many dimensions as the stride has.
 
     With groups the channel is part of it: sites ``(out, in, kh, kw, ho, wo)`` over ``(channels, h, w)``.
     """
@@ -85,9 +85,9 @@ class Windows(Incidence):
         self,
         unit: Sequence[Axis],
         sites: Sequence[Axis],
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
         groups: int,
     ) -> None:
         super().__init__(unit, sites)
@@ -95,27 +95,30 @@ class Windows(Incidence):
         self.partial = any(padding)
 
     def table(self) -> Tensor:  # noqa: D102
-        sizes, pixels = sizes_of(self.sites)[-4:], sizes_of(self.unit)[-2:]
-        rows, columns = (
-            torch.arange(sizes[2 + i], device="cpu")[None] * self.stride[i]
-            + torch.arange(sizes[i], device="cpu")[:, None] * self.dilation[i]
-            - self.padding[i]
-            for i in (0, 1)
-        )
-        rows, columns = rows[:, None, :, None], columns[None, :, None, :]
-        outside = (rows < 0) | (rows >= pixels[0]) | (columns < 0) | (columns >= pixels[1])
-        table = rows * pixels[1] + columns
-        if len(self.unit) == 3:
+        dims = len(self.stride)
+        sizes, pixels = sizes_of(self.sites)[-2 * dims :], sizes_of(self.unit)[-dims:]
+        table = torch.zeros((), dtype=torch.long, device="cpu")
+        outside = torch.zeros((), dtype=torch.bool, device="cpu")
+        for i, pixel in enumerate(pixels):
+            place = (
+                torch.arange(sizes[dims + i], device="cpu")[None] * self.stride[i]
+                + torch.arange(sizes[i], device="cpu")[:, None] * self.dilation[i]
+                - self.padding[i]
+            )
+            place = place.reshape([sizes[j] if j % dims == i else 1 for j in range(2 * dims)])
+            table, outside = table * pixel + place, outside | (place < 0) | (place >= pixel)
+        if len(self.unit) > dims:
             out, within = sizes_of(self.sites)[:2]
             group = torch.arange(out, device="cpu") // (out // self.groups)
-            channel = (group[:, None] * within + torch.arange(within, device="cpu"))[..., None, None, None, None]
-            table = channel * (pixels[0] * pixels[1]) + table
+            channel = group[:, None] * within + torch.arange(within, device="cpu")
+            table = channel.reshape(out, within, *[1] * (2 * dims)) * math.prod(pixels) + table
         return torch.where(outside, -1, table).expand(sizes_of(self.sites))
 
     @property
     def full_degrees(self) -> Tensor:  # noqa: D102 - every entry of the kernel, whatever the stride
-        *channels, height, width = sizes_of(self.sites)[:-2]
-        count = height * width * (channels[0] // self.groups if channels else 1)
+        dims = len(self.stride)
+        channels, kernel = sizes_of(self.sites)[: -2 * dims], sizes_of(self.sites)[-2 * dims : -dims]
+        count = math.prod(kernel) * (channels[0] // self.groups if channels else 1)
         return torch.full(sizes_of(self.unit), count, device="cpu")
 
 

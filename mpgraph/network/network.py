@@ -19,7 +19,7 @@ from .activations import Activation, activation
 from .connections import Connection, Dense, connection
 from .given import own_tensor, with_own_tensors
 from .losses import Loss, loss
-from .operations import OPERATIONS, Operation
+from .operations import OPERATIONS, Operation, Whole
 from .parts import LossNode, Unit, Wire, check_name
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ class Network:
 
     Args:
         ticks: how often the network runs for one example. With more than one, inputs are ``(batch, ticks, *size)``,
-            connections may have delays, and the prediction is that of the last tick.
+            connections may have delays, and the prediction is that of the last tick. With
+            ``mg.compile(..., sequences=True)`` or ``online=True`` sequences have any length.
 
     Example:
         >>> network = Network()
@@ -124,13 +125,14 @@ class Network:
         self.units[name] = Unit(name, shape, function, False, has_bias, value, bias_shared=shared, values=given)
         return name
 
-    def operation(self, name: str, operation: str | Operation, *operands: str) -> str:
+    def operation(self, name: str, operation: str | Operation | Callable[..., Tensor], *operands: str) -> str:
         """Add an operation on whole units: pooling, reshaping, a product, concatenation.
 
         Args:
             name: unique; the operation can be connected onwards like a unit, but not to.
-            operation: ``product``, ``concat``, ``flatten``, ``max_pool``, ``avg_pool``, ``global_avg_pool`` or an
-                :class:`mpgraph.Operation`.
+            operation: ``product``, ``concat``, ``flatten``, ``max_pool``, ``avg_pool``, ``global_avg_pool``, an
+                :class:`mpgraph.Operation`, or any function of tensors ``(batch, *shape)`` that treats every example by
+                itself: ``lambda q, k: q @ k.mT``.
             operands: units, inputs or operations, each once.
 
         Raises:
@@ -138,6 +140,8 @@ class Network:
         """
         self._free(name)
         found: Any = operation if isinstance(operation, Operation) else OPERATIONS.get(str(operation))
+        if found is None and callable(operation) and not isinstance(operation, (type, Activation)):
+            found = Whole(operation)
         if found is None or isinstance(operation, type):
             hint = f"; pass an instance, {operation.__name__}(...)" if isinstance(operation, type) else ""
             raise NetworkError(f"operation {name!r}: {unknown('operation', operation, OPERATIONS)}{hint}")
@@ -213,7 +217,7 @@ class Network:
         if transposed and not (tied and isinstance(synapses, Dense)):
             raise NetworkError(f"{name!r}: transposed needs tied= and a dense connection")
         if tied is not None:
-            self._tie(name, tied, (*shapes[0], *shapes[1]) if transposed else own)
+            self._tie(name, tied, synapses.weight_shape(*shapes[::-1]) if transposed else own)
         if weight is not None:
             if tied or not synapses.weighted:
                 raise NetworkError(f"{name!r}: a {'tied' if tied else synapses} connection takes no weight of its own")
@@ -324,8 +328,9 @@ class Network:
         See :mod:`mpgraph.convert.torch_module` for what is read how, and how units are named.
 
         Args:
-            module: any ``torch.fx``-traceable module of Linear, Conv2d, activations, pooling, flatten, LayerNorm,
-                GroupNorm, BatchNorm, Dropout, additions, products and concatenations; docs/networks.md has all.
+            module: any ``torch.fx``-traceable module of linear layers (also over tokens), convolutions, embeddings,
+                activations, normalizations, pooling, attention and transformer encoders, recurrent layers, and
+                functions of tensors; docs/networks.md has all.
             input_shape: of one example, without the batch: ``(1, 8, 8)`` for an image, ``(64,)`` for a vector; by
                 argument of ``forward`` if it takes several.
             loss: on the output, as in :meth:`loss`.

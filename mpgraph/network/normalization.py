@@ -23,25 +23,39 @@ class LayerNorm(Activation):
 
     Args:
         eps: added to the variance.
+        dims: how many of the last dimensions are normalized together, all by default: 1 normalizes the features of
+            each token of ``(tokens, features)`` by themselves.
     """
 
     over = "node"
     inline = True
     _flat = False
 
-    def __init__(self, eps: float = 1e-5) -> None:
-        self.eps = Arguments("layernorm", NetworkError).number("eps", eps, 0)
+    def __init__(self, eps: float = 1e-5, dims: int | None = None) -> None:
+        check = Arguments("layernorm", NetworkError)
+        self.eps = check.number("eps", eps, 0)
+        self.dims = None if dims is None else check.integer("dims", dims, 1)
+
+    @property
+    def _together(self) -> tuple[int, ...]:
+        """Sizes of the dimensions that are normalized together."""
+        if self.dims is not None and self.dims > len(self.size):
+            raise NetworkError(f"layernorm(dims={self.dims}): the unit has shape {self.size}; give fewer dims")
+        return self.size if self.dims is None else self.size[-self.dims :]
 
     def apply(self, z: Tensor) -> Tensor:  # noqa: D102
         return self._whole(z)[0]
 
     def _whole(self, z: Tensor) -> Any:
-        return aten.native_layer_norm.default(z, self.size, None, None, self.eps)
+        return aten.native_layer_norm.default(z, self._together, None, None, self.eps)
 
     def vjp(self, e: Tensor, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
         _, mean, rstd = self._whole(z)
         mask = [True, False, False]
-        return aten.native_layer_norm_backward.default(e, z, self.size, mean, rstd, None, None, mask)[0]
+        return aten.native_layer_norm_backward.default(e, z, self._together, mean, rstd, None, None, mask)[0]
+
+    def __repr__(self) -> str:
+        return self.name if self.dims is None else f"{self.name}(dims={self.dims})"
 
 
 class GroupNorm(Activation):

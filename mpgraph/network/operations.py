@@ -1,13 +1,13 @@
 """Operations: nodes without weights whose operands are whole units - pooling, reshaping, products, concatenation.
 
 An operation says what comes out (``apply``) and how a backward message reaches its operands (``vjp``, by
-``torch.func.vjp`` unless given). No rule needs a line about any of them.
+``torch.func.vjp`` unless given). Any function of tensors is one too. No rule needs a line about any of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any
 
@@ -81,7 +81,11 @@ class _Pool(Operation):
             check.refuse("padding", padding, f"at most half the size {self.window}")
 
     def shape(self, *operands: Shape) -> Shape:
-        """``(channels, height, width)``, smaller."""
+        """``(channels, height, width)``, smaller.
+
+        Raises:
+            NetworkError: for an operand that is no image, or smaller than the window.
+        """
         image = _one(self.name, operands)
         if len(image) != 3:
             raise NetworkError(f"{self.name} needs an operand (channels, height, width), got {image}")
@@ -231,6 +235,79 @@ class Concat(Operation):
     def vjp(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         sizes = [shape[0] for shape in self.operands]
         return tuple(e.narrow(1, sum(sizes[:i]), size) for i, size in enumerate(sizes))
+
+
+class OneHot(Operation):
+    """A row for each number, with a one at its place and zeros elsewhere; a symbol that is none of them gives NaN.
+
+    Args:
+        classes: how many symbols there are, numbered from 0. Inputs are numbers of the program's dtype: ``ids.float()``
+            for ``ids`` that are integers.
+        padding: a symbol whose row is zeros.
+    """
+
+    def __init__(self, classes: int, padding: int | None = None) -> None:
+        check = Arguments("onehot", NetworkError)
+        self.classes = check.integer("classes", classes, 1)
+        self.padding = None if padding is None else check.integer("padding", padding, 0, self.classes - 1)
+
+    def shape(self, *operands: Shape) -> Shape:  # noqa: D102
+        return (*_one(self.name, operands), self.classes)
+
+    def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
+        symbols = torch.arange(self.classes, device=z[0].device, dtype=z[0].dtype)
+        found = z[0].unsqueeze(-1) == symbols
+        shown = found if self.padding is None else found & (symbols != self.padding)
+        return torch.where(found.any(-1, keepdim=True), shown.to(z[0].dtype), torch.nan)
+
+    def vjp(self, e: Tensor, z: Any, y: Tensor) -> tuple[Tensor, ...]:
+        """Zero: a symbol has no derivative."""
+        return (torch.zeros_like(z[0]),)
+
+
+class Whole(Operation):
+    """Any function of tensors: ``Whole(lambda q, k: q @ k.mT)``. It must treat every example by itself.
+
+    Args:
+        function: takes ``(batch, *shape)`` of each operand and returns ``(batch, *shape)``. Backward messages go
+            through its derivative.
+        name: for listings; the function's own name by default.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], name: str | None = None) -> None:
+        self.function = function
+        self._name = name or getattr(function, "__name__", type(function).__name__).replace("<lambda>", "function")
+
+    @property
+    def name(self) -> str:  # noqa: D102
+        return self._name
+
+    def shape(self, *operands: Shape) -> Shape:
+        """Found by running the function on random numbers, for two examples together and for each alone."""
+        generator = torch.Generator().manual_seed(0)
+        z = [torch.randn((2, *o), generator=generator, dtype=torch.float64, device="cpu") for o in operands]
+        try:
+            with torch.no_grad():
+                both, *each = (self.function(*given) for given in (z, [t[:1].clone() for t in z], [t[1:] for t in z]))
+        except Exception as error:
+            shapes = " and ".join(str(tuple(t.shape)) for t in z)
+            raise NetworkError(f"{self.name} failed on operands of shape {shapes}: {error}") from error
+        if not all(isinstance(y, Tensor) for y in (both, *each)):
+            raise NetworkError(f"{self.name} must return one tensor, got {type(both).__name__}")
+        wanted = [(1, *both.shape[1:])] * 2
+        if not both.ndim or both.shape[0] != 2 or [tuple(y.shape) for y in each] != wanted:
+            raise NetworkError(
+                f"{self.name} must return (batch, ...), the batch first, but for a batch of 2 it returns "
+                f"{tuple(both.shape)}"
+            )
+        if not torch.allclose(both, torch.cat(each), atol=1e-9, equal_nan=True):
+            raise NetworkError(
+                f"{self.name} mixes the examples of a batch: dimension 0 is the batch, those of an example begin with 1"
+            )
+        return tuple(both.shape[1:])
+
+    def apply(self, *z: Tensor) -> Tensor:  # noqa: D102
+        return self.function(*z)
 
 
 OPERATIONS: dict[str, type[Operation]] = {

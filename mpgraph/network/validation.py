@@ -149,7 +149,8 @@ def check(network: Network, online: bool = False) -> None:
         names = ", ".join(f"{w.name!r} (delay {w.delay})" for w in longest)
         raise NetworkError(
             f"the network runs for {network.ticks} tick{'s' * (network.ticks > 1)}, too few for {names}: a delayed "
-            "message would never arrive; use mg.Network(ticks=...), or mg.compile(..., online=True) for one tick a step"
+            "message would never arrive; use mg.Network(ticks=...), mg.compile(..., sequences=True) for sequences of "
+            "any length, or mg.compile(..., online=True) for one tick a step"
         )
     for name in network.outputs:
         if not _reached(network, name):

@@ -29,8 +29,9 @@ def recorded(
         phase: of a rule whose steps are not all alike.
 
     Raises:
-        ProtocolError: for an unknown node or channel.
+        ProtocolError: for an unknown node or channel, or a program of sequences.
     """
+    refuse_sequences(program)
     graph = program.graph
     split = {name: (part, None) if isinstance(part, str) else part for name, part in parts.items()}
     for name, (channel, _) in split.items():
@@ -50,6 +51,15 @@ def recorded(
         tensor = out.recorded[name][channel]
         found[name] = tensor if index is None else tensor[..., index]
     return found
+
+
+def refuse_sequences(program: Program) -> None:
+    """Refuse a program whose channels have a dimension of ticks, which probes would take for one of the node."""
+    if program.sequences:
+        raise ProtocolError(
+            "probe: this program takes sequences of any length, whose channels have a value for each tick. Measure an "
+            "unrolled network, mg.compile(...) without sequences=True: its weights have the same names"
+        )
 
 
 def is_unit(node: AgentNode) -> bool:

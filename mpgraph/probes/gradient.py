@@ -16,7 +16,7 @@ from mpgraph.lowering.value import Value
 from mpgraph.network.axes import BATCH
 from mpgraph.program.program import Batch, Program, State
 
-from .channels import is_unit, nodes_with
+from .channels import is_unit, nodes_with, refuse_sequences
 
 
 class Perturbed(Trace):
@@ -78,9 +78,10 @@ def gradients(program: Program, state: State, x: Batch, y: Batch | None = None, 
         batch.
 
     Raises:
-        ProtocolError: for a network without a loss, a rule that predicts by other passes than ``forward``, or a
-            forward pass that autograd cannot follow.
+        ProtocolError: for a network without a loss, a program of sequences, a rule that predicts by other passes than
+            ``forward``, or a forward pass that autograd cannot follow.
     """
+    refuse_sequences(program)
     if not _gradient_of(program).added:
         protocol = program.protocol
         raise ProtocolError(
@@ -109,9 +110,10 @@ def weight_gradients(
         By connection and bias, in the shape of the channel.
 
     Raises:
-        ProtocolError: for a network without a loss, a rule that keeps no such channel, or a forward pass that autograd
-            cannot follow.
+        ProtocolError: for a network without a loss, a program of sequences, a rule that keeps no such channel, or a
+            forward pass that autograd cannot follow.
     """
+    refuse_sequences(program)
     trained = {node.owner for node in program.graph.nodes.values() if node.trained}
     kept = [name for name in nodes_with(state, channel) if name in trained]
     return _derivatives("weight_gradients", program, state, x, y, dict.fromkeys(kept, channel))

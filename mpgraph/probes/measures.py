@@ -77,7 +77,15 @@ def angles_by_example(
     nodes: Sequence[str] | None = None,
     phase: str | None = None,
 ) -> dict[str, Tensor]:
-    """As :func:`angles` for each example by itself, ``(batch,)`` by node, in degrees."""
+    """As :func:`angles` for each example by itself.
+
+    Args:
+        program, state, x, y: where to measure, and a batch.
+        error, against, nodes, phase: as of :func:`angles`.
+
+    Returns:
+        Degrees, 0..180, as a tensor ``(batch,)`` by node.
+    """
     pairs = _errors(program, state, x, y, error, against, nodes, phase)
     return {name: angle(mine.flatten(1), true.flatten(1), dim=1) for name, (mine, true) in pairs.items()}
 
@@ -111,7 +119,7 @@ def _errors(
 
 def _single(caller: str, argument: str, program: Program, part: Part, x: Batch, found: Mapping[str, Tensor]) -> None:
     """Refuse a channel that holds several numbers at an agent."""
-    ticks = bool(program.online and program._batches.ticks_of(x, None))  # those of a sequence come after the batch
+    ticks = program.online and program._batches.is_sequence(x)  # those of a sequence come after the batch
     for name, tensor in found.items():
         if tensor.ndim > 1 + ticks + len(program.graph.nodes[name].axes):
             raise ProtocolError(
@@ -164,7 +172,18 @@ def weight_angles(state: State, *, weight: str = "w", partner: str = "b") -> dic
 
 
 def norm_ratios(state: State, *, weight: str = "w", partner: str = "b") -> dict[str, float]:
-    """Frobenius norm of W by that of B, for each connection; see :func:`weight_angles`."""
+    """Frobenius norm of W by that of B, for each connection.
+
+    Args:
+        state: of any program whose synapses keep both channels.
+        weight, partner: names of the channels, as of :func:`weight_angles`.
+
+    Returns:
+        Ratios by connection, without a unit.
+
+    Raises:
+        ProtocolError: if no node keeps both; it lists the channels that there are.
+    """
     nodes = nodes_with(state, weight, partner)
     return {name: float(state[name][weight].norm() / state[name][partner].norm()) for name in nodes}
 

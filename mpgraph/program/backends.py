@@ -97,7 +97,11 @@ class Backend:
             self.closed = before
 
     def refuse(self, what: str, why: str) -> NoReturn:
-        """The error of :meth:`compiling_nothing`."""
+        """End a call that would compile inside :meth:`compiling_nothing`.
+
+        Raises:
+            BackendError: always, naming what would be compiled, and what was before.
+        """
         known = "; ".join(f"{c.what}, {c.why}" for c in self.compilations)
         raise BackendError(
             f"backend {self.name!r}: inside program.compiling_nothing(), and {what} would have to be compiled for "

@@ -34,6 +34,7 @@ class Batches:
         inputs, targets: names, in order.
         variants: of inputs that steps are given as well, such as ``x.second`` (:func:`mpgraph.fed`).
         online: whether a batch is one tick, at which targets may be missing.
+        sequences: whether a batch has any number of ticks; targets may be missing as well.
         given: inputs and variants: what ``x`` holds in a step.
         shapes: of one example, by name.
         names: of inputs and targets, in the order of :meth:`tensors`.
@@ -52,7 +53,7 @@ class Batches:
         self.targets = tuple(dict.fromkeys(node.pre for node in network.losses.values()))
         self.names = tuple(graph.fed())
         self.variants = self.names[len(self.inputs) : len(self.names) - len(self.targets)]
-        self.online = graph.online
+        self.online, self.sequences = graph.online, graph.sequences
         self.given = (*self.inputs, *self.variants)
         self.ticks = (network.ticks,) if network.ticks > 1 else ()
         self.shapes: dict[str, tuple[int, ...]] = {
@@ -61,7 +62,7 @@ class Batches:
         }
         self.shapes |= {name: self.shapes[name.rpartition(".")[0]] for name in self.variants}
         self.fed_shapes = [self.shapes[name.removesuffix(".target")] for name in self.names]
-        self.fed_shapes += [()] * len(self.targets) * self.online
+        self.fed_shapes += [()] * len(self.targets) * (self.online or self.sequences)
         self._classes = {name: math.prod(self.shapes[name]) for name in self.targets if len(self.shapes[name]) == 1}
         self._tables = {n: torch.eye(n, device=device, dtype=dtype) for n in self._classes.values() if 1 < n <= TABLE}
         self.normalized = [
@@ -73,50 +74,79 @@ class Batches:
             and unit.activation.kept.keys() <= graph.channels[name].keys()
         ]
 
-    def ticks_of(self, x: Any, y: Any) -> list[tuple[Any, Any]]:
-        """The batches of the ticks of a sequence, of a program whose step is one tick; none if ``x`` is one tick.
+    def fed(self, x: Any, y: Any, *, learning: bool = True) -> tuple[list[Tensor], int, int | None]:
+        """What a step or a prediction takes, the number of examples and, of a program of sequences, that of ticks."""
+        if self.sequences:
+            return self.sequence(x, y, learning=learning)
+        return (*self.tensors(x, y, learning=learning), None)
+
+    def is_sequence(self, x: Any) -> bool:
+        """Whether an input has a dimension of ticks, of a program whose step is one tick."""
+        fed = x if isinstance(x, Mapping) else dict.fromkeys(self.inputs[:1], x)
+        return any(
+            isinstance(tensor, Tensor) and name in self.inputs and tensor.ndim == len(self.shapes[name]) + 2
+            for name, tensor in fed.items()
+        )
+
+    def sequence(self, x: Any, y: Any, *, learning: bool = True) -> tuple[list[Tensor], int, int]:
+        """The same as :meth:`tensors` of a sequence, with ticks after the batch, and their number.
+
+        Targets without ticks are those of the last tick.
 
         Raises:
-            InputError: for inputs or targets of different numbers of ticks.
+            InputError: for a batch that does not fit.
         """
-        fed = x if isinstance(x, Mapping) else dict.fromkeys(self.inputs[:1], x)
-        ticks = {
-            f"input {name!r}": tensor.shape[1]
-            for name, tensor in fed.items()
-            if name in self.inputs and isinstance(tensor, Tensor) and tensor.ndim == len(self.shapes[name]) + 2
-        }
-        if not ticks:
-            return []
-        told = y if isinstance(y, Mapping) else dict.fromkeys(self.targets[:1], y)
-        ended = set()  # targets of the last tick only
-        for name, tensor in told.items():
-            if isinstance(tensor, Tensor) and name in self.targets:
-                labels = tensor.dtype in checks.LABELS
-                if tensor.ndim < (2 if labels else len(self.shapes[name]) + 2):
-                    ended.add(name)
-                else:
-                    ticks[f"target of {name!r}"] = tensor.shape[1]
-        if len(set(ticks.values())) > 1 or not all(ticks.values()) or len(fed) > len(ticks):
-            raise InputError(f"a sequence has as many ticks at every input and target, at least one, got {ticks}")
-        number = next(iter(ticks.values()))
+        names, tensors = (self.given if learning else self.inputs), list[Tensor]()
+        alone = (x,) if isinstance(x, Tensor) and len(names) == 1 else None
+        ticks = 0
+        for name, tensor in zip(names, alone or checks.by_name("x", x, names, "input"), strict=True):
+            called = "x" if len(names) == 1 else f"x[{name!r}]"
+            if not tensors:
+                ticks = checks.ticks(name, tensor, self.shapes[name], called)
+            shape = (ticks, *self.shapes[name])
+            if tensors and isinstance(tensor, Tensor) and tensor.ndim > 1 and tensor.shape[1] != ticks:
+                checks.lengths(f"input {name!r}", tensor.shape[1], ticks)
+            checks.input(name, tensor, shape, self.dtype, self.device, called, True)
+            if self.values == "all" and not inside_transform():
+                checks.finite(name, tensor)
+            tensors.append(tensor)
+        size = tensors[0].shape[0]
+        for name, tensor in zip(names[1:], tensors[1:], strict=True):
+            if tensor.shape[0] != size:
+                raise InputError(f"input {name!r} has {tensor.shape[0]} examples, {names[0]!r} has {size}")
+        if not learning:
+            return tensors, size, ticks
+        if size == 1 and self.normalized:
+            checks.one_value(self.normalized)
+        if not self.targets:
+            if y is not None:
+                raise InputError("y was given, but the network has no loss that could use it")
+            return tensors, size, ticks
+        given = (y,) if isinstance(y, Tensor) and len(self.targets) == 1 else None
+        none = dict.fromkeys(self.targets) if y is None else y
+        told = []
+        for name, tensor in zip(self.targets, given or checks.by_name("y", none, self.targets, "output"), strict=True):
+            flat, there = self._present(name, self._at_every_tick(name, tensor, size, ticks), size * ticks)
+            flat = self._target(name, flat, size * ticks, there)
+            tensors.append(flat.unflatten(0, (size, ticks)))
+            told.append(there.unflatten(0, (size, ticks)))
+        return tensors + told, size, ticks
 
-        def at(tick: int) -> tuple[Any, Any]:
-            inputs = {name: tensor.select(1, tick) for name, tensor in fed.items()}
-            last = tick == number - 1
-            targets = {
-                name: tensor.select(1, tick)
-                if isinstance(tensor, Tensor) and name not in ended
-                else tensor
-                if last
-                else None
-                for name, tensor in told.items()
-            }
-            return (
-                inputs if isinstance(x, Mapping) else inputs[self.inputs[0]],
-                targets if isinstance(y, Mapping) else next(iter(targets.values()), y),
-            )
-
-        return [at(tick) for tick in range(number)]
+    def _at_every_tick(self, name: str, tensor: Any, size: int, ticks: int) -> Any:
+        """Targets of all ticks, one after the other; where they have none, they are those of the last tick."""
+        if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or not tensor.ndim:
+            return tensor
+        labels = tensor.dtype in checks.LABELS
+        rest = () if labels and tensor.ndim < 3 else self.shapes[name]
+        if tensor.ndim == len(rest) + 1:
+            tensor = tensor.long() if labels else tensor  # some integers cannot be -100
+            none = tensor.new_full((len(tensor), ticks - 1, *tensor.shape[1:]), MISSING if labels else math.nan)
+            tensor = torch.cat([none, tensor[:, None]], 1)
+        if tensor.ndim > 1 and tensor.shape[0] == size and tensor.shape[1] != ticks:
+            checks.lengths(f"target of {name!r}", tensor.shape[1], ticks)
+        if tensor.ndim != len(rest) + 2 or len(tensor) != size:
+            checks.target_of_sequence(name, tensor, size, ticks, self.shapes[name])
+        return tensor.flatten(0, 1)
 
     def tensors(self, x: Any, y: Any, *, learning: bool = True) -> tuple[list[Tensor], int]:
         """Inputs and targets in order, and the number of examples; only inputs where nothing is learned.
@@ -195,7 +225,7 @@ class Batches:
                 return self._one_hot(tensor, classes)
             return checks.labels(name, tensor, classes, self.device, self._one_hot)
         called = "y" if len(self.targets) == 1 else f"y[{name!r}]"
-        checks.target(name, tensor, size, self.shapes[name], self.dtype, self.device, called)
+        checks.target(name, tensor, size, self.shapes[name], self.dtype, self.device, called, sum(self.ticks))
         if self.values != "none" and not inside_transform():
             given = tensor if there is None else tensor[there > 0]
             for node in self.losses:

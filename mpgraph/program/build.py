@@ -17,9 +17,16 @@ from mpgraph.network.validation import check_functions
 
 
 def agent_graph(
-    network: Network, protocol: Protocol, device: torch.device, dtype: torch.dtype, online: bool = False
+    network: Network,
+    protocol: Protocol,
+    device: torch.device,
+    dtype: torch.dtype,
+    online: bool = False,
+    sequences: bool = False,
 ) -> AgentGraph:
-    """The agents of a network under a rule, and their arrows; ``online`` if a step is one tick.
+    """The agents of a network under a rule, and their arrows.
+
+    ``online`` if a step is one tick, ``sequences`` if it is a sequence of any length.
 
     Raises:
         NetworkError, ProtocolError: for a network or a rule that cannot be, or that do not fit each other.
@@ -29,7 +36,7 @@ def agent_graph(
         raise ProtocolError(f"{type(protocol).__name__}.rewrite must return a network, got {rewritten!r}")
     place = torch.device("cpu") if device.type == "meta" else device  # values are compared
     check_functions(rewritten, dtype, place)  # before the graph: a function that fails is named as such
-    graph = AgentGraph(rewritten, protocol, online)
+    graph = AgentGraph(rewritten, protocol, online, sequences)
     if len(protocol.parts) > 1:
         check_borders(graph)
     graph = graph.with_channels(optimizer_channels(graph, dtype))

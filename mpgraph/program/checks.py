@@ -81,6 +81,36 @@ def input(
     _on_device(what, tensor, device)
 
 
+def ticks(name: str, tensor: Any, shape: tuple[int, ...], called: str = "x") -> int:
+    """How many ticks a sequence has; refuse what is none."""
+    _dense(f"input {name!r}", tensor, called)
+    if tensor.ndim != len(shape) + 2:
+        wanted = f"({', '.join(map(str, ('batch', 'ticks', *shape)))})"
+        one = f"; for sequences of one tick use {called}[:, None]" if tensor.shape[1:] == shape else ""
+        raise InputError(f"input {name!r}: a sequence has the shape {wanted}, got {tuple(tensor.shape)}{one}")
+    if not tensor.shape[1]:
+        raise InputError(f"input {name!r}: a sequence has at least one tick, got shape {tuple(tensor.shape)}")
+    return int(tensor.shape[1])
+
+
+def lengths(what: str, got: int, wanted: int) -> NoReturn:
+    """Refuse parts of a sequence that have different numbers of ticks."""
+    raise InputError(
+        f"{what} has {got} ticks, where the input has {wanted}: a sequence has as many ticks at every input and "
+        "target. Pad targets with -100 (labels) or NaN, and inputs with anything"
+    )
+
+
+def target_of_sequence(name: str, tensor: Tensor, size: int, ticks: int, shape: tuple[int, ...]) -> NoReturn:
+    """Refuse targets that are neither those of every tick nor those of the last."""
+    labels = f"class labels ({size}, {ticks}) as integers or " if len(shape) == 1 else ""
+    every, last = ", ".join(map(str, (size, ticks, *shape))), ", ".join(map(str, (size, *shape)))
+    raise InputError(
+        f"target of {name!r}: expected {labels}targets ({every}), or those of the last tick alone, "
+        f"{f'({size},) or ' if labels else ''}({last}); got {tensor.dtype} of shape {tuple(tensor.shape)}"
+    )
+
+
 def advice(got: tuple[int, ...], wanted: tuple[int, ...], called: str, ticks: bool = False) -> str:
     """What to write for a tensor of another shape than ``(batch, *wanted)``, or nothing if no way is plausible.
 
@@ -149,8 +179,19 @@ def target(
     dtype: torch.dtype,
     device: torch.device,
     called: str = "y",
+    ticks: int = 0,
 ) -> None:
-    """Refuse targets that are neither class labels nor of the output's shape; ``called`` is their name in advice."""
+    """Refuse targets that are neither class labels nor of the output's shape.
+
+    Args:
+        name: of the output.
+        tensor: what was given.
+        size: of the batch.
+        shape: of the output.
+        dtype, device: of the program.
+        called: the target's name in advice.
+        ticks: of a network that is unrolled.
+    """
     what = f"target of {name!r}"
     _dense(what, tensor, called)
     if tensor.ndim == 0 or tensor.shape[0] != size:
@@ -165,6 +206,8 @@ def target(
         labels = "class labels (batch,) as integers or " if len(shape) == 1 else ""
         columns = len(shape) == 1 and tensor.dtype in LABELS and tensor.shape.numel() == size
         how = f"; use {called}.flatten()" if columns else advice(tuple(tensor.shape), shape, called)
+        if ticks and tensor.shape[1:2] == (ticks,):
+            how = "; targets at every tick take mg.compile(..., sequences=True)"
         raise InputError(
             f"{what}: expected {labels}targets {_batch(shape)}, got {tensor.dtype} of shape {tuple(tensor.shape)}{how}"
         )

@@ -37,6 +37,7 @@ def compile(
     backend: Literal["eager", "inductor", "cudagraphs"] | Backend = "eager",
     group: ProcessGroup | Literal["alone"] = "alone",
     online: bool | None = None,
+    sequences: bool = False,
 ) -> Program:
     """Compile a network with a learning rule into a program.
 
@@ -69,10 +70,16 @@ def compile(
         online: whether a step is one tick of the network, not a whole sequence; by default as the rule says
             (:attr:`mpgraph.Protocol.online`). What travels along delayed connections is then part of the state, and
             ``Network(ticks=...)`` does not matter. See docs/settling.md.
+        sequences: whether a step is a sequence of any length, with targets and predictions at every tick:
+            backpropagation through time, for instance. The code holds one tick, in loops. Without it a network of
+            several ticks is unrolled: its code grows with them, and targets and predictions are those of the last.
 
     Raises:
         NetworkError: for a cycle, a unit without connections, an output that no input reaches.
-        ProtocolError: for a rule that does not fit the network, or that learns at every tick with ``online=False``.
+        ProtocolError: for a rule that does not fit the network, or that learns at every tick with ``online=False``
+            or ``sequences=True``.
+        InputError: for ``online`` and ``sequences`` at once, another word for ``checks``, a dtype that is not
+            floating-point, or threads that are no number.
         BackendError: for a backend that cannot run on the device.
         GroupError: for a group that is not there.
 
@@ -103,9 +110,20 @@ def compile(
             f"mg.compile(..., online=False): {protocol!r} learns at every tick, so a step of it is one tick; leave "
             "online out"
         )
+    if Arguments("mg.compile").flag("sequences", sequences):
+        if online:
+            raise InputError(
+                "mg.compile: online=True and sequences=True: a step is one tick or a whole sequence; choose one"
+            )
+        if protocol.online:
+            raise ProtocolError(
+                f"mg.compile(..., sequences=True): {protocol!r} learns at every tick, so a step of it is one tick, and "
+                "sequences are passed to it as they are; leave sequences out"
+            )
     chosen = backend_of(backend)
     chosen.check(place)
     keep_freed_memory()
     with unchanged_on_error(protocol):
-        execution = Execution(place, dtype, checks, memory, threads, chosen, found, protocol.online or bool(online))
+        online = protocol.online or bool(online)
+        execution = Execution(place, dtype, checks, memory, threads, chosen, found, online, sequences)
         return Program(network, protocol, execution)

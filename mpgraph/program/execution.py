@@ -30,6 +30,7 @@ class Execution:
         backend: runs the generated code; serves one program.
         group: of processes that each have a slice of every batch; ``None`` for one process.
         online: whether a step is one tick of the network.
+        sequences: whether a step is a sequence of any length.
     """
 
     device: torch.device
@@ -40,6 +41,7 @@ class Execution:
     backend: Backend = field(default_factory=Backend)
     group: ProcessGroup | None = None
     online: bool = False
+    sequences: bool = False
 
     def again(self) -> Execution:
         """The same for another program.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from typing import Any, Literal, NamedTuple
@@ -18,11 +18,12 @@ from mpgraph.agents.protocol import Protocol
 from mpgraph.agents.repeat import counts_of, repeats_of
 from mpgraph.arguments import Arguments
 from mpgraph.budget import Account, bytes_of
-from mpgraph.environment import autocast_device, inside_transform, keep_freed_memory, on_cpu
+from mpgraph.environment import autocast_device, calls_watched, inside_transform, keep_freed_memory, on_cpu
 from mpgraph.errors import FlatUnitWarning, GroupError, InputError, ProtocolError, unknown
 from mpgraph.lowering.compile import Compiled, compile_passes
 from mpgraph.lowering.explain import Cost, annotated, budgeted, cost, readable, rows, table
 from mpgraph.lowering.ranks import Ranks
+from mpgraph.lowering.stream import Stream
 from mpgraph.network.network import Network
 from mpgraph.serialization import state as files
 
@@ -42,8 +43,9 @@ class Output(NamedTuple):
     (:attr:`mpgraph.Protocol.predicts`), also of a rule that clamps or nudges its outputs to the target afterwards.
 
     Attributes:
-        prediction: ``(batch, *output)``; by output name if there are several.
-        losses: mean over the batch, by loss name.
+        prediction: ``(batch, *output)``, of sequences ``(batch, ticks, *output)``; by output name if there are several.
+        losses: mean over the batch, by loss name; of sequences of the sum over the ticks, but where a step is one tick
+            (``online``), also the mean over those.
         recorded: channels asked for with ``record``, by node and channel.
     """
 
@@ -66,6 +68,12 @@ class Program(nn.Module):
     where it arrives. ``train()`` and ``eval()`` change nothing; ``requires_grad_`` says whether the rule's parameters
     get gradients. A program stays on the device and of the dtype that it was compiled for.
 
+    Args:
+        network: as :func:`compile` is given it.
+        protocol: the rule, or the rules by region as one.
+        execution: device, dtype and the other choices of :func:`compile`.
+        warn: about units through which no learning signal passes.
+
     Attributes:
         graph: the multigraph of nodes and arrows.
         protocol: the rule.
@@ -76,6 +84,7 @@ class Program(nn.Module):
         backend: runs the generated code.
         group: of processes that each have a slice of every batch; ``None`` for one process.
         online: whether a step is one tick of the network.
+        sequences: whether a step is a sequence of any length.
     """
 
     def __init__(
@@ -90,11 +99,12 @@ class Program(nn.Module):
         self._execution = execution
         device, dtype = self.device, self.dtype = execution.device, execution.dtype
         self.checks, self.backend, self.group = execution.checks, execution.backend, execution.group
-        self.threads, self.online = execution.threads, execution.online
+        self.threads, self.online, self.sequences = execution.threads, execution.online, execution.sequences
+        self._ticks = network.ticks if self.sequences else None  # of which code is written and shown first
         self.memory = Account(bytes_of("mg.compile", execution.memory, device))
         self._network = network.copy()  # before the rule rewrites it: what a pickle compiles again
         with on_cpu(device):
-            self.graph = graph = build.agent_graph(network, protocol, device, dtype, self.online)
+            self.graph = graph = build.agent_graph(network, protocol, device, dtype, self.online, self.sequences)
         self.protocol = protocol
         self.agents = build.own_agents(graph)  # after the graph: rules may make agents for its nodes
         build.place_parameters(protocol, self.agents, device, dtype)  # before anything is traced: code has its dtype
@@ -105,6 +115,7 @@ class Program(nn.Module):
         self._outputs, self._phased = graph.network.outputs, bool(protocol.phases)
         self._autocast = autocast_device(device)
         self._compiled: dict[Any, Compiled] = {}
+        self._streams: dict[tuple[int, bool], Stream] = {}
         self._history: Histories | None = None
         self._replays: Replays = {}
         steps = [self._function(phase=phase) for phase in protocol.phases or [None]]
@@ -125,17 +136,20 @@ class Program(nn.Module):
         phase: str | None = None,
         repeat: Mapping[str, int] | int | None = None,
         memories: bool = False,
+        ticks: int | None = None,
     ) -> Compiled:
         """The generated function for these outputs, compiled on first use; ``single`` for batches of one."""
+        ticks = ticks or self._ticks
         if record is not None:
             checks.record(record)
         if repeat is not None:
             return self._repeated(repeat, record, learning, single, phase, memories)
-        key = (learning, memories, single, phase, tuple((n, tuple(c)) for n, c in record.items()) if record else ())
+        recorded = tuple((n, tuple(c)) for n, c in record.items()) if record else ()
+        key = (learning, memories, single, phase, ticks, recorded)
         if key not in self._compiled:
             if torch.compiler.is_compiling():
                 if not record and learning:
-                    return self._function(phase=phase)
+                    return self._function(phase=phase, ticks=ticks)
                 raise InputError("under torch.compile, call step with this record= once eagerly first")
             passes = self.protocol.passes_of(phase) if learning else self.protocol.predict_passes
             with on_cpu(self.device):
@@ -152,6 +166,7 @@ class Program(nn.Module):
                         record=record,
                         ranks=self._ranks,
                         memories=memories,
+                        ticks=ticks,
                     )
                 except ProtocolError:
                     if not learning:
@@ -165,16 +180,18 @@ class Program(nn.Module):
             self._compiled[key] = compiled
         return self._compiled[key]
 
-    def prepare(self, batch_size: int) -> None:
+    def prepare(self, batch_size: int, ticks: int | None = None) -> None:
         """Write the code of all steps and predictions for batches of this size, which the first calls else do.
+
+        Of a program of sequences for those of so many ticks, by default as many as the network's.
 
         Threads that share a program need it before they begin: for as long as code is written, the rule's parameters
         are out of their places.
         """
         single = Arguments("program.prepare").integer("batch_size", batch_size, 1) == 1
         for phase in self.protocol.phases or [None]:
-            self._function(single=single, phase=phase)
-        self._function(learning=False)
+            self._function(single=single, phase=phase, ticks=ticks)
+        self._function(learning=False, ticks=ticks)
         if self.online:
             self._function(learning=False, memories=True)
 
@@ -273,7 +290,8 @@ class Program(nn.Module):
         for name, channel, shape in self._layout.wanted:
             state.setdefault(name, {})[channel] = zeros(shape)
         noise = {name: zeros(shape) for name, shape in compiled.noise.items()}
-        fed = [zeros((None, *shape)) for shape in self._batches.fed_shapes]
+        ticks = () if self._ticks is None else (self._ticks,)
+        fed = [zeros((None, *ticks, *shape)) for shape in self._batches.fed_shapes]
         return compiled, (state, self._parameters_now(), noise, *fed)
 
     @property
@@ -308,6 +326,7 @@ class Program(nn.Module):
 
         Raises:
             StateError: if ``batch_size`` is needed and missing.
+            InputError: for no seed, or one that is no integer.
         """
         seeds = seed.tolist() if isinstance(seed, (Tensor, np.ndarray)) and seed.ndim == 1 else seed
         if isinstance(seeds, Sequence) and not isinstance(seeds, str):
@@ -369,13 +388,15 @@ class Program(nn.Module):
         *,
         phase: str | None = None,
         repeat: Mapping[str, int] | int | None = None,
+        ticks: int | None = None,
     ) -> dict[str, Tensor]:
         """The standard normal numbers of the next step, from the state's seed and step; empty for most rules.
 
-        Of stacked states (:func:`mpgraph.stack`), those of each, with the same leading axis.
+        Of stacked states (:func:`mpgraph.stack`), those of each, with the same leading axis. Of a program of sequences
+        those of one of so many ticks, by default as many as the network's.
         """
         batch_size = Arguments("program.noise").integer("batch_size", batch_size, 1)
-        needed = self._function(phase=self.protocol.phase_at(state, phase), repeat=repeat).noise
+        needed = self._function(phase=self.protocol.phase_at(state, phase), repeat=repeat, ticks=ticks).noise
         return self._layout.noise(state, needed, batch_size) if needed else {}
 
     def save(self, state: State, path: Any) -> None:
@@ -447,16 +468,18 @@ class Program(nn.Module):
 
         Of a program whose step is one tick (``online``), inputs with a dimension of ticks after the batch are a
         sequence: one step for each tick, from where the state is. Predictions and recorded channels are then
-        ``(batch, ticks, ...)``, losses the mean over the ticks.
+        ``(batch, ticks, ...)``, losses the mean over the ticks. Of a program of ``sequences`` one step is a sequence:
+        inputs are ``(batch, ticks, *input)``, predictions and recorded channels ``(batch, ticks, ...)``, and losses
+        are summed over the ticks of each example. Code is written for each number of ticks at the first of them.
 
         Args:
             state: from :meth:`init` or an earlier step.
             x: ``(batch, *input)``; a dictionary by input name if there are several. Of a group, the slice of this
                 process.
             y: class labels ``(batch,)`` (integers), or targets ``(batch, *output)``; a dictionary by output name if
-                there are several; nothing for a network without a loss. Of an online program nothing as well where
-                there is no target in this tick; of single examples the label -100 or a target with NaN. The loss then
-                says zero, and counts zero. Of a sequence ``(batch, ticks)`` or ``(batch, ticks, *output)``; without
+                there are several; nothing for a network without a loss. Of ticks nothing as well where there is no
+                target; of single examples the label -100 or a target with NaN. The loss then says zero, and counts
+                zero. Of a sequence ``(batch, ticks)`` or ``(batch, ticks, *output)``; without
                 ticks they are those of the last.
             record: channels to return for every agent and example: ``{"h1": ["e"]}``.
             noise: standard normal numbers, see :meth:`noise`; sampled from the state if not given.
@@ -472,42 +495,94 @@ class Program(nn.Module):
             InputError: for a batch that does not fit, or parameters or repetitions that the rule does not have.
             StateError: for a state of another program.
         """
-        if self.online and (ticks := self._batches.ticks_of(x, y)):
+        if self.online and self._batches.is_sequence(x):
             if noise is not None:
                 raise InputError("noise= is that of one step, but this is a sequence; pass one tick after the other")
-            return self._sequence(state, ticks, record=record, phase=phase, parameters=parameters, repeat=repeat)
-        tensors, size = self._batches.tensors(x, y)
+            return self._sequence(state, x, y, record=record, phase=phase, parameters=parameters, repeat=repeat)
+        tensors, size, ticks = self._batches.fed(x, y)
         if phase is not None or self._phased:
             phase = self.protocol.phase_at(state, phase)
-        compiled = self._function(record, single=size == 1, phase=phase, repeat=repeat)
+        compiled = self._function(record, single=size == 1, phase=phase, repeat=repeat, ticks=ticks)
         self._layout.check(state, size)
         state = self.renewed(state, size)
-        if compiled.noise and noise is None:
-            if inside_transform():
-                raise InputError(
-                    "under torch.func transforms pass noise= yourself: noise=program.noise(state, batch_size)"
-                )
-            noise = self._layout.noise(state, compiled.noise, size)
-        elif compiled.noise:
+        if compiled.noise and noise is not None:
             checks.noise(noise, compiled.noise, size, self.dtype, self.device)
+        else:
+            noise = self._sampled(state, compiled, size)
         own = self._rule.now() if parameters is None else self._rule.replaced(parameters)
-        state, predictions, losses, recorded = self._call(
-            compiled, state, own, noise if compiled.noise else {}, *tensors
-        )
-        prediction = predictions if len(predictions) > 1 else predictions[self._outputs[0]]
-        return state, Output(prediction, losses, recorded)
+        state, predictions, losses, recorded = self._call(compiled, state, own, noise, *tensors)
+        return state, Output(self._predicted_as(predictions), losses, recorded)
 
-    def _sequence(self, state: State, ticks: Sequence[tuple[Any, Any]], **options: Any) -> tuple[State, Output]:
-        """A step for each tick."""
+    def _sequence(
+        self,
+        state: State,
+        x: Any,
+        y: Any,
+        *,
+        record: Mapping[str, Sequence[str]] | None,
+        phase: str | None,
+        parameters: Mapping[str, Tensor] | None,
+        repeat: Mapping[str, int] | int | None,
+    ) -> tuple[State, Output]:
+        """A step for each tick, of a program whose step is one; what is passed in is checked once."""
+        tensors, size, ticks = self._batches.sequence(x, y)
+        self._layout.check(state, size)
+        own = self._rule.now() if parameters is None else self._rule.replaced(parameters)
+        stream = self._stream(state, own, tensors, record, phase, repeat, size == 1)
+        if stream is not None:
+            state, predictions, losses, recorded = self._as_it_is(stream, state, own, tensors)
+            return state, Output(self._predicted_as(predictions), losses, recorded)
         outputs = []
-        for x, y in ticks:
-            state, out = self.step(state, x, y, **options)
-            outputs.append(out)
+        for tick in range(ticks):
+            now = self.protocol.phase_at(state, phase) if self._phased else phase
+            compiled = self._function(record, single=size == 1, phase=now, repeat=repeat)
+            noise = self._sampled(state, compiled, size)
+            state, *out = self._call(
+                compiled, self.renewed(state, size), own, noise, *(tensor.select(1, tick) for tensor in tensors)
+            )
+            outputs.append(Output(*out))
         losses = {name: torch.stack([out.losses[name] for out in outputs]).mean(0) for name in outputs[0].losses}
         predictions, recorded = (
             _stacked([getattr(out, part) for out in outputs]) for part in ("prediction", "recorded")
         )
-        return state, Output(predictions, losses, recorded)
+        return state, Output(self._predicted_as(predictions), losses, recorded)
+
+    def _stream(
+        self,
+        state: State,
+        own: Sequence[Tensor],
+        tensors: Sequence[Tensor],
+        record: Mapping[str, Sequence[str]] | None,
+        phase: str | None,
+        repeat: Mapping[str, int] | int | None,
+        single: bool,
+    ) -> Stream | None:
+        """All ticks of a sequence as one function, where each is the same code and nobody looks into it."""
+        if self._phased or self._brief or self._history is not None or self.group is not None:
+            return None
+        if self.backend.name != "eager" or inside_transform() or calls_watched():
+            return None
+        compiled = self._function(record, single=single, phase=phase, repeat=repeat)
+        kept = (tensor for channels in state.values() for tensor in channels.values())
+        recording = torch.is_grad_enabled() and any(t.requires_grad for t in (*kept, *own, *tensors))
+        if compiled.noise or recording:  # autograd gets a backward pass of each step
+            return None
+        key = id(compiled), torch.is_grad_enabled()
+        if key not in self._streams:
+            self._streams[key] = Stream(compiled.module, cheaper=not torch.is_grad_enabled())
+        return self._streams[key]
+
+    def _sampled(self, state: State, compiled: Compiled, size: int) -> dict[str, Tensor]:
+        """The noise of a step, from the state's seed and step."""
+        if not compiled.noise:
+            return {}
+        if inside_transform():
+            raise InputError("under torch.func transforms pass noise= yourself: noise=program.noise(state, batch_size)")
+        return self._layout.noise(state, compiled.noise, size)
+
+    def _predicted_as(self, predictions: dict[str, Tensor]) -> Any:
+        """Predictions as a caller gets them: by name if there are several outputs."""
+        return predictions if len(predictions) > 1 else predictions[self._outputs[0]]
 
     def advance(
         self,
@@ -532,19 +607,21 @@ class Program(nn.Module):
             InputError: for a batch that does not fit.
             StateError: for a state of another program.
         """
-        if self.online and (ticks := self._batches.ticks_of(x, None)):
-            predictions = []
-            for one, _ in ticks:
-                state, prediction = self.advance(state, one, parameters=parameters, repeat=repeat)
-                predictions.append(prediction)
-            return state, _stacked(predictions)
-        compiled = self._function(learning=False, repeat=repeat, memories=True)
-        tensors, size = self._batches.tensors(x, None, learning=False)
+        ticks: int | None = None
+        if several := self.online and self._batches.is_sequence(x):
+            tensors, size, length = self._batches.sequence(x, None, learning=False)
+            parts: list[Any] = [[tensor.select(1, tick) for tensor in tensors] for tick in range(length)]
+        else:
+            whole, size, ticks = self._batches.fed(x, None, learning=False)
+            parts = [whole]
+        compiled = self._function(learning=False, repeat=repeat, memories=True, ticks=ticks)
         self._layout.check(state, size)
-        begun = self.renewed(state, size)
-        memories, prediction = self._predicted(compiled, begun, size, tensors, parameters)
-        state = {name: {**channels, **memories.get(name, {})} for name, channels in state.items()}
-        return state, prediction if len(prediction) > 1 else prediction[self._outputs[0]]
+        predictions = []
+        for part in parts:
+            memories, prediction = self._predicted(compiled, self.renewed(state, size), size, part, parameters)
+            state = {name: {**channels, **memories.get(name, {})} for name, channels in state.items()}
+            predictions.append(self._predicted_as(prediction))
+        return state, _stacked(predictions) if several else predictions[0]
 
     def _predicted(
         self, compiled: Compiled, state: State, size: int, tensors: Sequence[Tensor], parameters: Any
@@ -592,17 +669,16 @@ class Program(nn.Module):
             memories = "state" if self.online else "fresh"
         if memories not in ("fresh", "state"):
             raise InputError(unknown("memories", memories, ("fresh", "state")))
-        if self.online and (ticks := self._batches.ticks_of(x, None)):
-            size = checks.examples(ticks[0][0])
+        if self.online and self._batches.is_sequence(x):
+            size = checks.examples(x)
             start = state if memories == "state" else self.reset(state, size)
             return self.advance(start, x, parameters=parameters, repeat=repeat)[1]
-        compiled = self._function(learning=False, repeat=repeat)
-        tensors, size = self._batches.tensors(x, None, learning=False)
+        tensors, size, ticks = self._batches.fed(x, None, learning=False)
+        compiled = self._function(learning=False, repeat=repeat, ticks=ticks)
         kept = memories == "state" and bool(self._fresh)
         self._layout.check(state, size if kept or self._reads_learned else None)
         state = self.renewed(state, size, None if kept else self._fresh)
-        predictions = self._predicted(compiled, state, size, tensors, parameters)
-        return predictions if len(predictions) > 1 else predictions[self._outputs[0]]
+        return self._predicted_as(self._predicted(compiled, state, size, tensors, parameters))
 
     def run(
         self, state: State, batches: Iterable[Any], *, progress: bool = False, reset: bool = False
@@ -642,11 +718,15 @@ class Program(nn.Module):
         return state, torch.stack(losses).tolist() if losses else []
 
     def _call(self, compiled: Compiled, *args: Any) -> Any:
-        """Run generated code, in the program's own dtype whatever ``torch.autocast`` says."""
+        """Run generated code, as the program's backend does."""
+        return self._as_it_is(self._run, compiled, *args)
+
+    def _as_it_is(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What a function returns in the program's own dtype, whatever ``torch.autocast`` says."""
         if self._autocast is not None and torch.is_autocast_enabled(self._autocast):
             with torch.autocast(self._autocast, enabled=False):
-                return self._run(compiled, *args)
-        return self._run(compiled, *args)
+                return function(*args)
+        return function(*args)
 
     def _run(self, compiled: Compiled, *args: Any) -> Any:
         return compiled.run(*args) if self._history is None else self._history.step(compiled, args)

@@ -22,11 +22,14 @@ from mpgraph.agents.protocol import Protocol
 from mpgraph.errors import FileError, unknown
 from mpgraph.registry import lookup, registered
 
+from . import hub
 from .atomic import write
+from .card import card
 from .tensors import digest, packed, path_of, read
 
 FORMAT = "mpgraph.protocol"
 TENSORS, COPY = "protocol.safetensors", "protocol.json"
+HUB_TENSORS, HUB_COPY, HUB_CARD = "model.safetensors", "config.json", "README.md"  # the same in a repository
 PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"  # rules that ship, a folder each
 GROUPS = ("protocols", "combinations", "optimizers", "schedules")  # entry points whose classes a file may name
 
@@ -34,8 +37,35 @@ GROUPS = ("protocols", "combinations", "optimizers", "schedules")  # entry point
 def save_protocol(protocol: Protocol, folder: Any, record: Mapping[str, Any] | None = None) -> None:
     """Write a rule into a folder, which is made if need be. See :meth:`mpgraph.Protocol.save`."""
     folder = path_of(folder, "a rule is kept in a folder")
-    tensors = {**(protocol.pending.tensors if protocol.pending else {}), **protocol.state_dict()}
+    tensors, about = _written(protocol, protocol.record if record is None else record)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder / TENSORS, tensors)
+        write(folder / COPY, about)
+    except OSError as error:
+        raise FileError(f"cannot write to {folder}: {error.strerror}") from error
+
+
+def push_protocol(
+    protocol: Protocol,
+    repo: str,
+    record: Mapping[str, Any] | None = None,
+    *,
+    private: bool | None = None,
+    license: str | None = None,
+) -> str:
+    """Write a rule into a repository of the Hub, with a card. See :meth:`mpgraph.Protocol.push`."""
+    address = hub.parsed(repo)
     record = protocol.record if record is None else record
+    tensors, about = _written(protocol, record)
+    page = card(protocol, f"{hub.SCHEME}{address.repo}", record, license)
+    files = {HUB_TENSORS: tensors, HUB_COPY: about, HUB_CARD: page.encode()}
+    return hub.upload(repo, files, message=f"{protocol.name}, written by mpgraph", private=private)
+
+
+def _written(protocol: Protocol, record: Mapping[str, Any]) -> tuple[bytes, bytes]:
+    """The file of a rule and the copy of its description."""
+    tensors = {**(protocol.pending.tensors if protocol.pending else {}), **protocol.state_dict()}
     if not isinstance(record, Mapping):
         raise FileError(f"record must be a dictionary, got {record!r}")
     try:
@@ -43,31 +73,27 @@ def save_protocol(protocol: Protocol, folder: Any, record: Mapping[str, Any] | N
     except (TypeError, ValueError, RecursionError) as error:
         raise FileError(f"record must be what JSON can hold: numbers, strings, lists, dictionaries; {error}") from None
     about = {**_described(protocol, ""), "record": dict(record)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write(folder / TENSORS, packed(FORMAT, tensors, {"about": json.dumps(about)}))
-        write(folder / COPY, (json.dumps(about, indent=1) + "\n").encode())
-    except OSError as error:
-        raise FileError(f"cannot write to {folder}: {error.strerror}") from error
+    copy = (json.dumps(about, indent=1) + "\n").encode()
+    return packed(FORMAT, tensors, {"about": json.dumps(about)}), copy
 
 
 def load_protocol(folder: Any) -> Protocol:
-    """Read a rule that :meth:`mpgraph.Protocol.save` wrote, with what it learned, on the CPU; or one that ships.
+    """Read a rule that :meth:`mpgraph.Protocol.save` or ``push`` wrote, with what it learned, on the CPU.
+
+    No code of the file's is run, wherever it comes from: it names registered classes and holds numbers.
 
     Parts that a rule makes for each node of a network are filled in when it is compiled for one.
 
     Args:
-        folder: that holds ``protocol.safetensors``, or the name of a pretrained rule.
+        folder: that holds ``protocol.safetensors``, or is a copy of a repository of the Hub; the name of a pretrained
+            rule that ships; or ``hub://OWNER/NAME``, ``hub://OWNER/NAME@REVISION`` (``pip install 'mpgraph[hub]'``),
+            a repository that is downloaded once.
 
     Raises:
         FileError: for a missing, damaged or newer file, a class that is not registered, arguments that it does not
-            take, tensors that it lacks or that have another shape.
+            take, tensors that it lacks or that have another shape, a repository that is not there.
     """
-    known = isinstance(folder, str) and folder in pretrained() and not Path(folder).is_dir()
-    path = (PRETRAINED / folder if known else path_of(folder, "a rule is kept in a folder")) / TENSORS
-    if not path.is_file():
-        names = ", ".join(pretrained()) or "none"
-        raise FileError(f"there is no file {path}; a rule is a folder that holds it, or a pretrained one: {names}")
+    path = _place(folder)
     tensors, metadata = read(path, FORMAT, ("about",))
     about = _about(metadata.get("about", ""), path)
     if "version" not in metadata and about.get("tensors_sha256") != digest(tensors):  # version 1: of the tensors only
@@ -83,6 +109,24 @@ def load_protocol(folder: Any) -> Protocol:
         protocol.to(dtypes.pop())
     PendingTensors(tensors, path).fill(protocol)
     return protocol
+
+
+def _place(folder: Any) -> Path:
+    """The file that holds a rule."""
+    if isinstance(folder, str) and folder.startswith(hub.SCHEME):
+        return hub.fetch(folder, HUB_TENSORS)
+    known = isinstance(folder, str) and folder in pretrained() and not Path(folder).is_dir()
+    place = PRETRAINED / folder if known else path_of(folder, "a rule is kept in a folder")
+    path = place / TENSORS
+    if not path.is_file() and (place / HUB_TENSORS).is_file():
+        return place / HUB_TENSORS
+    if not path.is_file():
+        names = ", ".join(pretrained()) or "none"
+        raise FileError(
+            f"there is no file {path}; a rule is a folder that holds it, a repository hub://OWNER/NAME, or a "
+            f"pretrained one: {names}"
+        )
+    return path
 
 
 def pretrained() -> list[str]:

@@ -1,11 +1,14 @@
 """Connections, operations, delays and tied weights: meaning, autograd, transforms, and what is refused."""
 
+import math
+
 import pytest
 import torch
 from graphs import GRAPHS, batch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import distance, randomised
+from refusals import refuses
 from rules import Memories
 from torch.nn import functional as F
 
@@ -74,6 +77,95 @@ def test_backprop_through_any_convolution_is_autograd(drawn, seed):
     torch.testing.assert_close(out.prediction, y.detach())
     for name, leaf, gradient in zip(names, leaves, gradients, strict=True):
         torch.testing.assert_close(after[name]["w"], leaf.detach() - 0.1 * gradient, rtol=1e-10, atol=1e-10)
+
+
+@st.composite
+def kernels(draw):
+    """A convolution of one, two or three dimensions, plain or transposed, and an image that it fits."""
+    dims, transposed = draw(st.sampled_from([1, 2, 3])), draw(st.booleans())
+
+    def numbers(low, high):
+        return tuple(draw(st.integers(low, high)) for _ in range(dims))
+
+    kernel, stride, dilation, groups = numbers(1, 2), numbers(1, 2), numbers(1, 2), draw(st.sampled_from([1, 2]))
+    kind = getattr(mg, f"Conv{'Transpose' * transposed}{dims}d")
+    padding = (0,) * dims if transposed else numbers(0, 1)
+    return kind(kernel, stride, padding, dilation, groups), (2, *numbers(3, 4)), transposed, dims
+
+
+@settings(max_examples=12)
+@given(kernels(), st.integers(0, 99))
+def test_convolutions_of_any_dimension_are_those_of_torch(drawn, seed):
+    """A step by autograd, and by agents one by one."""
+    connection, image, transposed, dims = drawn
+    size, generator = connection.size(image, 2), torch.Generator().manual_seed(seed)
+    network = mg.Network()
+    network.input("x", image), network.unit("h", image, "tanh", bias=False), network.unit("y", size, bias=False)
+    network.connect("x", "h", "one_to_one"), network.connect("h", "y", connection), network.loss("y", "l2")
+    program = mg.compile(network, Backprop(lr=0.1), dtype=torch.float64)
+    assert not any(word in program.code for word in ("index_select", "index_add"))
+    state = randomised(program.init(), generator)
+    x, t = (torch.randn(2, *s, generator=generator, dtype=torch.float64) for s in (image, size))
+    gain, w = (state[n]["w"].clone().requires_grad_() for n in ("x->h", "h->y"))
+    call = getattr(F, f"conv{'_transpose' * transposed}{dims}d")
+    options = {k: getattr(connection, k) for k in ("stride", "padding", "dilation", "groups")}
+    y = call(torch.tanh(gain * x), w, **options)
+    gradients = torch.autograd.grad(0.5 * ((y - t) ** 2).sum() / 2, [gain, w])
+    after, out = program.step(state, x, t)
+    torch.testing.assert_close(out.prediction, y.detach())
+    for name, leaf, gradient in zip(("x->h", "h->y"), (gain, w), gradients, strict=True):
+        torch.testing.assert_close(after[name]["w"], leaf.detach() - 0.1 * gradient, rtol=1e-10, atol=1e-10)
+    if math.prod(size) < 40:
+        meaning, _ = interpreter.step(program, state, {"x": x}, {"y": t})
+        assert distance(after, meaning) < 1e-10
+
+
+def tokens():
+    """Symbols, a layer over tokens and the same weights transposed, and a product of two units."""
+    network = mg.Network()
+    network.input("x", 3), network.operation("symbols", mg.OneHot(4, padding=0), "x")
+    network.unit("e", (3, 2)), network.connect("symbols", "e", mg.Embedding(shared=(0,)))
+    network.unit("h", (3, 4), "tanh"), network.connect("e", "h", mg.Dense(shared=(0,)))
+    network.unit("g", (3, 2), mg.LayerNorm(dims=1), bias=False)
+    network.connect("h", "g", mg.Dense((0,)), tied="e->h", transposed=True)
+    network.operation("p", lambda e, g: e @ g.mT, "e", "g")
+    network.unit("y", 2), network.connect("p", "y"), network.loss("y", "l2")
+    return network
+
+
+def test_tokens_by_autograd_and_by_agents():
+    program = mg.compile(tokens(), Backprop(lr=0.1), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    state = randomised(program.init(), generator)
+    x, t = torch.tensor([[0.0, 1.0, 3.0], [2.0, 2.0, 1.0]]).double(), torch.randn(2, 2, generator=generator).double()
+    names = [name for name in state if "w" in state[name]]
+    leaves = {name: state[name]["w"].clone().requires_grad_() for name in names}
+    e = (F.one_hot(x.long(), 4) * (x > 0)[..., None]).double() @ leaves["symbols->e"] + leaves["e.bias"]
+    h = torch.tanh(F.linear(e, leaves["e->h"]) + leaves["h.bias"])
+    g = F.layer_norm(h @ leaves["e->h"], (2,))
+    y = torch.einsum("bij,oij->bo", e @ g.mT, leaves["p->y"]) + leaves["y.bias"]
+    gradients = torch.autograd.grad(0.5 * ((y - t) ** 2).sum() / 2, list(leaves.values()))
+    after, out = program.step(state, x, t)
+    torch.testing.assert_close(out.prediction, y.detach())
+    for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
+        torch.testing.assert_close(after[name]["w"], leaf.detach() - 0.1 * gradient, rtol=1e-10, atol=1e-10)
+    meaning, _ = interpreter.step(program, state, {"x": x}, {"y": t})
+    assert distance(after, meaning) < 1e-10
+
+
+def test_operations_and_connections_over_tokens_that_do_not_fit():
+    network = tokens()
+    with refuses(mg.NetworkError, "'q'", "mixes the examples", "dimension 0"):
+        network.operation("q", lambda e: e - e.mean(0), "e")
+    with refuses(mg.NetworkError, "'q'", "batch first", "(2, 2)"):
+        network.operation("q", lambda e, p: e.flatten(1) @ p.flatten(1).mT[:6], "e", "p")
+    with refuses(mg.NetworkError, "'q'", "failed", "(2, 3, 2)"):
+        network.operation("q", lambda e, p: e @ p.flatten(), "e", "p")
+    with refuses(mg.NetworkError, "dense(shared=(1,))", "equal sizes", "(3, 4)", "(3, 2)"):
+        network.connect("h", "g", mg.Dense(shared=(1,)))
+    with refuses(mg.NetworkError, "'n'", "layernorm(dims=3)", "fewer dims"):
+        network.unit("n", (3, 2), mg.LayerNorm(dims=3)), network.connect("e", "n", "identity")
+        mg.compile(network, Backprop())
 
 
 def follows_autograd(network, function, labels=10, size=4, steps=3):

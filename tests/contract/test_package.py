@@ -14,15 +14,15 @@ import mpgraph as mg
 from mpgraph import registry
 
 PUBLIC = {
-    "Activation", "Adam", "Agent", "AgentNode", "AvgPool", "Backend", "BackendError", "BatchNorm", "BatchNormAgent",
-    "Bernoulli", "Dropout", "GroupNorm", "Noisy", "Stochastic", "fed",
-    "Channel", "Connection", "GroupError",
-    "Conv2d", "Each", "FileError", "FlatUnitWarning", "Function", "InputError", "Kind", "LayerNorm", "Loss",
-    "LossAgent", "MPGraphError", "MaxPool", "Network", "NetworkError", "Number", "OneToOne", "Operation",
-    "OperationAgent", "Optimizer",
-    "Output", "Program", "Protocol", "ProtocolError", "Quantizer", "Regions", "Reshape", "SGD", "Softplus",
-    "Sparse", "StateError", "UnitAgent", "View", "carry", "cite", "common", "compile", "fast", "learnable",
-    "list_protocols", "load_protocol", "make_protocol", "option", "repeat", "slow", "stack", "xavier_uniform",
+    "Activation", "Adam", "Agent", "AgentNode", "AvgPool", "Backend", "BackendError", "BatchNorm",
+    "BatchNormAgent", "Bernoulli", "Channel", "Connection", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d",
+    "ConvTranspose2d", "ConvTranspose3d", "Dense", "Dropout", "Each", "Embedding", "FileError",
+    "FlatUnitWarning", "Function", "GroupError", "GroupNorm", "InputError", "Kind", "LayerNorm", "Loss",
+    "LossAgent", "MPGraphError", "MaxPool", "Network", "NetworkError", "Noisy", "Number", "OneHot", "OneToOne",
+    "Operation", "OperationAgent", "Optimizer", "Output", "Program", "Protocol", "ProtocolError", "Quantizer",
+    "Regions", "Reshape", "SGD", "Softplus", "Sparse", "StateError", "Stochastic", "UnitAgent", "View", "carry",
+    "cite", "common", "compile", "fast", "fed", "learnable", "list_protocols", "load_protocol", "make_protocol",
+    "option", "repeat", "slow", "stack", "xavier_uniform",
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import re
 import tomllib
 
+import mutants
 from conftest import ROOT
 
 import mpgraph as mg
@@ -22,7 +23,7 @@ def test_the_changelog_has_this_version():
 
 
 def test_every_page_of_the_site_is_there_and_every_document_is_reached():
-    listed = set(re.findall(r"(\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    listed = set(re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
     pages = {path.name for path in (ROOT / "docs").glob("*.md")}
     assert listed <= pages
     links = set(re.findall(r"\((\w+\.md)", "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))))
@@ -34,3 +35,11 @@ def test_templates_have_a_name_and_a_purpose():
     assert found
     for path in found:
         assert re.match(r"---\nname: .+\nabout: .+\n---\n", path.read_text()), path
+
+
+def test_faults_that_mutants_plant_have_their_line_and_their_test():
+    assert len(mutants.FAULTS) >= 10
+    for fault in mutants.FAULTS:
+        assert (ROOT / fault.path).read_text().count(fault.line) == 1, fault.path
+        assert fault.fault != fault.line
+        assert (ROOT / "tests" / fault.tests).is_file(), fault.tests

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import distance, few, networks, randomised
+from reference import delayed, distance, few, randomised
 
 import mpgraph as mg
 from mpgraph import protocols
@@ -29,17 +29,6 @@ RULES = [
     ("RFLO", {}),
     ("RFLO", {"feedback": "symmetric"}),
 ]
-
-
-@st.composite
-def delayed(draw):
-    """A random network with connections that take ticks, from anywhere to anywhere."""
-    network = draw(networks(activations=("identity", "tanh", "sigmoid"), losses=("l2", "cross_entropy")))
-    units = [name for name, unit in network.units.items() if not unit.is_input]
-    for _ in range(draw(st.integers(1, 3))):
-        ends = draw(st.sampled_from(list(network.units))), draw(st.sampled_from(units))
-        network.connect(*ends, delay=draw(st.integers(1, 3)))
-    return network
 
 
 def batch(network, size, generator):
@@ -230,7 +219,7 @@ def test_steps_map_over_many_networks():
         (lambda p, s: p.step(s, problem()[:, 0], torch.tensor([0, 1, 5])), "labels must lie in 0..1, got 0..5"),
         (lambda p, s: p.step(s, problem()[:, 0], torch.tensor([0, 1])), "expected 3 examples like x"),
         (lambda p, s: p.step(s, problem()[:2, 0], None), "each of 3 examples, but the batch has 2"),
-        (lambda p, s: p.predict(s, problem()[..., :2]), "expected shape \\(batch, 3\\), got \\(3, 2\\)"),
+        (lambda p, s: p.predict(s, problem()[..., :2]), "expected shape \\(batch, 5, 3\\), got \\(3, 5, 2\\)"),
         (lambda p, s: p.init(), "call program.init\\(seed, batch_size=...\\)"),
         (lambda p, s: torch.func.vmap(p.reset)(mg.stack([s])), "call it outside of torch.func"),
     ],
@@ -245,7 +234,7 @@ def test_delays_need_ticks_or_one_a_step():
     network = recurrent([3, 4, 2], 2)
     network.ticks = 1
     with pytest.raises(
-        mg.NetworkError, match=r"'h1->h1' \(delay 1\).*mg.Network\(ticks=...\), or mg.compile\(.*online"
+        mg.NetworkError, match=r"'h1->h1' \(delay 1\).*mg.Network\(ticks=...\), mg.compile\(.*sequences.*online"
     ):
         mg.compile(network, Backprop())
     mg.compile(network, Backprop(), online=True)

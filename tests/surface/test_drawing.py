@@ -12,14 +12,19 @@ import matplotlib.colors
 import networkx
 import numpy as np
 import pytest
+import torch
 import torch_geometric
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.path import Path as Outline
+from refusals import refuses
 
 import mpgraph as mg
 from mpgraph.architectures import mlp
+from mpgraph.cli import main
 from mpgraph.draw.diagrams import Box, Diagram, Line, Stroke
 from mpgraph.draw.layout import arrange
+from mpgraph.draw.neurons import synapses
 from mpgraph.graph.wiring import AgentGraph
 from mpgraph.protocols import Backprop
 
@@ -91,16 +96,29 @@ def text(shape):
 
 
 def nodes(drawn):
-    """Names, and the size that is written with each."""
+    """Names, and the size that is written with each; nodes of earlier ticks are not drawn."""
     if isinstance(drawn, AgentGraph):
-        return {n: text(a.size for a in (v.kept if "weight" in v.types else v.axes)) for n, v in drawn.nodes.items()}
+        found = {n: v.kept if "weight" in v.types else v.axes for n, v in drawn.nodes.items() if "@" not in n}
+        return {name: text(axis.size for axis in axes) for name, axes in found.items()}
     return {name: text(drawn.shape(name)) for name in (*drawn.units, *drawn.losses)}
+
+
+def folded(graph, passes=("forward", "backward", "learn")):
+    """Ends of the arrows of an agent graph, those of all ticks once."""
+    found = {}
+    for number, arrow in enumerate(graph.all_arrows()):
+        ends = [name.partition("@")[0] for name in (arrow.source.name, arrow.target.name)]
+        late = arrow.target.tick - arrow.source.tick if "loss" not in ends and "y.target" not in ends else 0
+        several = graph.network.ticks > 1
+        if arrow.pass_name in passes:
+            found[arrow.pass_name, *ends, arrow.role, several or number, late if {"h", "y"} & {*ends} else 0] = ends
+    return Counter(map(tuple, found.values()))
 
 
 def pairs(drawn):
     """Ends of all lines."""
     if isinstance(drawn, AgentGraph):
-        return Counter((arrow.source.name, arrow.target.name) for arrow in drawn.all_arrows())
+        return folded(drawn)
     found = [(wire.pre, wire.post) for wire in drawn.wires.values()]
     found += [(operand, unit.name) for unit in drawn.units.values() for operand in unit.operands]
     return Counter(found + [(loss.pre, loss.name) for loss in drawn.losses.values()])
@@ -360,10 +378,9 @@ def test_legend_names_kinds_and_passes():
 def test_some_passes_alone():
     graph = AgentGraph(recurrent(), Backprop())
     whole, part = graph.draw(), graph.draw(passes=("backward",))
-    wanted = [(a.source.name, a.target.name) for a in graph.all_arrows() if a.pass_name == "backward"]
     boxes, lines = parts(part)
-    assert Counter((one, two) for _, one, two, _ in lines) == Counter(wanted)
-    assert boxes.keys() == graph.nodes.keys()
+    assert joined(lines) == folded(graph, ("backward",))
+    assert boxes.keys() == nodes(graph).keys()
     colors = [{patch.get_edgecolor() for g, *_, patch in parts(f)[1] if g == "backward"} for f in (whole, part)]
     assert colors[0] == colors[1]
     assert parts(graph.draw(passes="learn"))[1] == []
@@ -445,3 +462,112 @@ def test_mistakes_are_refused(tmp_path):
     with pytest.raises(mg.NetworkError, match="add an input"):
         mg.Network().draw()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ticks_of_a_large_graph_are_drawn_once():
+    """Three hundred neurons over twelve ticks take about as much room as over two."""
+    edges = [(i, (7 * i + k) % 300) for i in range(300) for k in (1, 2)]
+    graph = networkx.DiGraph([("in", 0), *edges, (299, "out")])
+    sizes = []
+    for ticks in (2, 12):
+        network = mg.Network.from_networkx(graph, loss="l2", ticks=ticks, cycles="synchronous")
+        sizes.append(AgentGraph(network, Backprop()).draw().get_size_inches() * 150)
+    assert max(sizes[1]) < 4000
+    assert abs(sizes[1] - sizes[0]).max() < 0.2 * sizes[0].max()
+
+
+def test_messages_between_ticks_are_labelled():
+    for graph in (AgentGraph(recurrent(), Backprop()), AgentGraph(recurrent(), Backprop(), sequences=True)):
+        _, lines = read_mermaid(graph.draw(format="mermaid"))
+        late = {(one, two, *label) for one, two, label, _ in lines if label[0]}
+        assert late == {
+            ("h", "h->h", "1 tick later"), ("y", "y->h", "2 ticks later"),
+            ("h->h", "h", "1 tick earlier"), ("y->h", "y", "2 ticks earlier"),
+        }  # fmt: skip
+        assert ("at 3 ticks" in graph.draw(format="mermaid")) is not graph.sequences
+
+
+# -- single neurons -----------------------------------------------------------------------------------------------
+
+
+def found(figure, name, kind):
+    """The dots of a unit, or the lines of a connection."""
+    (one,) = [c for c in figure.axes[0].collections if c.get_gid() == name and isinstance(c, kind)]
+    return one
+
+
+def test_neurons_have_the_colors_of_their_activity_and_lines_the_weights():
+    """Every line of a dense and a sparse connection, found again by its ends."""
+    network = mg.Network()
+    network.input("x", 3), network.unit("h", 4, "tanh"), network.unit("y", 2)
+    network.connect("x", "h"), network.connect("h", "y", mg.Sparse([[0, 3, 1], [1, 0, 1]])), network.loss("y", "l2")
+    program = mg.compile(network, Backprop())
+    generator = torch.Generator().manual_seed(0)
+    x, state = torch.randn(5, 3, generator=generator), program.init(seed=0)
+    _, out = program.step(state, x, torch.zeros(5, 2), record={"h": ["y"]})
+    figure = program.graph.draw(state=state, activity={"x": x, **out.recorded, "y": out.prediction[2]})
+    shown = {"x": x[0], "h": torch.tanh(x[0] @ state["x->h"]["w"].T + state["h.bias"]["w"]), "y": out.prediction[2]}
+    dots = {name: found(figure, name, PathCollection) for name in network.units}
+    limit = max(float(numbers.abs().max()) for numbers in shown.values())
+    for name, numbers in shown.items():
+        np.testing.assert_allclose(dots[name].get_array(), numbers.numpy(), rtol=1e-5)
+        np.testing.assert_allclose(dots[name].get_clim(), (-limit, limit), rtol=1e-5)  # white is zero, everywhere
+    weights = {(h, x): w for h, row in enumerate(state["x->h"]["w"].tolist()) for x, w in enumerate(row)}
+    sparse = dict(zip(((1, 0), (0, 3), (1, 1)), state["h->y"]["w"].tolist(), strict=True))
+    for wire, wanted in (("x->h", weights), ("h->y", sparse)):
+        lines, (pre, post) = found(figure, wire, LineCollection), wire.split("->")
+        at = {end: [tuple(p) for p in np.round(dots[end].get_offsets(), 6)] for end in (pre, post)}
+        drawn = {}
+        for path, width, color in zip(lines.get_segments(), lines.get_linewidths(), lines.get_colors(), strict=True):
+            first, last = (tuple(np.round(path[i], 6)) for i in (0, -1))
+            drawn[at[post].index(last), at[pre].index(first)] = (1 if color[0] > color[2] else -1) * (width - 0.2)
+        assert drawn.keys() == wanted.keys()
+        scale = 1.8 / max(abs(w) for w in wanted.values())
+        for pair, weight in wanted.items():
+            assert drawn[pair] == pytest.approx(scale * weight, rel=1e-4), (wire, pair)
+
+
+def test_lines_of_a_convolution_join_what_it_joins():
+    """Their weights add up, at each neuron, to what the convolution makes of ones."""
+    network, convolution = mg.Network(ticks=2), mg.Conv2d((2, 1), stride=(1, 2), padding=(1, 0))
+    (
+        network.input("x", (2, 3, 3)),
+        network.unit("c", convolution.size((2, 3, 3), 2)),
+        network.connect("x", "c", convolution),
+    )
+    network.connect("c", "c", delay=1), network.loss("c", "l2")
+    program = mg.compile(network, Backprop())
+    state = program.init(seed=1)
+    lines = synapses(program.graph, "x->c", state)
+    total = np.bincount(lines.target, lines.weight, minlength=2 * 4 * 2)
+    wanted = torch.conv2d(torch.ones(1, 2, 3, 3), state["x->c"]["w"], stride=(1, 2), padding=(1, 0))
+    np.testing.assert_allclose(total, wanted.flatten().numpy(), rtol=1e-5)
+    assert len(found(program.graph.draw(state=state), "c->c", LineCollection).get_segments()) == 16 * 16
+
+
+def test_refused_pictures_of_neurons():
+    program = mg.compile(mlp([3, 4, 2]), Backprop())
+    state, draw = program.init(), program.graph.draw
+    with refuses(mg.InputError, "activity", "state=..."):
+        draw(activity={})
+    with refuses(mg.InputError, "unknown unit", "'h2'", "h1"):
+        draw(state=state, activity={"h2": torch.zeros(4)})
+    with refuses(mg.InputError, "'h1'", "(4,)", "(5,)"):
+        draw(state=state, activity={"h1": torch.zeros(5)})
+    with refuses(mg.InputError, "'h1'", "one channel", "y, e"):
+        draw(state=state, activity={"h1": {"y": torch.zeros(4), "e": torch.zeros(4)}})
+    with refuses(mg.StateError, "'x->h1'", "'w'"):
+        draw(state={})
+    with refuses(mg.NetworkError, "matplotlib", "format"):
+        draw(state=state, format="mermaid")
+    large = mg.compile(mlp([1500, 600, 2]), Backprop())
+    with refuses(mg.InputError, "2102 neurons", "2000"):
+        large.graph.draw(state=large.init())
+
+
+def test_neurons_on_the_command_line(tmp_path, capsys):
+    target = tmp_path / "neurons.png"
+    assert main(["draw", "--task", "xor", "--hidden", "3", "--neurons", "--out", str(target)]) == 0
+    assert target.read_bytes().startswith(b"\x89PNG")
+    assert main(["draw", "--neurons"]) == 2
+    assert "--out FILE" in capsys.readouterr().err

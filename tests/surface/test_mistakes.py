@@ -83,6 +83,7 @@ MISTAKES = [
     (["compare", "--protocols", "own.py:Refusing"], ["own.py:Refusing: line 19", "not today"]),
     (["compare", "--networks", "own.py:broken"], ["own.py:broken: line 23", "KeyError"]),
     (["compare", "--networks", "own.py:number"], ["returned a int", "mg.Network"]),
+    (["compare", "--protocols", "hub://nobody"], ["'hub://nobody'", "hub://OWNER/NAME"]),
     (["compare", "--protocols", "backprop:nowhere"], ["there is no file nowhere/protocol.safetensors"]),
     # a search, contrasts, settings
     (["compare", "--tune", "lr"], ["--tune", "NAME=LOW..HIGH"]),

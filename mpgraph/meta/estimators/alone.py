@@ -26,6 +26,9 @@ class Alone(Estimator):
 
     Args:
         examples: random ones of each kind of agent, in an outer step.
+
+    Raises:
+        InputError: for a rule without a method ``alone``, when a gradient is estimated.
     """
 
     def __init__(self, examples: int = 256) -> None:

@@ -46,8 +46,6 @@ class Unroll(Estimator):
         limit: to which the norm of each piece's gradient is scaled down before pieces are averaged. With ``chunk=1`` no
             task counts for more than the others, however chaotic its episode was.
 
-    Attributes:
-        schedule: how the last estimate was run.
     """
 
     def __init__(
@@ -61,7 +59,8 @@ class Unroll(Estimator):
         self._last: Schedule | None = None
 
     @property
-    def schedule(self) -> Schedule | None:  # noqa: D102
+    def schedule(self) -> Schedule | None:
+        """How the last estimate was run; ``None`` before the first."""
         return self._last
 
     def estimate(  # noqa: D102

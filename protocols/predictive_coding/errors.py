@@ -1,7 +1,7 @@
 """The units of predictive coding in which errors settle in place of values (ePC).
 
 Goemaere, Oliviers, Bogacz and Demeester (2025), "Error optimization: overcoming exponential signal decay in deep
-predictive coding networks". The same energy as in :mod:`.predictive_coding`, in other variables:
+predictive coding networks". The same energy as in :mod:`.rule`, in other variables:
 
     forward     e_l = 0     v_l = mu_l
     compare     v_l = mu_l(v_l-1) + e_l, from below upwards
@@ -19,8 +19,10 @@ from typing import Any
 import mpgraph as mg
 from mpgraph import fast
 
+from .values import Synapse as Synapse
 
-class ErrorUnit(mg.UnitAgent):
+
+class Unit(mg.UnitAgent):
     """A prediction and an error on top of it."""
 
     v, u, d = fast(), fast(), fast()
@@ -60,7 +62,7 @@ class ErrorUnit(mg.UnitAgent):
         return s.d
 
 
-class ErrorOutput(ErrorUnit):
+class Output(Unit):
     """A unit whose error comes from the loss."""
 
     def compare_update(self, s: mg.View, pre: Any) -> mg.View:
