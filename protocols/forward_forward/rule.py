@@ -9,11 +9,11 @@ its own (:mod:`.layers`): much activity for an input with its true label (positi
     negative    a run with a wrong label      learn     from both
     score       a run with every label        judge     the goodness with each, summed over all layers
 
-Labels come in beside the input (:mod:`.labels`), by connections ``h -> loss`` of the pathway ``label`` to the units that
-hear an input; connections ``h -> y`` of the pathway ``goodness`` collect what is predicted. The rule adds both. A wrong
-label is sampled evenly from all but the true one. The output is a layer like the others. In ``score`` all labels are run
-at once: what is one number elsewhere is a vector there, with an entry for each. Hinton leaves the first layer out of the
-sum, which a network of one hidden layer cannot.
+Labels come in beside the input (:mod:`.labels`), by connections ``h -> loss`` of the pathway ``label`` to the units
+that hear an input; connections ``h -> y`` of the pathway ``goodness`` collect what is predicted. The rule adds both.
+A wrong label is sampled evenly from all but the true one. The output is a layer like the others. In ``score`` all
+labels are run at once: what is one number elsewhere is a vector there, with an entry for each. Hinton leaves the
+first layer out of the sum, which a network of one hidden layer cannot.
 """
 
 from __future__ import annotations
