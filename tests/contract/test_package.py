@@ -16,6 +16,7 @@ from mpgraph import registry
 PUBLIC = {
     "Activation", "Adam", "Agent", "AgentNode", "AvgPool", "Backend", "BackendError", "BatchNorm", "BatchNormAgent",
     "Bernoulli", "Dropout", "GroupNorm", "Noisy", "Stochastic", "fed",
+    "Conv1d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Dense", "Embedding", "OneHot",
     "Channel", "Connection", "GroupError",
     "Conv2d", "Each", "FileError", "FlatUnitWarning", "Function", "InputError", "Kind", "LayerNorm", "Loss",
     "LossAgent", "MPGraphError", "MaxPool", "Network", "NetworkError", "Number", "OneToOne", "Operation",
