@@ -114,6 +114,8 @@ def _batch_norm(builder: Builder, node: fx.Node, layer: nn.BatchNorm2d) -> Resul
 def _layer_norm(builder: Builder, node: fx.Node, layer: nn.LayerNorm) -> Result:
     """Over all numbers of an example, or over those of a token, with a gain and bias that all tokens share."""
     tokens = len(builder.shape(node)) - len(layer.normalized_shape)
+    if tokens < 0:
+        builder.refuse(node, TICK_BY_TICK)
     kind = LayerNorm(layer.eps, len(layer.normalized_shape)) if tokens else LayerNorm(layer.eps)
     return _normalized(builder, node, layer, kind, OneToOne(tuple(range(tokens))), None)
 

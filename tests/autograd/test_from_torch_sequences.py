@@ -373,6 +373,10 @@ REFUSED = {
     "softmax twice": (nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.Softmax(1)), ["softmax", "leave it out"]),
     "all ticks": (sequence(lambda s, x: s.r(x)[0]), ["every time step", "out[:, -1]"]),
     "across ticks": (sequence(lambda s, x: s.f(s.r(x)[0].mean(1))), ["mean()", "tick by tick"]),
+    "norm across ticks": (
+        Net(lambda s, x: s.r(s.n(x))[0][:, -1], n=nn.LayerNorm(TOKENS), r=nn.GRU(4, 4, batch_first=True)),
+        ["n (nn.LayerNorm)", "tick by tick"],
+    ),
     "first tick": (sequence(lambda s, x: s.r(x)[0][:, 0]), ["getitem()", "tick by tick"]),
     "one and all": (sequence(lambda s, x: (x[:, -1].unsqueeze(1) + s.r(x)[0])[:, -1]), ["add()", "every time step"]),
     "both ways": (sequence(last, bidirectional=True), ["r (nn.LSTM)", "bidirectional", "forward only"]),
