@@ -100,8 +100,9 @@ class Stream:
         kept: list[list[Tensor]] = [[] for _ in self._kept]
         count, first = len(moving), len(moving) + len(self._last)
         results: Sequence[Tensor] = ()
-        for now in zip(*(tensor.unbind(1) for tensor in slices), strict=True):
-            results = self._body(*same, *moving, *now)
+        parts = [tensor.unbind(1) for tensor in slices]
+        for tick in range(fed[0].shape[1]):
+            results = self._body(*same, *moving, *(part[tick] for part in parts))
             moving = results[:count]
             for values, value in zip(kept, results[first:], strict=True):
                 values.append(value)
@@ -115,9 +116,9 @@ class Stream:
         losses = self._losses_of(same, stacked, slices)
         return (
             after,
-            fx.map_arg(self._predictions, shown.__getitem__),
+            _filled(self._predictions, shown),
             {name: losses[self._places[node]].mean(0) for name, node in self._losses.items()},
-            fx.map_arg(self._recorded, shown.__getitem__),
+            _filled(self._recorded, shown),
         )
 
     def _losses_of(self, same: Sequence[Any], stacked: Sequence[Tensor], slices: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -132,6 +133,13 @@ def _nodes(results: Any) -> list[fx.Node]:
     found: list[fx.Node] = []
     fx.map_arg(results, found.append)
     return found
+
+
+def _filled(results: Any, values: Mapping[fx.Node, Tensor]) -> Any:
+    """Nested dictionaries of calls as those of their values."""
+    if isinstance(results, Mapping):
+        return {key: _filled(part, values) for key, part in results.items()}
+    return values[results]
 
 
 def _needed(roots: Iterable[fx.Node], among: set[fx.Node]) -> set[fx.Node]:

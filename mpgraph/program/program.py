@@ -188,7 +188,9 @@ class Program(nn.Module):
         Threads that share a program need it before they begin: for as long as code is written, the rule's parameters
         are out of their places.
         """
-        single = Arguments("program.prepare").integer("batch_size", batch_size, 1) == 1
+        check = Arguments("program.prepare")
+        single = check.integer("batch_size", batch_size, 1) == 1
+        ticks = None if ticks is None else check.integer("ticks", ticks, 1)
         for phase in self.protocol.phases or [None]:
             self._function(single=single, phase=phase, ticks=ticks)
         self._function(learning=False, ticks=ticks)
@@ -395,7 +397,9 @@ class Program(nn.Module):
         Of stacked states (:func:`mpgraph.stack`), those of each, with the same leading axis. Of a program of sequences
         those of one of so many ticks, by default as many as the network's.
         """
-        batch_size = Arguments("program.noise").integer("batch_size", batch_size, 1)
+        check = Arguments("program.noise")
+        batch_size = check.integer("batch_size", batch_size, 1)
+        ticks = None if ticks is None else check.integer("ticks", ticks, 1)
         needed = self._function(phase=self.protocol.phase_at(state, phase), repeat=repeat, ticks=ticks).noise
         return self._layout.noise(state, needed, batch_size) if needed else {}
 
