@@ -228,6 +228,8 @@ def fig6(options):
     """Cumulative accuracy over 200 images."""
     count, table = BUDGETS[options.budget]["streams"], {}
     rule = mg.load_protocol(options.online)
+    if options.meta_rnn:
+        MetaRNN.record(options.meta_rnn)  # refused now, not after minutes
     side = rule.record.get("images", {}).get("side", 7)  # one that does not ship yet does not say
     for name in options.data:
         found = data.load(name, standardise=False).resized(side).standardised().flat()
@@ -268,7 +270,7 @@ if __name__ == "__main__":
     parser.add_argument("--clone", default="vsml_clone", help="rule of fig4 and fig5, folder or name")
     parser.add_argument("--online", default="vsml_online", help="rule of fig6, folder or name")
     parser.add_argument(
-        "--meta-rnn", type=Path, metavar="FOLDER", help="of `mpgraph meta-train --settings meta_rnn.toml`"
+        "--meta-rnn", type=Path, metavar="FOLDER", help="RUN/rule of `mpgraph meta-train --settings meta_rnn.toml`"
     )
     parser.add_argument("--data", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--depths", nargs="+", choices=SIZES, default=list(SIZES))
