@@ -49,6 +49,38 @@ def test_loops_over_ticks_mean_what_the_interpreter_does(network, rule, ticks, s
         torch.testing.assert_close(predictions[output], prediction, rtol=1e-9, atol=1e-9)
 
 
+def convolutional():
+    """A convolution that hears itself, and a unit that hears itself two ticks later."""
+    network = mg.Network()
+    network.input("x", (1, 2, 2)), network.unit("c", (1, 2, 2), "tanh"), network.unit("y", 2)
+    network.connect("x", "c", mg.Conv2d(3, padding=1)), network.connect("c", "c", mg.Conv2d(3, padding=1), delay=1)
+    network.connect("c", "y"), network.connect("y", "y", "identity", delay=2), network.loss("y", "l2")
+    return network
+
+
+def noisy():
+    """Units that normalize over the batch and draw noise, and tied weights."""
+    network = mg.Network()
+    network.input("x", 2), network.unit("b", 2, mg.BatchNorm()), network.unit("h", 2, mg.Noisy("tanh"))
+    network.unit("y", 2)
+    network.connect("x", "b"), network.connect("b", "h"), network.connect("h", "b", delay=1)
+    network.connect("h", "y"), network.connect("h", "h", tied="h->y", delay=1), network.loss("y", "cross_entropy")
+    return network
+
+
+@pytest.mark.parametrize("network", [convolutional, noisy])
+def test_further_connections_and_units_mean_what_the_interpreter_does(network):
+    program = mg.compile(network(), Backprop(), dtype=DOUBLE, sequences=True)
+    generator = torch.Generator().manual_seed(0)
+    state = randomised(program.init(), generator)
+    x, y, told = batch(program.graph.network, 2, 3, generator)
+    noise = program.noise(state, 2, ticks=3)
+    meaning, said = interpreter.step(program, state, x, y, noise, told=dict.fromkeys(told, torch.ones(2, 3)))
+    after, out = program.step(state, x, y, noise=noise)
+    assert distance(after, meaning) < 1e-12
+    torch.testing.assert_close(out.prediction, said["y"])
+
+
 def problem(ticks=5, size=6, sizes=(3, 2)):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(size, ticks, sizes[0], generator=generator, dtype=DOUBLE)
