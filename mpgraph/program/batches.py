@@ -110,10 +110,7 @@ class Batches:
             if self.values == "all" and not inside_transform():
                 checks.finite(name, tensor)
             tensors.append(tensor)
-        size = tensors[0].shape[0]
-        for name, tensor in zip(names[1:], tensors[1:], strict=True):
-            if tensor.shape[0] != size:
-                raise InputError(f"input {name!r} has {tensor.shape[0]} examples, {names[0]!r} has {size}")
+        size = checks.one_size(names, tensors)
         if not learning:
             return tensors, size, ticks
         if size == 1 and self.normalized:
@@ -174,10 +171,7 @@ class Batches:
             if self.values == "all" and not inside_transform():
                 checks.finite(name, tensor)
             tensors.append(tensor)
-        size = tensors[0].shape[0]
-        for name, tensor in zip(names[1:], tensors[1:], strict=True):
-            if tensor.shape[0] != size:
-                raise InputError(f"input {name!r} has {tensor.shape[0]} examples, {names[0]!r} has {size}")
+        size = checks.one_size(names, tensors)
         if not learning:
             return tensors, size
         if size == 1 and self.normalized:

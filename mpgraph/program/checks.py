@@ -93,6 +93,19 @@ def ticks(name: str, tensor: Any, shape: tuple[int, ...], called: str = "x") -> 
     return int(tensor.shape[1])
 
 
+def one_size(names: Sequence[str], tensors: Sequence[Tensor]) -> int:
+    """How many examples all inputs have.
+
+    Raises:
+        InputError: if they differ.
+    """
+    size = tensors[0].shape[0]
+    for name, tensor in zip(names[1:], tensors[1:], strict=True):
+        if tensor.shape[0] != size:
+            raise InputError(f"input {name!r} has {tensor.shape[0]} examples, {names[0]!r} has {size}")
+    return size
+
+
 def lengths(what: str, got: int, wanted: int) -> NoReturn:
     """Refuse parts of a sequence that have different numbers of ticks."""
     raise InputError(

@@ -313,8 +313,9 @@ def looks_at_values(z):
     return z if bool((z == z).all()) else -z
 
 
-def test_inductor():
+def test_inductor(tmp_path, monkeypatch):
     """Steps, gradients and vmap by compiled C++."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # or what an earlier run compiled is taken from there
     eager, fast = programs(mlp([3, 2]), FeedbackAlignment(lr=mg.learnable(0.1)), "inductor")
     xs, ys = data(4)
 

@@ -67,6 +67,8 @@ FUNCTIONS = {
     "addmv": lambda a, v, column: torch.addmv(column.flatten(), a, v, alpha=0.7),
     "einsum": lambda image, a: torch.einsum("abcd,ec->abed", image.narrow(2, 0, 4), a),
     "conv2d": lambda image, a: functional.conv2d(image, image[:, :, :3, :3] * 1.0, a.sum(0)[:2] * 1.0, padding=1),
+    "conv1d": lambda image, a: functional.conv1d(image.select(3, 0), image.select(3, 1) * 1.0, a.sum(0)[:2]),
+    "conv3d": lambda image: functional.conv3d(image.unsqueeze(2), image[:, :, :3, :3].unsqueeze(2) * 1.0, stride=2),
     "clamp": lambda a: torch.clamp(a, -0.5, 0.5) * torch.abs(a),
     "max": lambda a: torch.amax(a, (1,)),
     "number twice": lambda a, number: a * number + number,
