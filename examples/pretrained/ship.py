@@ -46,7 +46,7 @@ USES = {
         "activation": "tanh",
         "loss": "cross_entropy",
         "batch": 64,
-        "updates": 150,
+        "updates": 300,
         "rate": RATE,
         "images": {
             "data": "mnist",

@@ -29,7 +29,7 @@ from mpgraph.protocols.vsml.imitation import RATE, Synapses, weight
 
 BUDGETS = {  # networks of each kind, updates, streams
     "small": {"seeds": 1, "shallow": 50, "deep": 50, "streams": 5},
-    "medium": {"seeds": 3, "shallow": 150, "deep": 100, "streams": 20},
+    "medium": {"seeds": 3, "shallow": 300, "deep": 300, "streams": 20},
     "paper": {"seeds": 6, "shallow": 1000, "deep": 1000, "streams": 20},
 }
 SIZES = {"shallow": (784, 10), "deep": (784, 32, 10)}
