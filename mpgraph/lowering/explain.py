@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 from torch.nn import functional
-from torch.nn.grad import conv2d_weight
 
 from mpgraph.agents.repeat import names_of
 from mpgraph.budget import Account, shown
@@ -22,7 +21,7 @@ from mpgraph.graph.wiring import AgentGraph
 from mpgraph.network.axes import Axis
 
 from .compile import Compiled
-from .convolution import conv2d_input
+from .convolution import CALLS
 from .shapes import Size, tensors_of
 from .sparse import outer, product
 
@@ -44,7 +43,8 @@ FREE = (
 # Products that are added up: at each synapse a multiplication and an addition.
 SUMMED = (
     *(functional.linear, torch.mm, torch.matmul, torch.addmm, torch.mv, torch.addmv, torch.dot, torch.einsum),
-    *(functional.conv2d, conv2d_input, conv2d_weight, product, outer),
+    *(call for calls in CALLS.values() for call in calls),
+    *(product, outer),
 )
 
 

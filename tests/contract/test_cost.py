@@ -77,6 +77,18 @@ def test_multiply_adds_at_synapses_are_those_of_a_count_by_hand():
     assert lenet.cost(4).synaptic == 4 * (2 * maps[0] + 3 * (maps[1] + sum(dense)))
 
 
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_multiply_adds_of_convolutions_are_those_of_a_hand_count(dims):
+    """Two convolutions of 6 places a side, windows of 3: from 2 features to 4, and from 4 to 5."""
+    convolution = (mg.Conv1d, mg.Conv2d, mg.Conv3d)[dims - 1](3)
+    network = mg.Network()
+    network.input("x", (2, *[6] * dims)), network.unit("h", (4, *[4] * dims), "tanh")
+    network.unit("y", (5, *[2] * dims)), network.loss("y", "l2")
+    network.connect("x", "h", convolution), network.connect("h", "y", convolution)
+    first, second = 4**dims * 4 * 2 * 3**dims, 2**dims * 5 * 4 * 3**dims
+    assert mg.compile(network, Backprop()).cost(8).synaptic == 8 * (2 * first + 3 * second)
+
+
 def test_the_table_adds_up_to_the_cost():
     for build in NETWORKS.values():
         program = mg.compile(build(), Backprop())

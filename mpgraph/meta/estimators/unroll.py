@@ -45,7 +45,6 @@ class Unroll(Estimator):
             (:meth:`Program.histories`) if that makes a difference, and then tasks are cut into pieces.
         limit: to which the norm of each piece's gradient is scaled down before pieces are averaged. With ``chunk=1`` no
             task counts for more than the others, however chaotic its episode was.
-
     """
 
     def __init__(

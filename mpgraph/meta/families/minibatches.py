@@ -88,7 +88,8 @@ class Minibatches(TaskFamily):
         name = f"{self.data} {split}"
         if self.ways is not None:
             chosen = torch.randperm(self._classes, generator=generator)[: self.ways]
-            (x, y), (asked_x, asked_y) = _only(chosen, x, y), _only(chosen, asked_x, asked_y)
+            x, y = _only(chosen, x, y)
+            asked_x, asked_y = _only(chosen, asked_x, asked_y) if split == "test" else (x, y)
             name += f" {chosen.tolist()}"
         need, asked = (steps or self.steps) * self.batch, 0 if split == "test" else self.queries
         if need + asked > len(x) or self.queries > len(asked_x):
@@ -106,9 +107,8 @@ class Minibatches(TaskFamily):
 
 def _only(classes: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The examples of some classes, each labelled by its place among them."""
-    place = torch.full((int(y.max()) + 1,), -1)
-    inside = classes[classes < len(place)]
-    place[inside] = torch.arange(len(classes))[classes < len(place)]
+    place = torch.full((max(int(y.max()), int(classes.max())) + 1,), -1)
+    place[classes] = torch.arange(len(classes))
     labels = place[y]
     return x[labels >= 0], labels[labels >= 0]
 
