@@ -12,7 +12,7 @@ import shlex
 import statistics
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,18 @@ FILES = ("mnist", "fashion_mnist", "emnist47", "emnist47_5way", "omniglot")
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is spent on each rule and problem; ``problems`` is how many of the suite are run."""
+    """How much is spent on each rule and problem.
+
+    Attributes:
+        seeds: runs of each rule on each problem.
+        trials: of the search.
+        epochs: passes over the training set.
+        limit: examples of it.
+        problems: how many of the suite are run.
+        files: whether problems that need files are among them.
+        moved: bytes that one training may read and write, as :meth:`mpgraph.Program.cost` counts them; no limit if
+            not given. A count, not seconds, so that it is the same on every machine.
+    """
 
     seeds: int
     trials: int
@@ -59,13 +70,14 @@ class Budget:
     limit: int | None
     problems: int = len(SUITE)
     files: bool = True
+    moved: float | None = None
 
 
 BUDGETS = {
     "tiny": Budget(seeds=1, trials=1, epochs=1, limit=64, problems=5, files=False),
     "small": Budget(seeds=2, trials=3, epochs=3, limit=500, problems=8, files=False),
-    "medium": Budget(seeds=3, trials=6, epochs=10, limit=2000),
-    "large": Budget(seeds=5, trials=10, epochs=20, limit=10_000),
+    "medium": Budget(seeds=3, trials=5, epochs=5, limit=2000, moved=2e11),
+    "large": Budget(seeds=5, trials=10, epochs=20, limit=10_000, moved=4e12),
 }
 
 
@@ -116,7 +128,7 @@ def bench(options: argparse.Namespace) -> int:
         added.append({"file": path.name, "runs": len(theirs), "versions": content["versions"]})
     with warnings.catch_warnings():
         warnings.simplefilter("once")  # not for every cell again
-        return _run(options, plan, cells, done, kept, added)
+        return _run(options, plan, budget.moved, cells, done, kept, added)
 
 
 def _reasons(content: Mapping[str, Any]) -> dict[tuple[str, str, str], str]:
@@ -127,6 +139,7 @@ def _reasons(content: Mapping[str, Any]) -> dict[tuple[str, str, str], str]:
 def _run(
     options: argparse.Namespace,
     plan: Plan,
+    moved: float | None,
     cells: list[Cell],
     done: Sequence[Run],
     kept: dict[tuple[str, str, str], str],
@@ -135,6 +148,9 @@ def _run(
     """Run what can run, and write what came of it; ``kept`` says what cannot and why."""
     settings = settings_of(plan)
     kept |= checked(plan, cells, keep_going=True)
+    if moved is not None:
+        known = {run.key[:3] for run in done}
+        kept |= _too_long(plan, [c for c in cells if c.key[:3] not in known and c.key[:3] not in kept], moved)
     cells = [cell for cell in cells if cell.key[:3] not in kept]
 
     def write(runs: Sequence[Run]) -> None:
@@ -161,6 +177,24 @@ def _run(
             raise FileError(f"{options.page} cannot be written: {error.strerror or error}") from None
         print(f"wrote {options.page} and {figure}")
     return 0
+
+
+def _too_long(plan: Plan, cells: Sequence[Cell], most: float) -> dict[tuple[str, str, str], str]:
+    """The combinations one training of which would read and write more than so many bytes, with the reason.
+
+    Counted without memory, on the ``meta`` device: a training that is too long may well be too large for the machine.
+    """
+    found: dict[tuple[str, str, str], str] = {}
+    shapes = replace(plan, device="meta")
+    for cell in {cell.key[:3]: cell for cell in cells}.values():
+        batch = plan.batch_of(cell)
+        moved = shapes.program(cell).cost(batch).bytes * plan.steps_of(cell)
+        if moved > most:
+            found[cell.key[:3]] = (
+                f"one training would read and write {moved / 1e9:,.0f} GB, as program.cost() counts; this budget "
+                f"allows {most / 1e9:,.0f} GB"
+            )
+    return found
 
 
 def _whole(content: Mapping[str, Any], runs: Sequence[Run]) -> list[Run]:

@@ -93,6 +93,11 @@ class Plan:
         """Examples in a step; one where they come one at a time."""
         return 1 if task_named(cell.task).online else self.batch
 
+    def steps_of(self, cell: Cell) -> int:
+        """Steps of one training, without those on a smaller last batch."""
+        data = _data(cell.task, self.root, cell.seed, self.raw, self.limit, False)
+        return self.epochs_of(cell) * (len(data.train_x) // self.batch_of(cell))
+
     def _usual(self) -> dict[str, Any]:
         return {key: value for key, value in (("lr", self.lr), ("surrogate", self.surrogate)) if value is not None}
 

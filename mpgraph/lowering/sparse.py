@@ -162,7 +162,9 @@ def direct(*tensors: Tensor | None) -> bool:
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or inside_transform():
         return False
     learning = torch.is_grad_enabled()
-    return all(t is None or (type(t) is Tensor and not (learning and t.requires_grad)) for t in tensors)
+    return all(
+        t is None or (type(t) is Tensor and not t.is_meta and not (learning and t.requires_grad)) for t in tensors
+    )
 
 
 def product(values: Tensor, x: Tensor, *sides: Tensor, into: Tensor | None = None) -> Tensor:

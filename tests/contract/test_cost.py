@@ -99,10 +99,12 @@ def test_the_table_adds_up_to_the_cost():
             assert float(text.rstrip("kMG")) * unit == pytest.approx(number, rel=0.01)
 
 
-@pytest.mark.parametrize("name", mg.list_protocols())
-def test_counted_without_memory_on_the_meta_device(name):
+@pytest.mark.parametrize(
+    ("name", "network"), [*((name, "convolution") for name in mg.list_protocols()), ("backprop", "sparse")]
+)
+def test_counted_without_memory_on_the_meta_device(name, network):
     def made(device):
-        return mg.compile(GRAPHS["convolution"](), lookup("mpgraph.protocols", name)(), device=device)
+        return mg.compile(GRAPHS[network](), lookup("mpgraph.protocols", name)(), device=device)
 
     here, there = made("cpu").cost(4), made("meta").cost(4)
     assert here == there

@@ -8,7 +8,9 @@ from refusals import refuses
 
 import mpgraph as mg
 from mpgraph import cli
+from mpgraph.architectures import mlp
 from mpgraph.experiments import TASKS, Run, bench, profiles
+from mpgraph.protocols import Backprop
 
 
 def run_of(protocol, task, accuracy, seed=0, **changed):
@@ -123,6 +125,19 @@ def test_any_failure_is_a_row_and_the_others_go_on(tmp_path, monkeypatch):
     assert joined["refused"] == content["refused"]
     assert [(row["file"], row["runs"]) for row in joined["added"]] == [("results.json", 2)]
     assert "With 2 runs of another file" in page.read_text()
+
+
+def test_a_training_that_moves_more_bytes_than_the_budget_allows_is_not_begun(tmp_path, monkeypatch):
+    program = mg.compile(mlp([64, 32, 10], "tanh"), Backprop(lr=0.1))
+    moved = 2 * program.cost(32).bytes  # of two steps: 64 examples, once
+    for most, names in ((moved, {"readout_only", "backprop"}), (moved - 1, {"readout_only"})):
+        monkeypatch.setitem(bench.BUDGETS, "tiny", bench.Budget(1, 1, 1, limit=64, problems=1, moved=most))
+        out = tmp_path / str(most)
+        assert not cli.main(["bench", "--budget", "tiny", "--protocols", "backprop", "--out", str(out), "--quiet"])
+        content = json.loads((out / "results.json").read_text())
+        assert {run["protocol"] for run in content["runs"]} == names
+        assert [row["protocol"] for row in content["refused"]] == ["backprop"] * (most < moved)
+    assert "GB, as program.cost() counts" in content["refused"][0]["reason"]
 
 
 def test_rules_that_cannot_be_compared_by_name_are_listed():
