@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+DOCUMENTS ?= README.md docs/*.md
 
 .PHONY: demo test test-fast mutants lint types documents site matrix wheel benchmarks benchmarks-quick gpu
 
@@ -9,10 +10,10 @@ demo: $(VENV)/ready
 	$(BIN)/mpgraph compare --task digits --protocols backprop,feedback_alignment --seeds 3 --out results
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: $(VENV)/ready
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 mutants: $(VENV)/ready
 	$(BIN)/python tests/mutants.py
@@ -25,7 +26,7 @@ types: $(VENV)/ready
 	$(BIN)/mypy
 
 documents: $(VENV)/ready
-	$(BIN)/python docs/run_blocks.py README.md docs/*.md
+	$(BIN)/python docs/run_blocks.py $(DOCUMENTS)
 
 site: $(VENV)/ready
 	$(BIN)/mkdocs build --strict --quiet --site-dir site
