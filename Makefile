@@ -10,10 +10,10 @@ demo: $(VENV)/ready
 	$(BIN)/mpgraph compare --task digits --protocols backprop,feedback_alignment --seeds 3 --out results
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2
 
 test-fast: $(VENV)/ready
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 mutants: $(VENV)/ready
 	$(BIN)/python tests/mutants.py
