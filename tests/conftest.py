@@ -38,8 +38,7 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish():
     """Take what is loaded by now out of the garbage collector, and let it run less often.
 
-    Compiling makes many objects in a process that holds a million already; looking through all of them each time took
-    a tenth of the tests' time.
+    Compiling makes many objects in a process that holds many already, which need not be looked through each time.
     """
     gc.collect()
     gc.freeze()
