@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+DOCUMENTS ?= README.md docs/*.md
 
 .PHONY: demo test test-fast mutants lint types documents site matrix wheel benchmarks benchmarks-quick gpu
 
@@ -25,7 +26,7 @@ types: $(VENV)/ready
 	$(BIN)/mypy
 
 documents: $(VENV)/ready
-	$(BIN)/python docs/run_blocks.py README.md docs/*.md
+	$(BIN)/python docs/run_blocks.py $(DOCUMENTS)
 
 site: $(VENV)/ready
 	$(BIN)/mkdocs build --strict --quiet --site-dir site

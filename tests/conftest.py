@@ -1,5 +1,6 @@
 """Shared fixtures. Two threads on small tensors only spin, so tests use one."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -32,6 +33,16 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if {item.path.name, item.path.parent.name} & SLOW:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish():
+    """Take what is loaded by now out of the garbage collector, and let it run less often.
+
+    Compiling makes many objects in a process that holds many already, which need not be looked through each time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
 
 
 @pytest.fixture

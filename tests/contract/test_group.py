@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -115,31 +116,42 @@ def rows(tensors, rank):
     return {n: t[part] for n, t in tensors.items()} if isinstance(tensors, dict) else tensors[part]
 
 
-def distance(build, rule, rank):
-    """Between a group's states, losses, predictions and noise and those of one process, over two steps or more."""
-    one = mg.compile(build(), rule(), dtype=torch.float64)
-    many = mg.compile(build(), rule(), dtype=torch.float64, group=dist.group.WORLD)
-    state, parts = one.init(1, batch_size=SLICE * PROCESSES), many.init(1, batch_size=SLICE)
-    pairs = []
+def followed(build, rule, rank=None):
+    """States, losses, predictions and noise over two steps or more, each with whether it has a row for each example.
 
-    def compare():
+    In one process with the whole batch; with a rank, of that process's slice in the group of all.
+    """
+    group, size = ("alone", SLICE * PROCESSES) if rank is None else (dist.group.WORLD, SLICE)
+    program = mg.compile(build(), rule(), dtype=torch.float64, group=group)
+    state = program.init(1, batch_size=size)
+    found = {}
+
+    def states(when):
         for node, channels in state.items():
             for channel, tensor in channels.items():
-                carry = node != "program" and one.graph.channels[node][channel].extent == "carry"
-                pairs.append((parts[node][channel], rows(tensor, rank) if carry else tensor))
+                carry = node != "program" and program.graph.channels[node][channel].extent == "carry"
+                found[f"{when}: {node}.{channel}"] = tensor, carry
 
-    compare()
-    phases = [*one.protocol.phases]
+    states("start")
+    phases = [*program.protocol.phases]
     for step, phase in enumerate(phases + [None] * (2 - len(phases))):
-        x, y = problem(one.graph.network, SLICE * PROCESSES, step)
-        own, whole = many.noise(parts, SLICE, phase=phase), one.noise(state, SLICE * PROCESSES, phase=phase)
-        pairs += [(own[n], rows(t, rank) if len(t) == SLICE * PROCESSES else t) for n, t in whole.items()]
-        state, expected = one.step(state, x, y, phase=phase)
-        parts, out = many.step(parts, rows(x, rank), rows(y, rank) if y is not None else None, phase=phase)
-        compare()
-        pairs += [(out.losses[n], loss) for n, loss in expected.losses.items()]
-        pairs.append((out.prediction, rows(expected.prediction, rank)))
-        pairs.append((many.predict(parts, rows(x, rank)), rows(one.predict(state, x), rank)))
+        x, y = problem(program.graph.network, SLICE * PROCESSES, step)
+        if rank is not None:
+            x, y = rows(x, rank), rows(y, rank) if y is not None else None
+        for name, tensor in program.noise(state, size, phase=phase).items():
+            found[f"{step}: noise {name}"] = tensor, len(tensor) == size
+        state, out = program.step(state, x, y, phase=phase)
+        states(step)
+        found |= {f"{step}: loss {name}": (loss, False) for name, loss in out.losses.items()}
+        found |= {f"{step}: output": (out.prediction, True), f"{step}: predicted": (program.predict(state, x), True)}
+    return found
+
+
+def distance(expected, build, rule, rank):
+    """Between what a process of the group has and its part of what one process has."""
+    found = followed(build, rule, rank)
+    assert set(found) == set(expected)
+    pairs = [(found[name][0], rows(t, rank) if sliced else t) for name, (t, sliced) in expected.items()]
     return max(float((a - b).abs().max()) for a, b in pairs if a.numel())
 
 
@@ -339,11 +351,15 @@ OTHERS = [
 
 def follow(folder):
     """What each process does: every case, one after the other."""
-    join()
+    join(seconds=240)  # one may have to wait for the other one's half
     rank, found = dist.get_rank(), {}
-    for name, build, rule in cases():
+    for i, (_, build, rule) in enumerate(cases()):  # what one process has: either half is computed once, for both
+        if i % PROCESSES == rank:
+            torch.save(followed(build, rule), folder / f"{i}.pt")
+    dist.barrier()
+    for i, (name, build, rule) in enumerate(cases()):
         try:
-            found[name] = distance(build, rule, rank)
+            found[name] = distance(torch.load(folder / f"{i}.pt"), build, rule, rank)
         except mg.MPGraphError as error:
             found[name] = f"{type(error).__name__}: {error}"
     for other in OTHERS:
@@ -443,13 +459,20 @@ dist.destroy_process_group()
 """
 
 
+def started(script, folder):
+    """The script in this process, with the environment that torchrun gives."""
+    torch.set_num_threads(1)
+    sys.argv = [str(script), str(folder)]
+    runpy.run_path(str(script), run_name="__main__")
+
+
 def test_started_by_torchrun(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for processes in (1, 2):
-        run = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        subprocess.run([*run, str(script), str(tmp_path)], check=True, env=environment, timeout=240)
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
+    subprocess.run([*run, str(script), str(tmp_path)], check=True, env=environment, timeout=240)
+    assert together(started, 1, script, tmp_path) == [0]
     program = mg.compile(mlp([4, 5, 3]), NodePerturbation(), dtype=torch.float64)
     one, *both = (program.load(tmp_path / name) for name in ("1-0", "2-0", "2-1"))
     assert all(close(one, other) for other in both)

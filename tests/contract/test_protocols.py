@@ -13,17 +13,17 @@ from mpgraph.interpreter import interpreter
 from mpgraph.registry import lookup
 
 
-@pytest.fixture(params=mg.list_protocols())
+@pytest.fixture(scope="module", params=mg.list_protocols())
 def name(request):
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def rule(name):
     return lookup("mpgraph.protocols", name)
 
 
-@pytest.fixture(params=["chain", "skip", "two inputs", "one to one", *GRAPHS])
+@pytest.fixture(scope="module", params=["chain", "skip", "two inputs", "one to one", *GRAPHS])
 def network(request):
     if request.param in GRAPHS:
         return GRAPHS[request.param]()
@@ -42,9 +42,14 @@ def network(request):
     return network
 
 
+@pytest.fixture(scope="module")
+def program(rule, network):
+    """One for all tests of a rule on a network: a program keeps nothing, all that changes is in states."""
+    return mg.compile(network, rule(), dtype=torch.float64)
+
+
 @pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")
-def test_compiled_means_what_the_interpreter_does(rule, network):
-    program = mg.compile(network, rule(), dtype=torch.float64)
+def test_compiled_means_what_the_interpreter_does(program, network):
     repeat = few(program)
     size = 3 if repeat is None or len(network.units) < 4 else 1  # rounds take long there
     state = randomised(program.init(batch_size=size), torch.Generator().manual_seed(0))
@@ -56,8 +61,7 @@ def test_compiled_means_what_the_interpreter_does(rule, network):
 
 
 @pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")
-def test_pure_seeded_and_mappable(rule, network):
-    program = mg.compile(network, rule(), dtype=torch.float64)
+def test_pure_seeded_and_mappable(program):
     x, y = batch(program.graph.network, 3)
     states = [program.init(seed, batch_size=3) for seed in (0, 0, 1)]
     assert distance(states[0], states[1]) == 0.0
@@ -71,8 +75,7 @@ def test_pure_seeded_and_mappable(rule, network):
 
 
 @pytest.mark.filterwarnings("ignore::mpgraph.FlatUnitWarning")
-def test_no_tensor_of_a_state_shares_memory(rule, network):
-    program = mg.compile(network, rule(), dtype=torch.float64)
+def test_no_tensor_of_a_state_shares_memory(program):
     x, y = batch(program.graph.network, 3)
     before = program.init(batch_size=3)
     after, out = program.step(before, x, y)
