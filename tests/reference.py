@@ -90,7 +90,12 @@ def few(program, times=1):
 
 def distance(one, two):
     """Largest difference between two states."""
-    return max(float((one[n][c] - two[n][c]).detach().abs().max()) for n in one for c in one[n])
+    return largest(one[n][c] - two[n][c] for n in one for c in one[n])
+
+
+def largest(tensors):
+    """Largest magnitude of any number; not a number if one of them is none, which Python's max may overlook."""
+    return float(torch.stack([t.detach().abs().max().double() for t in tensors if t.numel()]).max())
 
 
 @st.composite

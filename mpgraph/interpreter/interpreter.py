@@ -166,7 +166,7 @@ class _Run:
                 self.element(inner)
             self.rounds = self.rounds[:-1]
             after = self.watched(element.until)
-            if before and max(float((after[k] - b).abs().max()) for k, b in before.items()) <= element.tolerance:
+            if before and all((after[k] - b).abs().max() <= element.tolerance for k, b in before.items()):
                 break
 
     def one_tick(self, name: str) -> None:

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from graphs import GRAPHS
 from processes import together
+from reference import largest
 from rules import Echo, Memories, TwoStates
 
 import mpgraph as mg
@@ -152,7 +153,7 @@ def distance(expected, build, rule, rank):
     found = followed(build, rule, rank)
     assert set(found) == set(expected)
     pairs = [(found[name][0], rows(t, rank) if sliced else t) for name, (t, sliced) in expected.items()]
-    return max(float((a - b).abs().max()) for a, b in pairs if a.numel())
+    return largest(a - b for a, b in pairs)
 
 
 # -- what else must hold, each in both processes ------------------------------------------------------------

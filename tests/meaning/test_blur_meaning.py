@@ -5,7 +5,7 @@ import pytest
 import torch
 from graphs import GRAPHS, batch
 from hypothesis import strategies as st
-from reference import autograd_steps, distance, networks, randomised, weights_of
+from reference import autograd_steps, distance, largest, networks, randomised, weights_of
 from reference import batch as random_batch
 from torch.nn import functional
 
@@ -57,7 +57,7 @@ def assert_descends(network, rate=1 / 128, examples=6, steps=3):
     for x, y in batches:
         state, _ = program.step(state, x, y)
     found = weights_of(state)
-    assert max(float((found[n].detach() - wanted[n]).abs().max()) for n in wanted) < 1e-12
+    assert largest(found[n] - wanted[n] for n in wanted) < 1e-12
 
 
 def test_backprop_genome_is_gradient_descent_on_a_chain():
@@ -85,7 +85,7 @@ def test_backprop_genome_is_gradient_descent_on_a_convnet():
         w = {n: (t - g / 128).detach().requires_grad_() for (n, t), g in zip(w.items(), gradients, strict=True)}
         state, _ = program.step(state, x, y)
         found = weights_of(state)
-        assert max(float((found[n] - w[n]).detach().abs().max()) for n in w) < 1e-12
+        assert largest(found[n] - w[n] for n in w) < 1e-12
 
 
 @pytest.mark.parametrize("kind", ["residual", "operations", "recurrence", "tied", "sparse", "pieces"])
@@ -99,7 +99,7 @@ def test_backprop_genome_is_backprop_elsewhere(kind):
     for _ in range(3):
         states = [program.step(state, x, y)[0] for program, state in zip(programs, states, strict=True)]
     found, wanted = map(weights_of, states)
-    assert max(float((found[n].detach() - wanted[n]).abs().max()) for n in wanted) < 1e-12
+    assert largest(found[n] - wanted[n] for n in wanted) < 1e-12
 
 
 # -- the interpreter ------------------------------------------------------------------------------------------

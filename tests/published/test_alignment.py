@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 from graphs import GRAPHS, batch
-from reference import distance, randomised
+from reference import distance, largest, randomised
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -441,7 +441,7 @@ def same_steps(rule, other, prepare, channel="b"):
     plain = {n: {c: t for c, t in channels.items() if c in kept[n]} for n, channels in state.items()}
     plain = {n: {**programs[1].init()[n], **channels} for n, channels in plain.items()}
     after = [p.step(s, x, y)[0] for p, s in zip(programs, (state, plain), strict=True)]
-    return max(float((after[0][n]["w"] - after[1][n]["w"]).abs().max()) for n in after[0] if n != "program")
+    return largest(after[0][n]["w"] - after[1][n]["w"] for n in after[0] if n != "program")
 
 
 def symmetric(state):
