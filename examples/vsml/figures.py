@@ -231,11 +231,12 @@ def fig6(options):
     if options.meta_rnn:
         MetaRNN.record(options.meta_rnn)  # refused now, not after minutes
     side = rule.record.get("images", {}).get("side", 7)  # one that does not ship yet does not say
+    shown = options.online if "/" not in options.online else Path(options.online).parent.name  # of RUN/rule
     for name in options.data:
         found = data.load(name, standardise=False).resized(side).standardised().flat()
         test = [stream(found, seed, "test") for seed in range(count)]
         held = [stream(found, 500 + seed, "validation") for seed in range(count)]
-        rows = {"vsml_online": online(mg.compile(mlp([side * side, 10], bias=False), rule), test)}
+        rows = {shown: online(mg.compile(mlp([side * side, 10], bias=False), rule), test)}
         for kind, rates in RATES.items():
             scores = {rate: float(online(descent(kind, rate, side * side), held, True).mean()) for rate in rates}
             best = max(scores, key=scores.__getitem__)
@@ -268,7 +269,7 @@ if __name__ == "__main__":
     parser.add_argument("figures", nargs="+", choices=FIGURES)
     parser.add_argument("--budget", choices=BUDGETS, default="medium")
     parser.add_argument("--clone", default="vsml_clone", help="rule of fig4 and fig5, folder or name")
-    parser.add_argument("--online", default="vsml_online", help="rule of fig6, folder or name")
+    parser.add_argument("--online", default="vsml_online", help="rule of fig6, RUN/rule or name")
     parser.add_argument(
         "--meta-rnn", type=Path, metavar="FOLDER", help="RUN/rule of `mpgraph meta-train --settings meta_rnn.toml`"
     )
