@@ -109,10 +109,10 @@ def _add_product(code: Emitter, total: Factor | None, factors: Sequence[Factor],
 
 
 def _common(terms: list[Term]) -> float | None:
-    """The coefficient to write a sum of tensors and products of numbers without, where it takes a call of its own anyway.
+    """The coefficient of a sum of products of numbers that is put in front, where it takes a call of its own anyway.
 
-    It does where all terms are products and have it, and where the only tensor has it: ``2 a - 4 b c`` is two calls, as
-    is ``2 (a - 2 b c)``.
+    It does where all terms are products and have it, and where it is that of the only tensor: ``2 a - 4 b c`` takes two
+    calls, as ``2 (a - 2 b c)`` does.
     """
     if len(terms) < 2 or any(t.power != 0 or t.bound or not t.factors for t in terms):
         return None
