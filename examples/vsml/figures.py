@@ -3,14 +3,14 @@
 python examples/vsml/figures.py fig4
 MPGRAPH_DATA=FOLDER python examples/vsml/figures.py fig5 --budget small
 MPGRAPH_DATA=FOLDER python examples/vsml/figures.py fig6 --budget paper
-MPGRAPH_DATA=FOLDER python examples/vsml/figures.py fig9 --budget medium --refined runs/vsml_refine/rule
+MPGRAPH_DATA=FOLDER python examples/vsml/figures.py fig9 --budget medium
 
 fig4: what a cloned synapse sends up, against tanh(x) w. fig5 (7 and 8 in the appendix): a network learns MNIST and
 Fashion-MNIST by its cloned synapses, 784-10 and 784-32-10, beside gradient descent from the same weights; also how its
 changes of weights correlate with those of gradient descent, for each layer. fig6: streams of 200 test images, one at a
 time, beside gradient descent, Adam, the nearest class mean and a Meta RNN (--meta-rnn FOLDER). fig9: the first
-updates of 784-10 by the clone, by the clone that CMA-ES refined (--refined FOLDER) and by gradient descent at its best
-rate. Each writes FIGURE.png and FIGURE.json.
+updates of 784-10 by the clone, by the clone refined by CMA-ES, which it trains (or --refined FOLDER), and by gradient
+descent at its best rate. Each writes FIGURE.png and FIGURE.json.
 """
 
 import argparse
@@ -23,21 +23,22 @@ import torch
 from torch.nn import functional
 
 import mpgraph as mg
-from mpgraph import data, experiments
+from mpgraph import cli, data, experiments
 from mpgraph.architectures import mlp
 from mpgraph.meta import MetaRNN
 from mpgraph.protocols import Backprop
 from mpgraph.protocols.vsml.imitation import RATE, Synapses, weight
 
-BUDGETS = {  # networks of each kind, updates, streams; updates and test images of fig9
-    "small": {"seeds": 1, "shallow": 50, "deep": 50, "streams": 5, "first": 20, "images": 1000},
-    "medium": {"seeds": 3, "shallow": 300, "deep": 300, "streams": 20, "first": 60, "images": 2000},
-    "paper": {"seeds": 6, "shallow": 1000, "deep": 1000, "streams": 20, "first": 1000, "images": 10000},
+BUDGETS = {  # networks of each kind, updates, streams; updates of fig9, generations of its search
+    "small": {"seeds": 1, "shallow": 50, "deep": 50, "streams": 5, "first": 20, "generations": 2},
+    "medium": {"seeds": 3, "shallow": 300, "deep": 300, "streams": 20, "first": 60, "generations": 60},
+    "paper": {"seeds": 6, "shallow": 1000, "deep": 1000, "streams": 20, "first": 1000, "generations": 200},
 }
 SIZES = {"shallow": (784, 10), "deep": (784, 32, 10)}
 SETS = ("mnist", "fashion_mnist")
 BATCH, HELD, EVERY = 64, 512, 50  # validation images on which curves are measured, every so many updates
 LENGTH = 200
+IMAGES = 1000  # of the test set in fig9
 MARKS = (2, 5, 10, 20, 30, 60, 100, 300, 1000)  # updates after which fig9 tests
 RATES = {
     "SGD": (0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
@@ -176,6 +177,15 @@ def fig5(options):
 # -- the clone, refined ---------------------------------------------------------------------------------------------
 
 
+def trained(settings, steps, options):
+    """The rule of a run of these settings, which goes on where it stopped."""
+    run = Path(options.out) / f"vsml_{settings}"
+    words = ["--settings", str(Path(__file__).with_name(f"{settings}.toml")), "--steps", str(steps), "--every", "5"]
+    if cli.main(["meta-train", *words, "--out", str(run), "--resume"]):
+        raise SystemExit(f"meta-training stopped, see {run / 'log.jsonl'}")
+    return str(run / "rule")
+
+
 def first_updates(learner, found, seed, marks, x, y):
     """Accuracies after so many updates, %, of a rule, or of gradient descent at a rate from the same weights."""
     descends = not isinstance(learner, str)
@@ -199,16 +209,17 @@ def first_updates(learner, found, seed, marks, x, y):
 @torch.no_grad()
 def fig9(options):
     """Figure 9: does a rule that is refined for the first updates on MNIST learn faster, there and elsewhere?"""
-    mg.load_protocol(options.refined)  # refused now, not after minutes
     budget, table = BUDGETS[options.budget], {}
+    refined = options.refined or trained("refine", budget["generations"], options)
+    mg.load_protocol(refined)  # refused now, not after minutes
     marks, seeds = [m for m in MARKS if m <= budget["first"]], options.seeds or range(budget["seeds"])
     for name in options.data:
         found = data.load(name).flat()
         held = found.train_x[-HELD:], found.train_y[-HELD:]
         tries = {r: [first_updates(r, found, 500 + s, marks, *held) for s in seeds] for r in RATES["SGD"]}
         best = max(tries, key=lambda rate: float(torch.tensor(tries[rate]).mean()))
-        rows = torch.randperm(len(found.test_x), generator=torch.Generator().manual_seed(0))[: budget["images"]]
-        learners = {"cloned": options.clone, "refined": options.refined, f"gradient descent {best:g}": best}
+        rows = torch.randperm(len(found.test_x), generator=torch.Generator().manual_seed(0))[:IMAGES]
+        learners = {"cloned": options.clone, "refined": refined, f"gradient descent {best:g}": best}
         table[name] = {"at": marks, **{who: [] for who in learners}}
         for seed in seeds:
             for who, learner in learners.items():
@@ -326,7 +337,7 @@ if __name__ == "__main__":
     parser.add_argument("figures", nargs="+", choices=FIGURES)
     parser.add_argument("--budget", choices=BUDGETS, default="medium")
     parser.add_argument("--clone", default="vsml_clone", help="rule of fig4, fig5 and fig9, folder or name")
-    parser.add_argument("--refined", default="runs/vsml_refine/rule", help="refined rule of fig9, folder or name")
+    parser.add_argument("--refined", help="refined rule of fig9, folder or name (default: trained in --out)")
     parser.add_argument("--online", default="vsml_online", help="rule of fig6, folder or name")
     parser.add_argument(
         "--meta-rnn", type=Path, metavar="FOLDER", help="RUN/rule of `mpgraph meta-train --settings meta_rnn.toml`"
