@@ -239,14 +239,15 @@ def _cat(emitter: Emitter, values: Any, dim: int = 0) -> Value:
     return leaf(emitter, node or emitter.emit(torch.cat, nodes, dim=len(axes) + dim, work=axes), axes, shape)
 
 
-def _rejoined(emitter: Emitter, nodes: Sequence[fx.Node], axes: Sequence[Axis], dim: int) -> fx.Node | None:
+def _rejoined(emitter: Emitter, nodes: Sequence[Any], axes: Sequence[Axis], dim: int) -> fx.Node | None:
     """Neighbouring parts of one tensor as a view of it, where ``cat`` would copy.
 
     In a batch of one, the mean over examples of a part is that part: a rule that averages some of its numbers over the
     batch and joins them to the others does nothing then.
     """
     source = next((node.args[0] for node in nodes if node.target == "narrow" and node.args[1] == dim), None)
-    first = stop = None
+    first: Any = None
+    stop: Any = None
     for node in nodes:
         part, at = node, dim
         if emitter.single and BATCH in axes[:1] and node.target == "expand":  # the only example, as all of them
