@@ -245,6 +245,8 @@ def _rejoined(emitter: Emitter, nodes: Sequence[Any], axes: Sequence[Axis], dim:
     In a batch of one, the mean over examples of a part is that part: a rule that averages some of its numbers over the
     batch and joins them to the others does nothing then.
     """
+    if any(node.op != "call_method" for node in nodes):
+        return None
     source = next((node.args[0] for node in nodes if node.target == "narrow" and node.args[1] == dim), None)
     first: Any = None
     stop: Any = None
@@ -252,12 +254,12 @@ def _rejoined(emitter: Emitter, nodes: Sequence[Any], axes: Sequence[Axis], dim:
         part, at = node, dim
         if emitter.single and BATCH in axes[:1] and node.target == "expand":  # the only example, as all of them
             part, at = node.args[0], dim - 1
-        if part.target != "narrow" or part.args[1] != at:
+        if (part.op, part.target) != ("call_method", "narrow") or part.args[1] != at:
             return None
         start, length = part.args[2:]
         whole = part.args[0]
         if part is not node:
-            if whole.target != "select" or whole.args[1:] != (0, 0):
+            if (whole.op, whole.target, whole.args[1:]) != ("call_method", "select", (0, 0)):
                 return None
             whole = whole.args[0]
         if whole is not source or stop not in (None, start):
