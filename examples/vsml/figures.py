@@ -3,12 +3,14 @@
 python examples/vsml/figures.py fig4
 MPGRAPH_DATA=FOLDER python examples/vsml/figures.py fig5 --budget small
 MPGRAPH_DATA=FOLDER python examples/vsml/figures.py fig6 --budget paper
+MPGRAPH_DATA=FOLDER python examples/vsml/figures.py fig9 --budget medium
 
 fig4: what a cloned synapse sends up, against tanh(x) w. fig5 (7 and 8 in the appendix): a network learns MNIST and
 Fashion-MNIST by its cloned synapses, 784-10 and 784-32-10, beside gradient descent from the same weights; also how its
 changes of weights correlate with those of gradient descent, for each layer. fig6: streams of 200 test images, one at a
-time, beside gradient descent, Adam, the nearest class mean and a Meta RNN (--meta-rnn FOLDER). Each writes FIGURE.png
-and FIGURE.json.
+time, beside gradient descent, Adam, the nearest class mean and a Meta RNN (--meta-rnn FOLDER). fig9: the first
+updates of 784-10 by the clone, by the clone refined by CMA-ES, which it trains (or --refined FOLDER), and by gradient
+descent at its best rate. Each writes FIGURE.png and FIGURE.json.
 """
 
 import argparse
@@ -21,21 +23,23 @@ import torch
 from torch.nn import functional
 
 import mpgraph as mg
-from mpgraph import data, experiments
+from mpgraph import cli, data, experiments
 from mpgraph.architectures import mlp
 from mpgraph.meta import MetaRNN
 from mpgraph.protocols import Backprop
 from mpgraph.protocols.vsml.imitation import RATE, Synapses, weight
 
-BUDGETS = {  # networks of each kind, updates, streams
-    "small": {"seeds": 1, "shallow": 50, "deep": 50, "streams": 5},
-    "medium": {"seeds": 3, "shallow": 300, "deep": 300, "streams": 20},
-    "paper": {"seeds": 6, "shallow": 1000, "deep": 1000, "streams": 20},
+BUDGETS = {  # networks of each kind, updates, streams; updates of fig9, generations of its search
+    "small": {"seeds": 1, "shallow": 50, "deep": 50, "streams": 5, "first": 20, "generations": 2},
+    "medium": {"seeds": 3, "shallow": 300, "deep": 300, "streams": 20, "first": 60, "generations": 60},
+    "paper": {"seeds": 6, "shallow": 1000, "deep": 1000, "streams": 20, "first": 1000, "generations": 200},
 }
 SIZES = {"shallow": (784, 10), "deep": (784, 32, 10)}
 SETS = ("mnist", "fashion_mnist")
 BATCH, HELD, EVERY = 64, 512, 50  # validation images on which curves are measured, every so many updates
 LENGTH = 200
+IMAGES = 1000  # of the test set in fig9
+MARKS = (2, 5, 10, 20, 30, 60, 100, 300, 1000)  # updates after which fig9 tests
 RATES = {
     "SGD": (0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
     "Adam": (0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05),
@@ -170,6 +174,71 @@ def fig5(options):
     figure(options, "fig5", draw, table, len(table))
 
 
+# -- the clone, refined ---------------------------------------------------------------------------------------------
+
+
+def trained(settings, steps, options):
+    """The rule of a run of these settings, which goes on where it stopped."""
+    run = Path(options.out) / f"vsml_{settings}"
+    words = ["--settings", str(Path(__file__).with_name(f"{settings}.toml")), "--steps", str(steps), "--every", "5"]
+    if cli.main(["meta-train", *words, "--out", str(run), "--resume"]):
+        raise SystemExit(f"meta-training stopped, see {run / 'log.jsonl'}")
+    return str(run / "rule")
+
+
+def first_updates(learner, found, seed, marks, x, y):
+    """Accuracies after so many updates, %, of a rule, or of gradient descent at a rate from the same weights."""
+    descends = not isinstance(learner, str)
+    program = mg.compile(mlp([784, 10], "tanh"), mg.load_protocol("vsml_clone" if descends else learner))
+    state, generator = program.init(1000 + seed, batch_size=BATCH), torch.Generator().manual_seed(seed)
+    w, scores = weights(program, state), []
+    for t in range(1, marks[-1] + 1):
+        rows = torch.randint(len(found.train_x) - HELD, (BATCH,), generator=generator)
+        batch = found.train_x[rows], found.train_y[rows]
+        if descends:
+            w = {name: w[name] - learner * g for name, g in gradients(w, *batch).items()}
+        else:
+            state, _ = program.step(state, *batch)
+        if t in marks and descends:
+            scores.append(100.0 * float((logits(w, x).argmax(1) == y).double().mean()))
+        elif t in marks:
+            scores.append(100.0 * experiments.accuracy(program, state, x, y))
+    return scores
+
+
+@torch.no_grad()
+def fig9(options):
+    """Figure 9: does a rule that is refined for the first updates on MNIST learn faster, there and elsewhere?"""
+    budget, table = BUDGETS[options.budget], {}
+    refined = options.refined or trained("refine", budget["generations"], options)
+    mg.load_protocol(refined)  # refused now, not after minutes
+    marks, seeds = [m for m in MARKS if m <= budget["first"]], options.seeds or range(budget["seeds"])
+    for name in options.data:
+        found = data.load(name).flat()
+        held = found.train_x[-HELD:], found.train_y[-HELD:]
+        tries = {r: [first_updates(r, found, 500 + s, marks, *held) for s in seeds] for r in RATES["SGD"]}
+        best = max(tries, key=lambda rate: float(torch.tensor(tries[rate]).mean()))
+        rows = torch.randperm(len(found.test_x), generator=torch.Generator().manual_seed(0))[:IMAGES]
+        learners = {"cloned": options.clone, "refined": refined, f"gradient descent {best:g}": best}
+        table[name] = {"at": marks, **{who: [] for who in learners}}
+        for seed in seeds:
+            for who, learner in learners.items():
+                curve = first_updates(learner, found, seed, marks, found.test_x[rows], found.test_y[rows])
+                table[name][who].append(curve)
+                shown = ", ".join(f"{a:.1f} at {t}" for t, a in zip(marks, curve, strict=True))
+                print(f"{name}, seed {seed}, {len(rows)} test images, {who}: {shown}", flush=True)
+
+    def draw(axes):
+        for axis, (title, rows) in zip(axes, table.items(), strict=True):
+            for who in [who for who in rows if who != "at"]:
+                scores = torch.tensor(rows[who])
+                axis.errorbar(rows["at"], scores.mean(0), scores.std(0, correction=0), label=who)
+            axis.set(title=title, xlabel=f"updates of {BATCH}", ylabel="test accuracy, %", xscale="log")
+            axis.legend()
+
+    figure(options, "fig9", draw, table, len(table))
+
+
 # -- online, one image at a time ------------------------------------------------------------------------------------
 
 
@@ -262,20 +331,21 @@ def fig6(options):
     figure(options, "fig6", draw, table, len(table))
 
 
-FIGURES = {"fig4": fig4, "fig5": fig5, "fig6": fig6}
+FIGURES = {"fig4": fig4, "fig5": fig5, "fig6": fig6, "fig9": fig9}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("figures", nargs="+", choices=FIGURES)
     parser.add_argument("--budget", choices=BUDGETS, default="medium")
-    parser.add_argument("--clone", default="vsml_clone", help="rule of fig4 and fig5, folder or name")
+    parser.add_argument("--clone", default="vsml_clone", help="rule of fig4, fig5 and fig9, folder or name")
+    parser.add_argument("--refined", help="refined rule of fig9, folder or name (default: trained in --out)")
     parser.add_argument("--online", default="vsml_online", help="rule of fig6, RUN/rule or name")
     parser.add_argument(
         "--meta-rnn", type=Path, metavar="FOLDER", help="RUN/rule of `mpgraph meta-train --settings meta_rnn.toml`"
     )
     parser.add_argument("--data", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--depths", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--seeds", type=int, nargs="+", help="of networks in fig5 (default: as many as the budget has)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="of networks (default: as many as the budget has)")
     parser.add_argument("--out", default=".", help="folder of pictures and numbers (default: here)")
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -109,10 +109,21 @@ def _add_product(code: Emitter, total: Factor | None, factors: Sequence[Factor],
 
 
 def _common(terms: list[Term]) -> float | None:
-    """The coefficient of all terms of a sum of products of numbers, where it takes a call of its own anyway."""
-    first = terms[0].coefficient if terms else 1.0
-    alike = all(t.coefficient == first and t.power == 0 and not t.bound and len(t.factors) > 1 for t in terms)
-    return first if len(terms) > 1 and alike and first not in (1.0, -1.0) else None
+    """The coefficient of a sum of products of numbers that is put in front, where it takes a call of its own anyway.
+
+    It does where all terms are products and have it, and where it is that of the only tensor: ``2 a - 4 b c`` takes two
+    calls, as ``2 (a - 2 b c)`` does.
+    """
+    if len(terms) < 2 or any(t.power != 0 or t.bound or not t.factors for t in terms):
+        return None
+    alone = [t for t in terms if len(t.factors) == 1]
+    if alone:
+        first, *more = alone
+        alike = not more and all(t.axes == first.axes for t in terms)
+    else:
+        first = terms[0]
+        alike = all(t.coefficient == first.coefficient for t in terms)
+    return first.coefficient if alike and first.coefficient not in (1.0, -1.0) else None
 
 
 def _affine(code: Emitter, factor: Factor, scale: Number, number: Number) -> Factor:

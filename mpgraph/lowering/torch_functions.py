@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from mpgraph.errors import ProtocolError
-from mpgraph.network.axes import BATCH, ordered
+from mpgraph.network.axes import BATCH, Axis, ordered
 
 from .calls import mapped, pointwise
 from .dispatch import HANDLERS, OTHERS, handles
@@ -235,7 +235,37 @@ def _cat(emitter: Emitter, values: Any, dim: int = 0) -> Value:
         emitter.note("cat materialised")
     shape = list(values[0].shape)
     shape[dim] = size
-    return leaf(emitter, emitter.emit(torch.cat, nodes, dim=len(axes) + dim, work=axes), axes, shape)
+    node = _rejoined(emitter, nodes, axes, len(axes) + dim)
+    return leaf(emitter, node or emitter.emit(torch.cat, nodes, dim=len(axes) + dim, work=axes), axes, shape)
+
+
+def _rejoined(emitter: Emitter, nodes: Sequence[Any], axes: Sequence[Axis], dim: int) -> fx.Node | None:
+    """Neighbouring parts of one tensor as a view of it, where ``cat`` would copy.
+
+    In a batch of one, the mean over examples of a part is that part: a rule that averages some of its numbers over the
+    batch and joins them to the others does nothing then.
+    """
+    if any(node.op != "call_method" for node in nodes):
+        return None
+    source = next((node.args[0] for node in nodes if node.target == "narrow" and node.args[1] == dim), None)
+    first: Any = None
+    stop: Any = None
+    for node in nodes:
+        part, at = node, dim
+        if emitter.single and BATCH in axes[:1] and node.target == "expand":  # the only example, as all of them
+            part, at = node.args[0], dim - 1
+        if (part.op, part.target) != ("call_method", "narrow") or part.args[1] != at:
+            return None
+        start, length = part.args[2:]
+        whole = part.args[0]
+        if part is not node:
+            if (whole.op, whole.target, whole.args[1:]) != ("call_method", "select", (0, 0)):
+                return None
+            whole = whole.args[0]
+        if whole is not source or stop not in (None, start):
+            return None
+        first, stop = start if first is None else first, start + length
+    return emitter.emit("narrow", source, dim, first, stop - first)
 
 
 @handles("stack")

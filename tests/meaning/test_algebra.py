@@ -241,6 +241,27 @@ def test_a_number_less_a_tensor_is_one_call():
     assert code.count("torch.") == code.count("torch.rsub(") == 1
 
 
+def test_a_sum_of_which_one_use_is_scaled_is_written_once():
+    def make(sheet):
+        (a, A), (b, B), (c, C) = (sheet.leaf(["batch", "i"]) for _ in range(3))
+        total, full = a - 2.0 * (b * c), A - 2.0 * B * C
+        return torch.sigmoid(-2.0 * total) + torch.sigmoid(total), torch.sigmoid(-2.0 * full) + torch.sigmoid(full)
+
+    assert code_of(make).count("torch.addcmul(") == 1
+
+
+@pytest.mark.parametrize(("single", "order", "copies"), [(True, 1, 0), (True, -1, 1), (False, 1, 1), (False, -1, 1)])
+def test_a_mean_over_one_example_joins_the_rest_without_a_copy(single, order, copies):
+    sheet = Sheet(single=single)
+    (v, V), (w, W) = (sheet.leaf(["batch", "i"], k=4) for _ in range(2))
+    mean, full = v.total([BATCH], "mean"), V.mean(0, keepdim=True).expand_as(V)
+    found, module = sheet.evaluate(torch.cat([mean[:3], v[3:]][::order]))
+    torch.testing.assert_close(found, torch.cat([full[..., :3], V[..., 3:]][::order], -1))
+    assert module.code.count("cat(") == copies
+    found, _ = sheet.evaluate(torch.cat([mean[:3], w[3:]][::order]))  # of another tensor
+    torch.testing.assert_close(found, torch.cat([full[..., :3], W[..., 3:]][::order], -1))
+
+
 def test_a_product_that_is_known_is_not_formed_again():
     """y'W e by the product y'W that another message needed, though W e would be smaller."""
 
