@@ -52,7 +52,8 @@ def taught(rule, found, sizes, activation, networks, at, seed):
         y = h @ w[1] + b[1]
         m = (torch.softmax(y, -1) - target) * (rule["LAST"] + (1 - rule["LAST"]) * rule["FALL"] ** (t - 1))
         slope = torch.sigmoid(z) * torch.sigmoid(-z)  # of a step too: it uses the learner of sigmoids
-        below = torch.tanh(rule["BELOW"] * given.MANY * slope * (m @ w[1].mT) / sizes[-1])
+        sent = torch.tanh(given.MANY * w[1][:, None] * m[:, :, None]).mean(-1)
+        below = torch.tanh(rule["BELOW"] * slope * sent)
         read = [torch.tanh(rule["SHARP"] * (v + s) * k) for v, (s, k) in ((x, INPUT), (h, ACTIVITY))]
         new = [-read[0].mT @ below / BATCH, -read[1].mT @ m / BATCH]
         new += [-torch.tanh(v).mean(1, keepdim=True) for v in (below + z, m + y)]

@@ -9,14 +9,14 @@ meaning, the agents would do this; c is the first number of the memory, T the ti
               softmax below it p - t for dL/dy
     link      m
     bias      m                                          -tanh(m + z + b)
-    weight    w m, averaged on its way down              `KEPT` c - (1 - `KEPT`) m tanh(`SHARP` x)
-    unit      tanh(`BELOW` `MANY` f'(z) m)
+    weight    tanh(`MANY` w m), averaged on its way      `KEPT` c - (1 - `KEPT`) m tanh(`SHARP` x)
+    unit      tanh(`BELOW` f'(z) m)
 
 The update of a parameter is c times the trained scale, so what was there before is momentum. x is standardized:
 activities of hidden units differ little between examples, and what they have in common teaches nothing. A bias keeps
 its unit in the middle of its range, which does the same. All errors shrink, by the loss alone, to `LAST` of what they
 were, so the first steps are large and later ones average. The mean over agents above stands in for their sum, as for
-`MANY` of them. The tanh belongs to the learners, whose numbers lie in -1..1; of large hidden errors it leaves little
+`MANY` of them. Each tanh belongs to the learners, whose numbers lie in -1..1; of large hidden errors it leaves little
 more than the sign, which is no harm. Numbers that an agent reads are drawn at random, of all sizes that they have in
 networks; so is its memory. The constants and rates were found by examples/mplp/search.py, on images held out from the
 training sets of MNIST and Fashion-MNIST.
@@ -74,7 +74,7 @@ class Numbers:
     def message(self, unit: bool = False) -> Tensor:
         """``(count, k)``: an error first, of an output or a hidden unit; for units, one that weights send."""
         if unit:
-            first = self.normal(0.0005, 0.05)
+            first = self.normal(0.005, 0.5)
         else:
             output = torch.softmax(self.logits(), 1)[:, :1] - self.target()
             first = self.half(output * self.size(LAST, 1.0), self.normal(0.01, 1.5).tanh())
@@ -143,15 +143,15 @@ def example(key: str, node: mg.AgentNode, draw: Numbers) -> Example:
         z = draw.normal(0.2, 5.0)
         slope = function.vjp(torch.ones_like(z), z, function.apply(z))
         ungated = torch.where(slope == 0, torch.ones_like(slope), slope)
-        return Example([m, z], torch.tanh(BELOW * MANY * slope * e), torch.tanh(BELOW * MANY * ungated * e))
+        return Example([m, z], torch.tanh(BELOW * slope * e), torch.tanh(BELOW * ungated * e))
     if key == "bias":
         b, total = draw.normal(0.01, 5.0), draw.normal(0.2, 3.0)
         return Example([m, b, total - b], e)
     if "input_weight" in node.types:
         x = torch.where(draw.uniform() < 0.3, -0.45, draw.normal(0.999, 1.0))
         return Example([m, draw.normal(0.05, 0.3), x], None)
-    w = draw.normal(0.03, 0.7)
-    return Example([m, w, _activities(draw)], w * e)
+    w = draw.normal(0.02, 0.6)
+    return Example([m, w, _activities(draw)], torch.tanh(MANY * w * e))
 
 
 def _activities(draw: Numbers) -> Tensor:
@@ -193,19 +193,19 @@ def error(agent: Any, node: mg.AgentNode, given: Example, draw: Numbers) -> tupl
         raise mg.ProtocolError('MPLP: only learner="recurrent" without gradient can imitate gradient descent alone')
     inputs = torch.cat(agent.standardiser(given.values), 1)
     memory = (2.0 * draw.uniform(learner.size) - 1.0) * draw.size(0.01, 0.5)
-    message, kept, new = given.message, KEPT * memory[:, :1], None
+    shrunk, kept, new = 1.0, KEPT * memory[:, :1], None
     if node.type == "loss" and learner.size > learner.k:  # otherwise it has no number for a clock
-        clock = TOP * draw.uniform()
+        clock = TOP * (1.0 - draw.size(0.01, 1.0))  # most of its life it is near the end
         memory = torch.cat([clock, memory[:, 1:]], 1)
-        message, kept, new = message * (1.0 - (1.0 - LAST) * clock / TOP), FALL * clock, (1.0 - FALL) * TOP
+        shrunk, kept, new = 1.0 - (1.0 - LAST) * clock / TOP, FALL * clock, (1.0 - FALL) * TOP
     elif "bias" in node.types:
         kept, new = torch.zeros_like(kept), -torch.tanh(sum(given.values[1:], given.values[0][:, :1]))
     elif agent.output is not None:
         new = -(1.0 - KEPT) * given.values[0][:, :1] * torch.tanh(SHARP * inputs[:, -1:])
     made = learner.gru(memory, inputs)
     sent, wrong = made[:, -learner.k :], None
-    if message is not None:
-        wrong = relative(sent[:, :1], message, size=given.ungated)
+    if given.message is not None:
+        wrong = relative(sent[:, :1] / shrunk, given.message, size=given.ungated)
         wrong = wrong + 0.1 * sent[:, 1:].square().mean() if learner.k > 1 else wrong
     return wrong, None if new is None else relative(made[:, :1], kept + new, kept)
 
