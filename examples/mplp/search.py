@@ -11,6 +11,7 @@ networks, and a quarter of that after 60, on images held out from the *training*
 
 import argparse
 import math
+from itertools import pairwise
 
 import torch
 
@@ -39,7 +40,7 @@ def taught(rule, found, sizes, activation, networks, at, seed):
     """Accuracies in percent ``(networks,)`` on held-out images after each of the updates ``at``."""
     generator = torch.Generator().manual_seed(seed)
     f = torch.sigmoid if activation == "sigmoid" else lambda z: (z > 0).to(z.dtype)
-    pairs = list(zip(sizes, sizes[1:], strict=False))
+    pairs = list(pairwise(sizes))
     w = [DEVIATION * torch.randn(networks, i, o, generator=generator) for i, o in pairs]
     b = [torch.zeros(networks, 1, o) for _, o in pairs]
     moves = [torch.zeros_like(t) for t in (*w, *b)]
@@ -50,7 +51,7 @@ def taught(rule, found, sizes, activation, networks, at, seed):
         z = x @ w[0] + b[0]
         h = f(z)
         y = h @ w[1] + b[1]
-        m = (torch.softmax(y, -1) - target) * (rule["LAST"] + (1 - rule["LAST"]) * rule["FALL"] ** (t - 1))
+        m = (torch.softmax(y, -1) - target) * (rule["LAST"] + (1 - rule["LAST"]) * rule["FALL"] ** t)
         slope = torch.sigmoid(z) * torch.sigmoid(-z)  # of a step too: it uses the learner of sigmoids
         sent = torch.tanh(given.MANY * w[1][:, None] * m[:, :, None]).mean(-1)
         below = torch.tanh(rule["BELOW"] * slope * sent)
@@ -88,9 +89,7 @@ def searched(rule, sets, generations, seed, drawn=20, kept=5):
         rows[0] = centre
         for name in ("KEPT", "FALL", "LAST"):
             rows[:, NUMBERS.index(name)].clamp_(max=math.log(0.98))
-        values = [
-            worth(dict(zip(NUMBERS, row.exp().tolist(), strict=True)), sets, 1000 * seed + g) for row in rows
-        ]
+        values = [worth(dict(zip(NUMBERS, row.exp().tolist(), strict=True)), sets, 1000 * seed + g) for row in rows]
         best = rows[torch.tensor(values).nan_to_num(-1.0).argsort(descending=True)[:kept]]
         width = (0.6 * width**2 + 0.4 * (best - centre).square().mean(0)).sqrt()
         centre = best.mean(0)

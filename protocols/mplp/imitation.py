@@ -1,21 +1,20 @@
 """The learners of MPLP, each alone, imitate a rule that learns in few steps: where meta-training begins.
 
 Gradient descent with momentum is one of the rules that MPLP can be. What the learners imitate is close to it. With e =
-dL/dz at an output as the first number of a message m, and tanh(`BELOW` e) at hidden units, everything else in it of no
-meaning, the agents would do this; c is the first number of the memory, T the tick below:
+dL/dz at an output as the first number of a message m, and tanh(`BELOW` e) at hidden units, the agents would do this; c
+is the first number of the memory of a parameter, T a clock, the second number of the messages of the loss:
 
-    agent     first number of its message                first number of its new memory
-    loss      dL/dy (1 - (1 - `LAST`) T), for a          ticks: `FALL` c + (1 - `FALL`) `TOP`; T = c / `TOP`
-              softmax below it p - t for dL/dy
-    link      m
-    bias      m                                          -tanh(m + z + b)
-    weight    tanh(`MANY` w m), averaged on its way      `KEPT` c - (1 - `KEPT`) m tanh(`SHARP` x)
+    agent     first number of its message                what it remembers
+    loss      dL/dy, for a softmax below it p - t        T <- `FALL` T + (1 - `FALL`) `TOP`, from 0
+    link      m (1 - (1 - `LAST`) T / `TOP`)
+    bias      m                                          c <- -tanh(m + z + b)
+    weight    tanh(`MANY` w m), averaged on its way      c <- `KEPT` c - (1 - `KEPT`) m tanh(`SHARP` x)
     unit      tanh(`BELOW` f'(z) m)
 
-The update of a parameter is c times the trained scale, so what was there before is momentum. x is standardized:
+Everything else in a message has no meaning. The update of a parameter is c times the trained scale, so what was there before is momentum. x is standardized:
 activities of hidden units differ little between examples, and what they have in common teaches nothing. A bias keeps
-its unit in the middle of its range, which does the same. All errors shrink, by the loss alone, to `LAST` of what they
-were, so the first steps are large and later ones average. The mean over agents above stands in for their sum, as for
+its unit in the middle of its range, which does the same. The link below the loss shrinks all errors, at last to `LAST`
+of what they were, so the first steps are large and later ones average. The mean over agents above stands in for their sum, as for
 `MANY` of them. Each tanh belongs to the learners, whose numbers lie in -1..1; of large hidden errors it leaves little
 more than the sign, which is no harm. Numbers that an agent reads are drawn at random, of all sizes that they have in
 networks; so is its memory. The constants and rates were found by examples/mplp/search.py, on images held out from the
@@ -35,10 +34,10 @@ from .agents import role
 from .learned import Learned
 from .learners import Recurrent
 
-BELOW, MANY = 60.0, 10.0
+BELOW, MANY = 70.0, 10.0
 KEPT, SHARP = 0.65, 1.8
-FALL, LAST, TOP = 0.84, 0.15, 0.8
-RATE_INPUT, RATE, RATE_BIAS = 0.22, 1.2, 0.33  # of weights from the input, other weights and biases
+FALL, LAST, TOP = 0.84, 0.13, 0.8
+RATE_INPUT, RATE, RATE_BIAS = 0.22, 1.4, 0.33  # of weights from the input, other weights and biases
 SMALL = 0.02  # an error of this size counts as much as that of the largest examples
 
 
@@ -137,8 +136,11 @@ def example(key: str, node: mg.AgentNode, draw: Numbers) -> Example:
             raise mg.ProtocolError(f"MPLP: {node.name} is a {function.name}; only a softmax imitates gradient descent")
         z = draw.logits()
         shifted = z - z.amax(1, keepdim=True)
-        exp = shifted.exp()
-        return Example([m, z[:, :1], shifted[:, :1], exp[:, :1], exp.sum(1, keepdim=True)], e)
+        exp, shrunk = shifted.exp(), torch.ones_like(e)
+        if draw.k > 1:
+            clock = TOP * (1.0 - draw.size(0.02, 1.0))  # most of its life it is near the end
+            m, shrunk = torch.cat([e, clock, m[:, 2:]], 1), 1.0 - (1.0 - LAST) * clock / TOP
+        return Example([m, z[:, :1], shifted[:, :1], exp[:, :1], exp.sum(1, keepdim=True)], e * shrunk)
     if key == "unit":
         z = draw.normal(0.2, 5.0)
         slope = function.vjp(torch.ones_like(z), z, function.apply(z))
@@ -183,7 +185,7 @@ def relative(ours: Tensor, theirs: Tensor, kept: Tensor | float = 0.0, size: Ten
 def error(agent: Any, node: mg.AgentNode, given: Example, draw: Numbers) -> tuple[Tensor | None, Tensor | None]:
     """Relative squared errors of an agent's message and update; other numbers of the message should be small.
 
-    A loss has a clock in place of an update.
+    A loss has its clock in place of an update.
 
     Raises:
         ProtocolError: for another than the recurrent learner, or one that reads the gradient.
@@ -193,21 +195,26 @@ def error(agent: Any, node: mg.AgentNode, given: Example, draw: Numbers) -> tupl
         raise mg.ProtocolError('MPLP: only learner="recurrent" without gradient can imitate gradient descent alone')
     inputs = torch.cat(agent.standardiser(given.values), 1)
     memory = (2.0 * draw.uniform(learner.size) - 1.0) * draw.size(0.01, 0.5)
-    shrunk, kept, new = 1.0, KEPT * memory[:, :1], None
-    if node.type == "loss" and learner.size > learner.k:  # otherwise it has no number for a clock
-        clock = TOP * (1.0 - draw.size(0.01, 1.0))  # most of its life it is near the end
-        memory = torch.cat([clock, memory[:, 1:]], 1)
-        shrunk, kept, new = 1.0 - (1.0 - LAST) * clock / TOP, FALL * clock, (1.0 - FALL) * TOP
-    elif "bias" in node.types:
-        kept, new = torch.zeros_like(kept), -torch.tanh(sum(given.values[1:], given.values[0][:, :1]))
-    elif agent.output is not None:
-        new = -(1.0 - KEPT) * given.values[0][:, :1] * torch.tanh(SHARP * inputs[:, -1:])
+    ticks = node.type == "loss" and learner.k > 1
+    if ticks:
+        before, _, after = memory.split((learner.size - learner.k + 1, 1, learner.k - 2), 1)
+        memory = torch.cat([before, TOP * draw.uniform(), after], 1)
     made = learner.gru(memory, inputs)
-    sent, wrong = made[:, -learner.k :], None
+    sent, message, update = made[:, -learner.k :], None, None
     if given.message is not None:
-        wrong = relative(sent[:, :1] / shrunk, given.message, size=given.ungated)
-        wrong = wrong + 0.1 * sent[:, 1:].square().mean() if learner.k > 1 else wrong
-    return wrong, None if new is None else relative(made[:, :1], kept + new, kept)
+        message = relative(sent[:, :1], given.message, size=given.ungated)
+        idle = sent[:, 1 + ticks :]
+        message = message + 0.1 * idle.square().mean() if idle.numel() else message
+    if ticks:
+        kept = FALL * memory[:, 1 - learner.k, None]
+        update = relative(sent[:, 1:2], kept + (1.0 - FALL) * TOP, kept)
+    elif "bias" in node.types:
+        update = relative(made[:, :1], -torch.tanh(sum(given.values[1:], given.values[0][:, :1])))
+    elif agent.output is not None:
+        kept = KEPT * memory[:, :1]
+        new = given.values[0][:, :1] * torch.tanh(SHARP * inputs[:, -1:])
+        update = relative(made[:, :1], kept - (1.0 - KEPT) * new, kept)
+    return message, update
 
 
 def step(node: mg.AgentNode) -> float:
