@@ -11,14 +11,14 @@ is the first number of the memory of a parameter, T a clock, the second number o
     weight    tanh(`MANY` w m), averaged on its way      c <- `KEPT` c - (1 - `KEPT`) m tanh(`SHARP` x)
     unit      tanh(`BELOW` f'(z) m)
 
-Everything else in a message has no meaning. The update of a parameter is c times the trained scale, so what was there before is momentum. x is standardized:
-activities of hidden units differ little between examples, and what they have in common teaches nothing. A bias keeps
-its unit in the middle of its range, which does the same. The link below the loss shrinks all errors, at last to `LAST`
-of what they were, so the first steps are large and later ones average. The mean over agents above stands in for their sum, as for
-`MANY` of them. Each tanh belongs to the learners, whose numbers lie in -1..1; of large hidden errors it leaves little
-more than the sign, which is no harm. Numbers that an agent reads are drawn at random, of all sizes that they have in
-networks; so is its memory. The constants and rates were found by examples/mplp/search.py, on images held out from the
-training sets of MNIST and Fashion-MNIST.
+Everything else in a message has no meaning. The update of a parameter is c times the trained scale, so what was there
+before is momentum. x is standardized: activities of hidden units differ little between examples, and what they have in
+common teaches nothing. A bias keeps its unit in the middle of its range, which does the same. The link below the loss
+shrinks all errors, at last to `LAST` of what they were, so the first steps are large and later ones average. The mean
+over agents above stands in for their sum, as for `MANY` of them. Each tanh belongs to the learners, whose numbers lie
+in -1..1; of large hidden errors it leaves little more than the sign, which is no harm. Numbers that an agent reads are
+drawn at random, of all sizes that they have in networks; so is its memory. The constants and rates were found by
+examples/mplp/search.py, on images held out from the training sets of MNIST and Fashion-MNIST.
 """
 
 from __future__ import annotations
