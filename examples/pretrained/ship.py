@@ -1,6 +1,7 @@
 """Copy a trained rule into the package, its record completed by how it is meant to be used.
 
 python examples/pretrained/ship.py vsml_clone runs/vsml_alone/rule
+python examples/pretrained/ship.py mplp_mnist runs/alone/rule
 python examples/pretrained/ship.py mplp_mnist runs/tuned/rule --between runs/alone/rule --share 0.15
 python examples/pretrained/ship.py mplp_sinusoid runs/sinusoid/rule
 
@@ -14,11 +15,19 @@ import torch
 
 import mpgraph as mg
 from mpgraph.architectures import mlp
+from mpgraph.protocols.mplp import imitation
 from mpgraph.protocols.vsml.imitation import RATE
 from mpgraph.serialization.protocol import PRETRAINED
 
+TEACHER = ("BELOW", "MANY", "KEPT", "SHARP", "FALL", "LAST", "TOP", "RATE_INPUT", "RATE", "RATE_BIAS")
 USES = {
     "mplp_mnist": {
+        "teacher": {
+            "rule": "mpgraph/protocols/mplp/imitation.py",
+            "chosen": "by examples/mplp/search.py and by hand, on images held out from the training sets of MNIST and "
+            "Fashion-MNIST",
+            **{name: getattr(imitation, name) for name in TEACHER},
+        },
         "network": [144, 50, 10],
         "activation": "sigmoid",
         "loss": "cross_entropy",

@@ -11,6 +11,7 @@ from mpgraph.architectures import mlp
 from mpgraph.meta import Alone, Episode, Tasks, make_family
 from mpgraph.meta import settings as files
 from mpgraph.protocols import MPLP, Backprop
+from mpgraph.protocols.mplp import imitation
 from mpgraph.protocols.mplp.imitation import BELOW, MANY, Numbers, example, kinds
 
 TOML = """
@@ -112,7 +113,7 @@ def test_messages_that_agents_imitate_are_the_gradient():
     a = torch.randn(1, 3, requires_grad=True)
     z = torch.sigmoid(a) @ w.T + b
     z.retain_grad()
-    (0.01 * torch.nn.functional.cross_entropy(z, t)).backward()  # little, so that tanh(x) is near x
+    (1e-5 * torch.nn.functional.cross_entropy(z, t)).backward()  # little, so that tanh(x) is near x
     graph = mg.compile(mlp([2, 3, int(MANY)], "sigmoid"), MPLP(share="all", hidden=(4, 3))).graph
     assert set(kinds(graph)) == {"h1", "h1.bias", "loss.link", "loss", "x->h1", "h1->y"}
     e, zeros = z.grad.T, torch.zeros(int(MANY), 1)  # a row for each output
@@ -129,3 +130,39 @@ def test_the_loss_that_agents_imitate_sends_the_gradient():
     loss, p, t, log = values
     torch.testing.assert_close(loss, -t * log)
     torch.testing.assert_close(message, p - t)  # d/dz of the cross-entropy of a softmax
+
+
+class Table(torch.nn.Module):
+    """What a learner would be that does exactly as the table in imitation.py says; inputs are not standardized here."""
+
+    def __init__(self, key):
+        super().__init__()
+        self.key = key
+
+    def forward(self, c, v):
+        first, sent, m = c[:, :1], torch.zeros_like(c[:, -4:]), v[:, :1]
+        if self.key == "bias":  # reads the four numbers of m, b, z
+            first, sent[:, :1] = -torch.tanh(m + v[:, 4:5] + v[:, 5:]), m
+        elif self.key == "weight":  # m, w, x
+            move = m * torch.tanh(imitation.SHARP * v[:, 5:])
+            first, sent[:, :1] = imitation.KEPT * first - (1 - imitation.KEPT) * move, torch.tanh(MANY * m * v[:, 4:5])
+        elif self.key == "loss":  # its number, p, t, log p; the clock is remembered as it is sent
+            clock = imitation.FALL * c[:, -3] + (1 - imitation.FALL) * imitation.TOP
+            sent[:, 0], sent[:, 1] = v[:, 1] - v[:, 2], clock
+        else:  # the link: m, of which the second number is the clock, and what is nothing to it
+            sent[:, 0] = v[:, 0] * (1 - (1 - imitation.LAST) * v[:, 1] / imitation.TOP)
+        return torch.cat([first, c[:, 1:-4], sent], 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "name"), [("bias", "h1.bias"), ("weight", "h1->y"), ("loss", "loss"), ("link", "loss.link")]
+)
+def test_an_agent_that_does_as_the_table_says_makes_no_error(key, name):
+    graph = mg.compile(mlp([2, 3, 5], "sigmoid"), MPLP(share="all", hidden=(4, 3))).graph
+    node, agent, draw = graph.nodes[name], graph.agents[name], Numbers(torch.Generator().manual_seed(0), 50, 4)
+    given = example(key, node, draw)
+    errors = [e for e in imitation.error(agent, node, given, draw) if e is not None]
+    assert all(bool(e > 0.1) for e in errors)  # as it comes
+    agent.learner.gru = Table(key)
+    made = [e for e in imitation.error(agent, node, given, draw) if e is not None]
+    torch.testing.assert_close(made, [torch.zeros(())] * len(errors), rtol=0, atol=1e-9)

@@ -31,7 +31,8 @@ def test_the_record_says_how_it_is_meant_to_be_used():
     assert record["network"] == [144, 50, 10]
     assert (record["activation"], record["batch"], record["updates"]) == ("sigmoid", 8, 20)
     assert record["images"]["side"] ** 2 == record["network"][0]
-    assert record["stages"][0]["settings"]["estimator"]["name"] == "alone"
+    assert record["settings"]["estimator"]["name"] == "alone"
+    assert "held out from the training sets" in record["teacher"]["chosen"]
 
 
 @pytest.mark.parametrize("batch", [8, 5])
@@ -44,3 +45,8 @@ def test_step_units_use_the_learner_of_sigmoids_and_learn(digits):
     """44.42 % by the released file."""
     with pytest.warns(UserWarning, match="no learner of step_unit; these nodes use that of sigmoid_unit"):
         assert accuracy(mlp([64, 50, 10], "step"), digits) > 0.4442
+
+
+def test_it_goes_on_learning_after_the_updates_that_it_is_meant_for(digits):
+    network = mlp([64, 50, 10], "sigmoid")
+    assert accuracy(network, digits, updates=60, priors=2) > accuracy(network, digits, priors=2)

@@ -1,0 +1,113 @@
+"""Search the numbers of the rule that MPLP's learners imitate, with that rule written in torch and no learner at all.
+
+MPGRAPH_DATA=FOLDER python examples/mplp/search.py --generations 10
+MPGRAPH_DATA=FOLDER python examples/mplp/search.py --generations 0 --at 5 20 60 200
+
+The rule is that of `mpgraph/protocols/mplp/imitation.py`, its numbers are where the search begins; with no generation
+they are only judged. Many networks learn side by side. Every generation draws rules around the best of the last one,
+on new networks and batches. A rule is worth its accuracy after twenty updates of 8 less half its deviation over
+networks, and a quarter of that after 60, on images held out from the *training* sets; test images are not read.
+"""
+
+import argparse
+import math
+from itertools import pairwise
+
+import torch
+
+from mpgraph import data
+from mpgraph.protocols.mplp import imitation as given
+
+TASKS = {  # data, sizes, activation, networks, weight in the search
+    "mnist": ("mnist", (144, 50, 10), "sigmoid", 24, 3),
+    "step": ("mnist", (144, 50, 10), "step", 16, 1),
+    "fashion": ("fashion_mnist", (144, 50, 10), "sigmoid", 16, 1),
+    "big": ("mnist", (784, 100, 10), "sigmoid", 6, 1),
+}
+NUMBERS = ("BELOW", "SHARP", "KEPT", "FALL", "LAST", "RATE_INPUT", "RATE", "RATE_BIAS")
+INPUT, ACTIVITY = (0.14, 1.16), (-0.5, 4.0)  # shifts and factors by which learners standardise what weights read
+BATCH, DEVIATION, HELD_OUT = 8, 0.05, 2000
+
+
+def images(name, side):
+    """Flat training images of ``side`` pixels, with one mean and one deviation; those held out in place of the test."""
+    found = data.load(name, standardise=False).resized(side).standardised().flat()
+    return found.validation(HELD_OUT / len(found.train_x), seed=0)
+
+
+@torch.no_grad()
+def taught(rule, found, sizes, activation, networks, at, seed):
+    """Accuracies in percent ``(networks,)`` on held-out images after each of the updates ``at``."""
+    generator = torch.Generator().manual_seed(seed)
+    f = torch.sigmoid if activation == "sigmoid" else lambda z: (z > 0).to(z.dtype)
+    pairs = list(pairwise(sizes))
+    w = [DEVIATION * torch.randn(networks, i, o, generator=generator) for i, o in pairs]
+    b = [torch.zeros(networks, 1, o) for _, o in pairs]
+    moves = [torch.zeros_like(t) for t in (*w, *b)]
+    scores = {}
+    for t in range(1, max(at) + 1):
+        rows = torch.randint(len(found.train_x), (networks, BATCH), generator=generator)
+        x, target = found.train_x[rows], torch.nn.functional.one_hot(found.train_y[rows], sizes[-1])
+        z = x @ w[0] + b[0]
+        h = f(z)
+        y = h @ w[1] + b[1]
+        m = (torch.softmax(y, -1) - target) * (rule["LAST"] + (1 - rule["LAST"]) * rule["FALL"] ** t)
+        slope = torch.sigmoid(z) * torch.sigmoid(-z)  # of a step too: it uses the learner of sigmoids
+        sent = torch.tanh(given.MANY * w[1][:, None] * m[:, :, None]).mean(-1)
+        below = torch.tanh(rule["BELOW"] * slope * sent)
+        read = [torch.tanh(rule["SHARP"] * (v + s) * k) for v, (s, k) in ((x, INPUT), (h, ACTIVITY))]
+        new = [-read[0].mT @ below / BATCH, -read[1].mT @ m / BATCH]
+        new += [-torch.tanh(v).mean(1, keepdim=True) for v in (below + z, m + y)]
+        rates = (rule["RATE_INPUT"], rule["RATE"], rule["RATE_BIAS"], rule["RATE_BIAS"])
+        kept = (rule["KEPT"], rule["KEPT"], 0.0, 0.0)
+        for parameter, c, one, rate, k in zip((*w, *b), moves, new, rates, kept, strict=True):
+            c.lerp_(one, 1.0 - k)
+            parameter += rate * c
+        if t in at:
+            said = (f(found.test_x @ w[0] + b[0]) @ w[1] + b[1]).argmax(-1)
+            scores[t] = 100.0 * (said == found.test_y).float().mean(1)
+    return scores
+
+
+def worth(rule, sets, seed):
+    """What a rule is worth: points of accuracy."""
+    total = 0.0
+    for task, (_, sizes, activation, networks, weight) in TASKS.items():
+        at = (20, 60) if task == "mnist" else (20,)
+        scores = taught(rule, sets[task], sizes, activation, networks, at, seed)
+        total += weight * float(scores[20].mean() - 0.5 * scores[20].std())
+        total += weight * 0.25 * float(scores[60].mean()) if 60 in at else 0.0
+    return total / sum(weight for *_, weight in TASKS.values())
+
+
+def searched(rule, sets, generations, seed, drawn=20, kept=5):
+    """The centre of the last generation; logarithms are drawn, deviations follow those of the best."""
+    generator = torch.Generator().manual_seed(seed)
+    centre, width = torch.tensor([rule[n] for n in NUMBERS]).log(), torch.full((len(NUMBERS),), 0.25)
+    for g in range(generations):
+        rows = centre + width * torch.randn(drawn, len(NUMBERS), generator=generator)
+        rows[0] = centre
+        for name in ("KEPT", "FALL", "LAST"):
+            rows[:, NUMBERS.index(name)].clamp_(max=math.log(0.98))
+        values = [worth(dict(zip(NUMBERS, row.exp().tolist(), strict=True)), sets, 1000 * seed + g) for row in rows]
+        best = rows[torch.tensor(values).nan_to_num(-1.0).argsort(descending=True)[:kept]]
+        width = (0.6 * width**2 + 0.4 * (best - centre).square().mean(0)).sqrt()
+        centre = best.mean(0)
+        print(f"generation {g}: centre {values[0]:.2f}, best {max(values):.2f}", flush=True)
+    return dict(zip(NUMBERS, centre.exp().tolist(), strict=True))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generations", type=int, default=10, help="of 20 rules each (default: 10)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--at", type=int, nargs="+", default=[20, 60], help="updates after which the result is judged")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    held = {task: images(name, math.isqrt(sizes[0])) for task, (name, sizes, *_) in TASKS.items()}
+    found = searched({n: getattr(given, n) for n in NUMBERS}, held, options.generations, options.seed)
+    print("  ".join(f"{name} {value:.3g}" for name, value in found.items()))
+    for task, (_, sizes, activation, networks, _) in TASKS.items():
+        scores = taught(found, held[task], sizes, activation, 2 * networks, options.at, 10**6 + options.seed)
+        line = "  ".join(f"{t}: {s.mean():.1f} +- {s.std(correction=0):.1f}" for t, s in scores.items())
+        print(f"{task}, {2 * networks} networks, accuracy in % after updates, held-out images: {line}", flush=True)
