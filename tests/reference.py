@@ -67,14 +67,17 @@ def weights_of(state):
     return {name: channels["w"] for name, channels in state.items() if "w" in channels}
 
 
+POSITIVE = ("var", "_square", "_of_one")  # running variances; what Adam averages
+
+
 def randomised(state, generator):
-    """The state with random numbers in every weight, biases included."""
+    """The state with random numbers in every weight, biases included; positive where a root is taken of them."""
     return {
         name: channels
         if name == "program"
         else {
             c: torch.randn(t.shape, generator=generator, dtype=t.dtype).abs() + 0.5
-            if c == "var"
+            if c.endswith(POSITIVE)
             else torch.randn(t.shape, generator=generator, dtype=t.dtype)
             for c, t in channels.items()
         }
