@@ -75,4 +75,4 @@ def test_the_records_say_how_they_are_meant_to_be_used():
     assert (record["network"], record["batch"], record["updates"]) == ([49, 10], 1, 200)
     assert record["images"]["side"] ** 2 == record["network"][0]
     assert [stage["settings"]["estimator"]["name"] for stage in record["stages"]] == ["unroll"]
-    assert record["stages"][0]["settings"]["protocol"]["name"] == "vsml"  # a random genome: it went on with no other rule
+    assert record["stages"][0]["settings"]["protocol"]["name"] == "vsml"  # no other rule before
