@@ -76,8 +76,8 @@ class Budget:
 BUDGETS = {
     "tiny": Budget(seeds=1, trials=1, epochs=1, limit=64, problems=5, files=False),
     "small": Budget(seeds=2, trials=3, epochs=3, limit=500, problems=8, files=False),
-    "medium": Budget(seeds=3, trials=5, epochs=5, limit=2000, moved=2e11),
-    "large": Budget(seeds=5, trials=10, epochs=20, limit=10_000, moved=4e12),
+    "medium": Budget(seeds=3, trials=5, epochs=5, limit=2000, moved=5e10),
+    "large": Budget(seeds=5, trials=10, epochs=20, limit=10_000, moved=1e12),
 }
 
 
@@ -147,10 +147,10 @@ def _run(
 ) -> int:
     """Run what can run, and write what came of it; ``kept`` says what cannot and why."""
     settings = settings_of(plan)
-    kept |= checked(plan, cells, keep_going=True)
+    known = {run.key[:3] for run in done} | kept.keys()
+    kept |= checked(plan, [cell for cell in cells if cell.key[:3] not in known], keep_going=True)
     if moved is not None:
-        known = {run.key[:3] for run in done}
-        kept |= _too_long(plan, [c for c in cells if c.key[:3] not in known and c.key[:3] not in kept], moved)
+        kept |= _too_long(plan, [cell for cell in cells if cell.key[:3] not in known | kept.keys()], moved)
     cells = [cell for cell in cells if cell.key[:3] not in kept]
 
     def write(runs: Sequence[Run]) -> None:
