@@ -8,6 +8,7 @@ fails becomes a row that says why.
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import statistics
 import warnings
@@ -311,17 +312,17 @@ def _problem_table(rows: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> li
     key = "test_error" if numbers else "test_accuracy"
     score = "test error" if numbers else "test accuracy, %"
     lines = [f"| rule | {score} | above readout | ms a step | chosen | |", "| --- | ---: | ---: | ---: | --- | --- |"]
-    for row in sorted(rows, key=lambda row: row[key], reverse=not numbers):
+    best_first = sorted(rows, key=lambda row: row[key], reverse=not numbers)
+    for row in sorted(best_first, key=lambda row: math.isnan(row[key])):  # what has no score comes last
         own = [run for run in runs if run.key[:3] == (row["task"], row["network"], row["protocol"])]
         chosen = sorted({str(v) for run in own if run.tuning for v in run.tuning["chosen"].values()})
         deviation = None if row["deviation"] is None else scale * row["deviation"]
-        gain = "" if row["above_readout"] is None else shown(scale * row["above_readout"], digits, "+")
+        known = row["above_readout"] is not None and not math.isnan(row["above_readout"])
+        gain = shown(scale * row["above_readout"], digits, "+") if known else ""
+        reached = "" if math.isnan(row[key]) else spread(scale * row[key], deviation, digits)
         steps = statistics.fmean(1000.0 * run.seconds / max(1, run.steps[-1]) for run in own if run.steps)
         note = f"{row['diverged']} of {row['seeds']} diverged" if row["diverged"] else ""
-        lines.append(
-            f"| `{row['protocol']}` | {spread(scale * row[key], deviation, digits)} | {gain} | {steps:.2f} | "
-            f"{', '.join(chosen)} | {note} |"
-        )
+        lines.append(f"| `{row['protocol']}` | {reached} | {gain} | {steps:.2f} | {', '.join(chosen)} | {note} |")
     return lines
 
 

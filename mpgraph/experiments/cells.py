@@ -146,7 +146,8 @@ def checked(plan: Plan, cells: Sequence[Cell], *, keep_going: bool = False) -> d
     Args:
         plan: what all cells share.
         cells: of which one for each seed is enough.
-        keep_going: return what does not fit, or fails in any other way, instead of raising it.
+        keep_going: return what does not fit, or fails in any other way, instead of raising it; a searched argument that
+            no rule takes is no fault then.
 
     Returns:
         Why a rule does not run, by task, label of the network, and rule.
@@ -163,7 +164,7 @@ def checked(plan: Plan, cells: Sequence[Cell], *, keep_going: bool = False) -> d
             if not keep_going:
                 raise
             refused[cell.key[:3]] = reason(error)
-    if plan.space is not None:
+    if plan.space is not None and not keep_going:
         free = [one.name for one in plan.space.dimensions]
         taken = {one.name for cell in cells if cell.key[:3] not in refused
                  for one in (plan.searched(cell) or plan.space).dimensions}  # fmt: skip

@@ -9,7 +9,7 @@ from refusals import refuses
 import mpgraph as mg
 from mpgraph import cli
 from mpgraph.architectures import mlp
-from mpgraph.experiments import TASKS, Run, bench, profiles
+from mpgraph.experiments import TASKS, Run, bench, profiles, results
 from mpgraph.protocols import Backprop
 
 
@@ -41,6 +41,13 @@ def test_what_diverged_on_a_seed_has_not_solved_the_problem():
     assert profiles.ratios(runs) == {"a": [math.inf], "b": [1.0]}
     perfect = [run_of("a", "t", 1.0), run_of("b", "t", 0.999)]
     assert [profiles.ratios(perfect)[name][0] for name in "ab"] == pytest.approx([1.0, 1.0])
+
+
+def test_a_rule_without_a_score_comes_last_and_shows_none():
+    runs = [run_of("a", "digits", math.nan, diverged=True), run_of("b", "digits", 0.5), run_of("c", "digits", 0.7)]
+    table = bench._problem_table(results.summary(runs), runs)
+    assert [line.split("`")[1] for line in table[2:]] == ["c", "b", "a"]
+    assert "nan" not in "".join(table)
 
 
 def test_many_rules_have_a_line_of_dots_each_the_best_first(tmp_path, monkeypatch):
