@@ -181,15 +181,18 @@ def _run(
 
 
 def _too_long(plan: Plan, cells: Sequence[Cell], most: float) -> dict[tuple[str, str, str], str]:
-    """The combinations one training of which would read and write more than so many bytes, with the reason.
+    """The combinations one training of which would read and write more than so many bytes, or whose files are missing.
 
     Counted without memory, on the ``meta`` device: a training that is too long may well be too large for the machine.
     """
     found: dict[tuple[str, str, str], str] = {}
     shapes = replace(plan, device="meta")
     for cell in {cell.key[:3]: cell for cell in cells}.values():
-        batch = plan.batch_of(cell)
-        moved = shapes.program(cell).cost(batch).bytes * plan.steps_of(cell)
+        try:
+            moved = shapes.program(cell).cost(plan.batch_of(cell)).bytes * plan.steps_of(cell)
+        except Exception as error:
+            found[cell.key[:3]] = reason(error)
+            continue
         if moved > most:
             found[cell.key[:3]] = (
                 f"one training would read and write {moved / 1e9:,.0f} GB, as program.cost() counts; this budget "

@@ -147,6 +147,16 @@ def test_a_training_that_moves_more_bytes_than_the_budget_allows_is_not_begun(tm
     assert "GB, as program.cost() counts" in content["refused"][0]["reason"]
 
 
+def test_a_problem_without_its_files_is_a_row_also_where_bytes_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setitem(bench.BUDGETS, "tiny", bench.Budget(1, 1, 1, limit=64, moved=1e12))
+    words = ["--tasks", "xor,fashion_mnist", "--protocols", "backprop", "--data", str(tmp_path), "--quiet"]
+    assert not cli.main(["bench", "--budget", "tiny", *words, "--out", str(tmp_path)])
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert {run["task"] for run in content["runs"]} == {"xor"}
+    assert {row["task"] for row in content["refused"]} == {"fashion_mnist"}
+    assert all(str(tmp_path) in row["reason"] for row in content["refused"])
+
+
 def test_rules_that_cannot_be_compared_by_name_are_listed():
     rules, refused = bench._rules(None)
     assert set(rules) | {name for _, _, name in refused} == {"readout_only", *mg.list_protocols()}
