@@ -14,8 +14,8 @@ import math
 from itertools import pairwise
 
 import torch
+from figures import BATCH, DEVIATION, images
 
-from mpgraph import data
 from mpgraph.protocols.mplp import imitation as given
 
 TASKS = {  # data, sizes, activation, networks, weight in the search
@@ -26,13 +26,6 @@ TASKS = {  # data, sizes, activation, networks, weight in the search
 }
 NUMBERS = ("BELOW", "SHARP", "KEPT", "FALL", "LAST", "RATE_INPUT", "RATE", "RATE_BIAS")
 INPUT, ACTIVITY = (0.14, 1.16), (-0.5, 4.0)  # shifts and factors by which learners standardise what weights read
-BATCH, DEVIATION, HELD_OUT = 8, 0.05, 2000
-
-
-def images(name, side):
-    """Flat training images of ``side`` pixels, with one mean and one deviation; those held out in place of the test."""
-    found = data.load(name, standardise=False).resized(side).standardised().flat()
-    return found.validation(HELD_OUT / len(found.train_x), seed=0)
 
 
 @torch.no_grad()
@@ -104,7 +97,7 @@ if __name__ == "__main__":
     parser.add_argument("--at", type=int, nargs="+", default=[20, 60], help="updates after which the result is judged")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    held = {task: images(name, math.isqrt(sizes[0])) for task, (name, sizes, *_) in TASKS.items()}
+    held = {task: images(name, math.isqrt(sizes[0]), held_out=True) for task, (name, sizes, *_) in TASKS.items()}
     found = searched({n: getattr(given, n) for n in NUMBERS}, held, options.generations, options.seed)
     print("  ".join(f"{name} {value:.3g}" for name, value in found.items()))
     for task, (_, sizes, activation, networks, _) in TASKS.items():

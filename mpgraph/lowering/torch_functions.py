@@ -231,12 +231,14 @@ def _cat(emitter: Emitter, values: Any, dim: int = 0) -> Value:
     dim = dim % values[0].ndim
     size = sum(v.shape[dim] for v in values)
     nodes = [emitter.full(v.materialize(), (*axes, *v.local)) for v in values]
-    if BATCH in axes and any(len(v.axes) < len(axes) for v in values):
-        emitter.note("cat materialised")
     shape = list(values[0].shape)
     shape[dim] = size
     node = _rejoined(emitter, nodes, axes, len(axes) + dim)
-    return leaf(emitter, node or emitter.emit(torch.cat, nodes, dim=len(axes) + dim, work=axes), axes, shape)
+    if node is None:
+        if BATCH in axes and any(len(v.axes) < len(axes) for v in values):
+            emitter.note("cat materialised")
+        node = emitter.emit(torch.cat, nodes, dim=len(axes) + dim, work=axes)
+    return leaf(emitter, node, axes, shape)
 
 
 def _rejoined(emitter: Emitter, nodes: Sequence[Any], axes: Sequence[Axis], dim: int) -> fx.Node | None:
