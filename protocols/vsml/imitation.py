@@ -10,8 +10,10 @@ The weight is read from the memory c: w is the sum of its first K numbers over s
 is never written there, so what a synapse does to it is its own work. A forward tick is one with e = 0.
 
 Nothing is taken from a network. What is drawn is units, each with `INPUTS` synapses, to which random activities and
-errors come. Each runs on from its own states, averaged over `BATCH` examples, so that it meets what its errors make of
-them. Merged messages are compared beside single ones: what single ones have in common grows with their number.
+errors come. Half of the units are outputs, whose errors are p - t of a softmax: mostly small and of one sign, sometimes
+large and of the other, so that what a synapse does wrong does not cancel in a batch. Each unit runs on from its own
+states, averaged over `BATCH` examples, so that it meets what its errors make of them. Merged messages are compared
+beside single ones: what single ones have in common grows with their number.
 """
 
 from __future__ import annotations
@@ -25,12 +27,13 @@ from torch.nn import functional
 import mpgraph as mg
 
 RATE = 0.1
-BATCH, INPUTS = 8, 16
+BATCH, INPUTS, CLASSES = 16, 32, 10
 STEPS = 3  # in which messages and updates are compared
-BEFORE = 20  # most steps before those, without a gradient
-LOW, HIGH = 0.1, 1.0  # deviations of weights and of errors
+BEFORE = 300  # most steps before those, without a gradient
+WEIGHTS = 0.02, 1.0  # deviations, from those of 784 inputs on
+ERRORS = 0.003, 0.7  # deviations at hidden units: late in training nearly all are small
 SMALL = 0.01  # weights and errors of this size count as much as larger ones
-MERGED = 0.1  # weight of merged messages
+MERGED = 2.0  # weight of merged messages
 GAIN, SLOPE, OPEN = 0.3, 0.25, 10.0  # of the solution that is written down
 EXACT = 1e-4  # a relative squared error at which there is little left to learn
 
@@ -78,7 +81,8 @@ class Numbers:
         self.generator, self.units = generator, units
         self.images = self.uniform(units, 1, 1) < 0.5  # units that see images, mostly dark
         self.dark, self.spread = 0.8 * self.uniform(units, 1, 1), self.size(0.2, 2.0)
-        self.wrong = self.size(LOW, 0.7 * HIGH)
+        self.outputs, self.wrong = self.uniform(units, 1, 1) < 0.5, self.size(*ERRORS)
+        self.logits, self.skill = self.size(0.1, 8.0), 4.0 * self.uniform(units, 1, 1)
 
     def uniform(self, *shape: int) -> Tensor:
         """Between 0 and 1."""
@@ -99,7 +103,15 @@ class Numbers:
         images = torch.where(self.uniform(*shape) < self.dark, -0.42, bright)
         x = torch.where(self.images, images, self.spread * self.normal(*shape))
         x[..., 0] = torch.where(self.uniform(self.units, 1) < 0.5, 1.0, x[..., 0])  # as a bias has it
-        return x, (self.wrong * self.normal(self.units, BATCH, 1)).clamp(-1.0, 1.0)
+        hidden = (self.wrong * self.normal(self.units, BATCH, 1)).clamp(-1.0, 1.0)
+        return x, torch.where(self.outputs, self.of_a_softmax(), hidden)
+
+    def of_a_softmax(self) -> Tensor:
+        """p - t at one of `CLASSES` outputs ``(units, batch, 1)``, of a network with some skill."""
+        shape = (self.units, BATCH)
+        target = functional.one_hot(torch.randint(CLASSES, shape, generator=self.generator), CLASSES)
+        z = self.normal(*shape, CLASSES) + self.skill * target
+        return (torch.softmax(self.logits * z, 2) - target)[..., :1]
 
 
 def weight(c: Tensor, known: int) -> Tensor:
@@ -169,10 +181,10 @@ def differences(rule: Any, generator: Generator, examples: int) -> dict[str, Ten
             f"average={rule.average:g}, coordinates={rule.coordinates}, output={rule.output}"
         )
     draw = Numbers(generator, max(1, examples // (BATCH * INPUTS)))
-    w = draw.size(LOW, HIGH)[..., None] * draw.normal(draw.units, 1, INPUTS, cell.random)
+    w = draw.size(*WEIGHTS)[..., None] * draw.normal(draw.units, 1, INPUTS, cell.random)
     synapses = Synapses(cell, w.expand(-1, BATCH, -1, -1))
     with torch.no_grad():
-        for _ in range(int((BEFORE + 1) ** float(draw.uniform(1)))):
+        for _ in range(int((BEFORE + 1) ** float(draw.uniform(1))) - 1):  # none for some: the first step counts
             synapses.step(*draw.step())
     found: dict[str, list[Tensor]] = {"forward": [], "backward": [], "update": []}
     for _ in range(STEPS):
@@ -184,7 +196,13 @@ def differences(rule: Any, generator: Generator, examples: int) -> dict[str, Ten
         found["forward"].append(relative(up, x * w, SMALL * x))
         found["backward"].append(relative(down, slope * w, SMALL * slope))
         found["update"].append(relative(synapses.w - w, change, torch.full_like(w, SMALL * RATE)))
-    return {name: torch.log(torch.stack(parts) + EXACT).mean() for name, parts in found.items()}
+    return {name: logarithm(torch.stack(parts)) for name, parts in found.items()}
+
+
+def logarithm(errors: Tensor) -> Tensor:
+    """Halfway between the geometric mean of errors, to which small ones still matter, and their mean, to which the
+    largest do."""
+    return 0.5 * torch.log(errors + EXACT).mean() + 0.5 * torch.log(errors.mean() + EXACT)
 
 
 def relative(ours: Tensor, theirs: Tensor, small: Tensor) -> Tensor:

@@ -110,9 +110,11 @@ class VSML(Protocol):
     biases: bool = option(
         False, "whether a unit's bias is a synapse too, from the number one; by default there is none."
     )
-    genome: Literal["random", "backprop"] = option(
+    genome: Literal["random", "scalar", "backprop"] = option(
         "random",
-        'what it begins with: ``"backprop"`` is an LSTM that is gradient descent to first order, see ``imitation.py``.',
+        'what it begins with: ``"scalar"`` is random, but reads and sends only the first number of a message, as what '
+        'is to imitate alone must; ``"backprop"`` is an LSTM that is gradient descent to first order, see '
+        "``imitation.py``.",
     )
     seed: int = option(0, "of a random genome.", check=Arguments.seed)
     without = ("lr", "surrogate")
@@ -148,9 +150,9 @@ class VSML(Protocol):
             given.refuse("two_sets", self.two_sets, "False with error='next', where nothing ticks on the way back")
         generator = torch.Generator().manual_seed(self.seed)
         self.cells = [CELLS[self.cell](self, generator) for _ in (None, *self.layers)]  # the first is the shared one
-        if self.genome == "backprop":
+        if self.genome != "random":
             for cell in self.cells:
-                solution(cell)
+                solution(cell) if self.genome == "backprop" else cell.narrow()
         if self.two_sets:
             for cell in self.cells:
                 cell.back = Gates(cell)

@@ -93,6 +93,12 @@ class Synapse(Agent):
             self.C_scale, self.U_scale = (nn.Parameter(torch.ones(m)) for _ in range(2))
             self.C_offset, self.U_offset = (nn.Parameter(torch.zeros(m)) for _ in range(2))
 
+    def narrow(self) -> None:
+        """Read and send nothing but the first number of a message."""
+        with torch.no_grad():
+            for read, sent, bias in ((self.F, self.C, self.C_b), (self.G, self.U, self.U_b)):
+                read[:, 1:], sent[:, 1:], bias[1:] = 0.0, 0.0, 0.0
+
     def start(self, shape: tuple[int, ...], node: Any, generator: Generator, dtype: torch.dtype) -> Tensor:
         """Initial state: part random, of deviation 1/sqrt(fan-in), the rest zero; the same in every slot."""
         one = truncated(*shape[1:], std=max(1, node.fan_in) ** -0.5, generator=generator)
