@@ -305,7 +305,7 @@ def descent(kind, rate, inputs):
 
 def fig6(options):
     """Cumulative accuracy over 200 images."""
-    count, table = BUDGETS[options.budget]["streams"], {}
+    count, table = options.streams or BUDGETS[options.budget]["streams"], {}
     rule = mg.load_protocol(options.online)
     beside = [told(folder) for folder in options.told]  # refused now, not after minutes
     side = rule.record.get("images", {}).get("side", 7)  # one that does not ship yet does not say
@@ -329,6 +329,9 @@ def fig6(options):
             print(f"{name} at {side}x{side}, {count} streams, {who}: "
                   + ", ".join(f"{curve[:, t - 1].mean():.1f} +- {curve[:, t - 1].std(correction=0):.1f} % at {t}"
                               for t in (50, 100, LENGTH)), flush=True)  # fmt: skip
+        ahead = 100.0 * (rows[shown] - rows["nearest class mean"]).mean(1)
+        print(f"{name}, {shown} minus nearest class mean: {ahead.mean():+.2f} points, standard error "
+              f"{ahead.std() / count**0.5:.2f}, ahead in {int((ahead > 0).sum())} of {count} streams")  # fmt: skip
 
     def draw(axes):
         for axis, (title, rows) in zip(axes, table.items(), strict=True):
@@ -357,6 +360,7 @@ if __name__ == "__main__":
         metavar="FOLDER",
         help="of fig6: RUN/rule of `mpgraph meta-train` with meta_rnn.toml or fast_weights.toml",
     )
+    parser.add_argument("--streams", type=int, help="of each data set in fig6 (default: as many as the budget has)")
     parser.add_argument("--data", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--depths", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--seeds", type=int, nargs="+", help="of networks (default: as many as the budget has)")
