@@ -195,7 +195,7 @@ def prior_learned(options):
             losses, curves[place + words] = after_steps(program, tasks, start)
             cells = ", ".join(f"{m:.5f} +- {d:.5f}" for m, d in zip(losses.mean(0), losses.std(0), strict=True))
             print(f"{place}{words}, {options.priors} tasks, L2 after 0, 1, 2 steps: {cells}", flush=True)
-    drawn(curves, tasks, options.out)
+    drawn(curves, tasks, options.out or "mplp_prior.png")
 
 
 GRID = torch.linspace(-5.0, 5.0, 200)[:, None]
@@ -248,8 +248,9 @@ def training(options):
             axis.plot([row["step"] for row in rows], [row.get(key) for row in rows], lw=0.7, label=Path(run).name)
             axis.set(xlabel="outer step", ylabel=key)
     axes[0].legend()
-    drawing.savefig(options.out)
-    print(f"wrote {options.out}")
+    out = options.out or "mplp_training.png"
+    drawing.savefig(out)
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":
@@ -262,7 +263,7 @@ if __name__ == "__main__":
     parser.add_argument("--at", type=int, nargs="+", default=[20], help="updates after which to ask (default: 20)")
     parser.add_argument("--maml", nargs="+", default=[], metavar="RULE", help="with `prior`: rules of maml.toml")
     parser.add_argument("--held-out", action="store_true", help="of the training set, in place of the test set")
-    parser.add_argument("--out", default="mplp_training.png", help="picture of `training` and `prior`")
+    parser.add_argument("--out", help="picture of `training` or `prior` (default: mplp_training.png, mplp_prior.png)")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.what[0] == "training":
