@@ -4,6 +4,7 @@ MPGRAPH_DATA=FOLDER python examples/mplp/figures.py mnist step big fashion --pri
 MPGRAPH_DATA=FOLDER python examples/mplp/figures.py baselines --priors 20
 MPGRAPH_DATA=FOLDER python examples/mplp/figures.py networks
 python examples/mplp/figures.py sinusoids --priors 100
+python examples/mplp/figures.py prior --priors 100 --maml runs/maml_one/rule runs/maml/rule --out mplp_prior.png
 MPGRAPH_DATA=FOLDER python examples/mplp/figures.py mnist --priors 10 --at 20 60 200
 MPGRAPH_DATA=FOLDER python examples/mplp/figures.py mnist step --priors 10 --rule runs/alone/rule --held-out
 python examples/mplp/figures.py training runs/alone runs/tune runs/grow
@@ -14,7 +15,8 @@ whether what was learned stays. After them accuracy is taken on the whole test s
 authors do it: for each prior the next 100. `--held-out`, for choosing: 2,000 images held out from the training set in
 place of the test set, those of search.py. baselines: SGD and Adam from the same priors, N(0, 0.05) and biases of
 zero, by their best rate. networks: others than the rule was trained on, digits, beside the readout alone. sinusoids
-(4.1): L2 loss, fresh points in every step.
+(4.1.1): L2 loss, fresh points in every step. prior (4.1.2, Figure 3): two steps from initial weights that were learned
+with the rule; and from random ones.
 """
 
 import argparse
@@ -176,6 +178,62 @@ def sinusoids(options):
     print("sinusoids, L2 after 0..5 steps:", *(f"{v:.5f}" for v in found.mean(0)), f"({options.priors} tasks)")
 
 
+@torch.no_grad()
+def prior_learned(options):
+    """Learned initial weights: losses and curves after 0, 1 and 2 steps of ten fresh points, beside MAML."""
+    network = mlp([1, 20, 20, 1], "relu", "l2")
+    family = make_family("sinusoids", amplitude=(0.1, 0.5), fresh=True, steps=2, queries=100)
+    tasks = Tasks(family, 0, options.priors, 0, "test").batch().to(torch.device("cpu"), torch.float32)
+    named = options.rule if options.rule != "mplp_mnist" else "mplp_sinusoid_prior"
+    curves = {}
+    for place in (named, *options.maml):
+        program = mg.compile(network, mg.load_protocol(place), dtype=torch.float32)
+        begin = {"": lambda seed, p=program, f=place: p.load(f)}
+        if place == named:
+            begin[", random weights"] = lambda seed, p=program: prior(p, 1000 + seed)
+        for words, start in begin.items():
+            losses, curves[place + words] = after_steps(program, tasks, start)
+            cells = ", ".join(f"{m:.5f} +- {d:.5f}" for m, d in zip(losses.mean(0), losses.std(0), strict=True))
+            print(f"{place}{words}, {options.priors} tasks, L2 after 0, 1, 2 steps: {cells}", flush=True)
+    drawn(curves, tasks, options.out or "mplp_prior.png")
+
+
+GRID = torch.linspace(-5.0, 5.0, 200)[:, None]
+
+
+def after_steps(program, tasks, begin):
+    """Losses ``(tasks, 1 + steps)`` on the query, and what the network of the first task says on a grid."""
+    losses, curves = [], []
+    for i in range(len(tasks.seeds)):
+        state, row = begin(i), []
+        for t in range(tasks.steps + 1):
+            said = program.predict(state, tasks.query_x[i])
+            row.append(0.5 * (said - tasks.query_y[i]).square().mean())
+            curves += [] if i else [program.predict(state, GRID)]
+            if t < tasks.steps:
+                state, _ = program.step(state, tasks.x[i, t], tasks.y[i, t])
+        losses.append(torch.stack(row))
+    return torch.stack(losses), curves
+
+
+def drawn(curves, tasks, out):
+    """One task as Figure 3 has it: the network before any step and after each."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    drawing, axes = plt.subplots(1, len(curves), figsize=(3 * len(curves), 2.6), layout="constrained", sharey=True)
+    for axis, (name, steps) in zip(axes, curves.items(), strict=True):
+        axis.plot(tasks.query_x[0], tasks.query_y[0], ".", ms=3, color="0.6", label="target")
+        for t, curve in enumerate(steps):
+            axis.plot(GRID, curve, lw=1, label=f"after {t} steps" if t != 1 else "after 1 step")
+        axis.set_title(name, fontsize="small")
+    axes[0].legend(fontsize="x-small")
+    drawing.savefig(out, dpi=120)
+    print(f"wrote {out}")
+
+
 def training(options):
     """Losses of runs, one after the other, and accuracies on their queries."""
     import matplotlib
@@ -190,26 +248,28 @@ def training(options):
             axis.plot([row["step"] for row in rows], [row.get(key) for row in rows], lw=0.7, label=Path(run).name)
             axis.set(xlabel="outer step", ylabel=key)
     axes[0].legend()
-    drawing.savefig(options.out)
-    print(f"wrote {options.out}")
+    out = options.out or "mplp_training.png"
+    drawing.savefig(out)
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "what", nargs="+", help=f"of {', '.join(TASKS)}, baselines, networks, sinusoids; training RUN ..."
+        "what", nargs="+", help=f"of {', '.join(TASKS)}, baselines, networks, sinusoids, prior; training RUN ..."
     )
     parser.add_argument("--rule", default="mplp_mnist", help="folder or name (default: mplp_mnist)")
     parser.add_argument("--priors", type=int, default=100, help="fresh networks, or tasks (default: 100)")
     parser.add_argument("--at", type=int, nargs="+", default=[20], help="updates after which to ask (default: 20)")
+    parser.add_argument("--maml", nargs="+", default=[], metavar="RULE", help="with `prior`: rules of maml.toml")
     parser.add_argument("--held-out", action="store_true", help="of the training set, in place of the test set")
-    parser.add_argument("--out", default="mplp_training.png", help="picture of `training`")
+    parser.add_argument("--out", help="picture of `training` or `prior` (default: mplp_training.png, mplp_prior.png)")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.what[0] == "training":
         training(given)
     else:
-        others = {"baselines": baselines, "networks": networks, "sinusoids": sinusoids}
+        others = {"baselines": baselines, "networks": networks, "sinusoids": sinusoids, "prior": prior_learned}
         for one in given.what:
             if one not in TASKS and one not in others:
                 parser.error(f"unknown: {one}")

@@ -4,11 +4,13 @@ python examples/pretrained/ship.py vsml_clone runs/vsml_alone/rule
 python examples/pretrained/ship.py mplp_mnist runs/alone/rule
 python examples/pretrained/ship.py mplp_mnist runs/tuned/rule --between runs/alone/rule --share 0.15
 python examples/pretrained/ship.py mplp_sinusoid runs/sinusoid/rule
+python examples/pretrained/ship.py mplp_sinusoid_prior runs/prior/rule
 
 The records of the stages before it, whose rules it went on with, are kept in `stages`, the first one first.
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 import torch
@@ -18,6 +20,7 @@ from mpgraph.architectures import mlp
 from mpgraph.protocols.mplp import imitation
 from mpgraph.protocols.vsml.imitation import RATE
 from mpgraph.serialization.protocol import PRETRAINED
+from mpgraph.serialization.state import PRIOR_FILE
 
 TEACHER = ("BELOW", "MANY", "KEPT", "SHARP", "FALL", "LAST", "TOP", "RATE_INPUT", "RATE", "RATE_BIAS")
 USES = {
@@ -50,6 +53,15 @@ USES = {
         "updates": 5,
         "tasks": "y = a sin(x + p), a in 0.1..0.5, p in 0..pi, x in -5..5, fresh points in every step",
     },
+    "mplp_sinusoid_prior": {
+        "network": [1, 20, 20, 1],
+        "activation": "relu",
+        "loss": "l2",
+        "batch": 10,
+        "updates": 2,
+        "tasks": "y = a sin(x + p), a in 0.1..0.5, p in 0..pi, x in -5..5, fresh points in every step",
+        "weights": 'learned with the rule, which serves no others: program.load("mplp_sinusoid_prior")',
+    },
     "vsml_clone": {
         "network": [784, 32, 10],
         "activation": "tanh",
@@ -81,8 +93,9 @@ USES = {
 
 
 def stages(record):
-    """Records of the rules that a training went on with, the first one first."""
-    before = record.get("settings", {}).get("protocol", {}).get("from")
+    """Records of the rules that a training went on with, or from whose prior, the first one first."""
+    given = record.get("settings", {})
+    before = given.get("protocol", {}).get("from") or given.get("network", {}).get("start")
     if before is None:
         return []
     earlier = dict(mg.load_protocol(before).record)
@@ -114,4 +127,6 @@ if __name__ == "__main__":
         record["mixed"] = {"share": given.share, "rest": "the first stage"}
     trained = {"trained_on": record.pop("network", None), "stages": stages(record)}
     rule.save(PRETRAINED / given.name, {**use, **record, **trained})
+    if (given.rule / PRIOR_FILE).is_file():
+        shutil.copyfile(given.rule / PRIOR_FILE, PRETRAINED / given.name / PRIOR_FILE)
     print(f"wrote {PRETRAINED.name}/{given.name}")

@@ -45,7 +45,7 @@ ESTIMATORS: dict[str, Any] = {
 }
 LEARNERS: dict[str, type[Told]] = {cls.name: cls for cls in (MetaRNN, FastWeights)}  # named as protocols are
 LENGTHS: dict[str, Any] = {"growing": Growing, "log_uniform": LogUniform, "never_ending": NeverEnding}
-FRESH = ("pool", "prior")  # settings of [network] that say what fresh networks begin with; those of Episode
+FRESH = ("pool", "prior", "start")  # settings of [network] that say what fresh networks begin with; those of Episode
 SCHEDULES = ("constant", "cosine")
 USUAL: dict[str, Any] = {
     "network": {"name": "mlp"},
@@ -235,15 +235,26 @@ def episode_of(settings: Mapping[str, Any], family: TaskFamily, rule: Protocol |
             raise InputError(f"protocol {learner}: {error}") from None
     network = network_of(settings["network"], family)
     made = rule or protocol_of(settings["protocol"])
-    if rule is None and "statistics" in settings:
-        record_statistics(made, network, family, settings["statistics"], settings["trainer"]["seed"])
     fresh = {key: value for key, value in settings["network"].items() if key in FRESH}
+    if rule is not None:  # its prior is that of its own file
+        fresh.pop("start", None)
     backend = settings["trainer"].get("backend", "eager")
     program = mg.compile(network, made, dtype=torch.get_default_dtype(), backend=backend)
-    return Episode(program, **shared, **fresh)
+    episode = Episode(program, **shared, **fresh)
+    if rule is None and "statistics" in settings:
+        prior = episode.prior_state() if "start" in fresh else None
+        record_statistics(made, network, family, settings["statistics"], settings["trainer"]["seed"], prior)
+    return episode
 
 
-def record_statistics(rule: Any, network: Network, family: TaskFamily, table: Mapping[str, Any], seed: int) -> None:
+def record_statistics(
+    rule: Any,
+    network: Network,
+    family: TaskFamily,
+    table: Mapping[str, Any],
+    seed: int,
+    prior: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> None:
     """Have a rule record what its learners read, before it is trained; a function of the seed alone.
 
     Args:
@@ -254,6 +265,7 @@ def record_statistics(rule: Any, network: Network, family: TaskFamily, table: Ma
             the family by default. Or ``alone``, how many random examples of what each agent reads, for
             :class:`Alone`.
         seed: of the run.
+        prior: what every fresh network begins with, by node and channel.
 
     Raises:
         InputError: for a rule that records nothing, or another setting.
@@ -273,8 +285,10 @@ def record_statistics(rule: Any, network: Network, family: TaskFamily, table: Ma
     given = {"rounds": 5, "share": 0.5, "steps": None, **table}
     for i in range(check.integer("rounds", given["rounds"], 1)):
         task = family.draw(generator_of(seed, "statistics", i), given["steps"])
-        batches = list(zip(task.x, task.y, strict=True))
-        rule.measure(network, batches, share=given["share"], seed=seed_of(seed, "statistics", "network", i))
+        x, y = (t.to(torch.get_default_dtype()) if t.is_floating_point() else t for t in (task.x, task.y))
+        batches = list(zip(x, y, strict=True))
+        fresh = seed_of(seed, "statistics", "network", i)
+        rule.measure(network, batches, share=given["share"], seed=fresh, state=prior)
 
 
 def optimizer_of(name: str, lr: float, options: Mapping[str, Any]) -> Callable[..., torch.optim.Optimizer]:

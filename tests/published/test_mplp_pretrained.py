@@ -1,11 +1,14 @@
 """The MPLP that ships: what it promises in its record, and that it teaches networks that it never met."""
 
+import json
+
 import pytest
 import torch
 
 import mpgraph as mg
-from mpgraph import data
+from mpgraph import cli, data
 from mpgraph.architectures import mlp
+from mpgraph.meta import Sinusoids, Tasks
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +53,37 @@ def test_step_units_use_the_learner_of_sigmoids_and_learn(digits):
 def test_it_goes_on_learning_after_the_updates_that_it_is_meant_for(digits):
     network = mlp([64, 50, 10], "sigmoid")
     assert accuracy(network, digits, updates=60, priors=2) > accuracy(network, digits, priors=2)
+
+
+@torch.no_grad()
+def test_the_learned_prior_fits_sinusoids_in_two_steps_and_random_weights_do_not():
+    """0.00097 by the released files (Randazzo et al., 2020, section 4.1.2)."""
+    program = mg.compile(mlp([1, 20, 20, 1], "relu", "l2"), mg.load_protocol("mplp_sinusoid_prior"))
+    family = Sinusoids(amplitude=(0.1, 0.5), fresh=True, steps=2, queries=100)
+    batch = Tasks(family, seed=1, count=50, split="test").batch().to(program.device, program.dtype)
+
+    def losses(begin):
+        found = []
+        for i in range(50):
+            state = begin
+            for t in range(2):
+                state, _ = program.step(state, batch.x[i, t], batch.y[i, t])
+            found.append(0.5 * (program.predict(state, batch.query_x[i]) - batch.query_y[i]).square().mean())
+        return float(torch.stack(found).mean())
+
+    assert losses(program.load("mplp_sinusoid_prior")) < 0.00097
+    assert losses(program.init(0)) > 0.01
+
+
+def test_the_record_of_the_learned_prior_names_both_of_its_trainings():
+    record = mg.load_protocol("mplp_sinusoid_prior").record
+    assert (record["network"], record["batch"], record["updates"]) == ([1, 20, 20, 1], 10, 2)
+    assert "examples/mplp/prior.toml" in record["command"]
+    assert ["examples/mplp/maml.toml" in stage["command"] for stage in record["stages"]] == [True]
+
+
+def test_the_command_line_evaluates_it_with_its_prior(capsys):
+    command = ["evaluate", "mplp_sinusoid_prior", "--tasks", "40", "--baselines", "", "--json"]
+    assert cli.main(command) == 0
+    loss, _ = json.loads(capsys.readouterr().out)["rules"]["mplp_sinusoid_prior"]["loss"]
+    assert loss < 0.00097
