@@ -260,7 +260,8 @@ def record_statistics(rule: Any, network: Network, family: TaskFamily, table: Ma
     given = {"rounds": 5, "share": 0.5, "steps": None, **table}
     for i in range(check.integer("rounds", given["rounds"], 1)):
         task = family.draw(generator_of(seed, "statistics", i), given["steps"])
-        batches = list(zip(task.x, task.y, strict=True))
+        x, y = (t.to(torch.get_default_dtype()) if t.is_floating_point() else t for t in (task.x, task.y))
+        batches = list(zip(x, y, strict=True))
         rule.measure(network, batches, share=given["share"], seed=seed_of(seed, "statistics", "network", i))
 
 
