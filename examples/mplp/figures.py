@@ -186,8 +186,8 @@ def sinusoids(options):
             other = mg.compile(network, rule)
             rows[f"{optimizer} {rate:g}"] = fitted(other, options.priors, lambda seed, p=other: prior(p, seed))
     for name, found in rows.items():
-        line = "  ".join(f"{v:.5f}" for v in found.mean(0))
-        print(f"sinusoids, {name}, {options.priors} tasks, L2 after 0..5 steps: {line} +- {found[:, -1].std():.5f}")
+        line = "  ".join(f"{v:.5f} +- {d:.5f}" for v, d in zip(found.mean(0), found.std(0, correction=0), strict=True))
+        print(f"sinusoids, {name}, {options.priors} tasks, L2 after 0..5 steps: {line}", flush=True)
 
 
 def training(options):
