@@ -3,7 +3,7 @@
 MPGRAPH_DATA=FOLDER python examples/mplp/figures.py mnist step big fashion --priors 100
 MPGRAPH_DATA=FOLDER python examples/mplp/figures.py baselines --priors 20
 MPGRAPH_DATA=FOLDER python examples/mplp/figures.py networks
-python examples/mplp/figures.py sinusoids --priors 100
+python examples/mplp/figures.py sinusoids --priors 100 --baselines
 python examples/mplp/figures.py prior --priors 100 --maml runs/maml_one/rule runs/maml/rule --out mplp_prior.png
 MPGRAPH_DATA=FOLDER python examples/mplp/figures.py mnist --priors 10 --at 20 60 200
 MPGRAPH_DATA=FOLDER python examples/mplp/figures.py mnist step --priors 10 --rule runs/alone/rule --held-out
@@ -15,8 +15,8 @@ whether what was learned stays. After them accuracy is taken on the whole test s
 authors do it: for each prior the next 100. `--held-out`, for choosing: 2,000 images held out from the training set in
 place of the test set, those of search.py. baselines: SGD and Adam from the same priors, N(0, 0.05) and biases of
 zero, by their best rate. networks: others than the rule was trained on, digits, beside the readout alone. sinusoids
-(4.1.1): L2 loss, fresh points in every step. prior (4.1.2, Figure 3): two steps from initial weights that were learned
-with the rule; and from random ones.
+(4.1.1): L2 loss, 1-20-20-1, fresh points in every step. prior (4.1.2, Figure 3): two steps from initial weights that
+were learned with the rule; and from random ones.
 """
 
 import argparse
@@ -161,21 +161,36 @@ def networks(options):
 
 
 @torch.no_grad()
-def sinusoids(options):
-    """L2 loss after 0..5 steps of ten points, on 100 points, tasks and priors fresh."""
-    rule = mg.load_protocol(options.rule if options.rule != "mplp_mnist" else "mplp_sinusoid")
-    program = mg.compile(mlp([1, 20, 20, 1], "relu", "l2"), rule)
-    family = make_family("sinusoids", amplitude=(0.1, 0.5), fresh=True, queries=100)
-    tasks, losses = Tasks(family, 0, options.priors, 0, "test"), []
-    for i, task in enumerate(tasks):
-        state, row = program.init(1000 + i, batch_size=10), []
-        for t in range(family.steps + 1):
-            row.append(0.5 * (program.predict(state, task.query_x) - task.query_y).square().mean())
-            if t < family.steps:
-                state, _ = program.step(state, task.x[t], task.y[t])
+def fitted(program, tasks, begin):
+    """L2 losses ``(tasks, 6)`` on 100 points of [-5, 5], before and after each of five steps of ten fresh points."""
+    losses, query = [], torch.linspace(-5.0, 5.0, 100)[:, None]
+    for i in range(tasks):
+        generator = torch.Generator().manual_seed(i)
+        state, row = begin(1000 + i), []
+        a, p = 0.1 + 0.4 * torch.rand((), generator=generator), math.pi * torch.rand((), generator=generator)
+        for t in range(6):
+            row.append(0.5 * (program.predict(state, query) - a * torch.sin(query + p)).square().mean())
+            if t < 5:
+                x = 10.0 * torch.rand(10, 1, generator=generator) - 5.0
+                state, _ = program.step(state, x, a * torch.sin(x + p))
         losses.append(torch.stack(row))
-    found = torch.stack(losses)
-    print("sinusoids, L2 after 0..5 steps:", *(f"{v:.5f}" for v in found.mean(0)), f"({options.priors} tasks)")
+    return torch.stack(losses)
+
+
+def sinusoids(options):
+    """The rule beside SGD and Adam, each by its best rate."""
+    network, rates = mlp([1, 20, 20, 1], "relu", "l2"), (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    shipped = "mplp_sinusoid" if options.rule == "mplp_mnist" else options.rule
+    program = mg.compile(network, mg.load_protocol(shipped))
+    rows = {shipped: fitted(program, options.priors, lambda seed: program.init(seed, batch_size=10))}
+    for optimizer in ("SGD", "Adam") if options.baselines else ():
+        for rate in rates:
+            rule = Backprop(lr=rate) if optimizer == "SGD" else Backprop(optimizer=mg.Adam(rate))
+            other = mg.compile(network, rule)
+            rows[f"{optimizer} {rate:g}"] = fitted(other, options.priors, lambda seed, p=other: prior(p, seed))
+    for name, found in rows.items():
+        line = "  ".join(f"{v:.5f} +- {d:.5f}" for v, d in zip(found.mean(0), found.std(0, correction=0), strict=True))
+        print(f"sinusoids, {name}, {options.priors} tasks, L2 after 0..5 steps: {line}", flush=True)
 
 
 @torch.no_grad()
@@ -263,6 +278,7 @@ if __name__ == "__main__":
     parser.add_argument("--at", type=int, nargs="+", default=[20], help="updates after which to ask (default: 20)")
     parser.add_argument("--maml", nargs="+", default=[], metavar="RULE", help="with `prior`: rules of maml.toml")
     parser.add_argument("--held-out", action="store_true", help="of the training set, in place of the test set")
+    parser.add_argument("--baselines", action="store_true", help="of `sinusoids`: SGD and Adam too")
     parser.add_argument("--out", help="picture of `training` or `prior` (default: mplp_training.png, mplp_prior.png)")
     given = parser.parse_args()
     torch.set_num_threads(1)

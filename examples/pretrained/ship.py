@@ -46,12 +46,14 @@ USES = {
         },
     },
     "mplp_sinusoid": {
+        "teacher": "imitated before it was tuned: examples/mplp/sine_teacher.safetensors, see sine_imitation.py there",
         "network": [1, 20, 20, 1],
         "activation": "relu",
         "loss": "l2",
         "batch": 10,
         "updates": 5,
         "tasks": "y = a sin(x + p), a in 0.1..0.5, p in 0..pi, x in -5..5, fresh points in every step",
+        "priors": "weights N(0, 0.05), biases of zero, as program.init() makes them",
     },
     "mplp_sinusoid_prior": {
         "network": [1, 20, 20, 1],

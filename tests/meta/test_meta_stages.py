@@ -78,6 +78,13 @@ def test_statistics_are_recorded_from_tasks_and_are_the_same_every_time(tmp_path
         files.record_statistics(rules[0], mlp([4, 2]), family, {"runds": 2}, 0)
 
 
+def test_statistics_are_recorded_from_tasks_of_numbers_too():
+    family = make_family("sinusoids", steps=2)  # drawn in float64, while networks are of float32
+    rule = MPLP(k=2, n=1, hidden=(4, 3))
+    files.record_statistics(rule, mlp([1, 3, 1], "relu", "l2"), family, {"rounds": 1}, 0)
+    assert bool(rule.standardisers["x->h1"].shift.any())
+
+
 def test_a_rule_to_go_on_with_is_whole(tmp_path):
     with pytest.raises(mg.InputError, match="leave out k"):
         files.protocol_of({"from": str(tmp_path), "k": 3})

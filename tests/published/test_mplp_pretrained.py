@@ -1,6 +1,7 @@
-"""The MPLP that ships: what it promises in its record, and that it teaches networks that it never met."""
+"""The MPLPs that ship: what their records promise, and that they teach networks that they never met."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -87,3 +88,38 @@ def test_the_command_line_evaluates_it_with_its_prior(capsys):
     assert cli.main(command) == 0
     loss, _ = json.loads(capsys.readouterr().out)["rules"]["mplp_sinusoid_prior"]["loss"]
     assert loss < 0.00097
+
+
+@torch.no_grad()
+def fitted(tasks):
+    """L2 losses ``(tasks, 6)`` before and after each of five steps of ten points of a sinusoid of its own."""
+    rule = mg.load_protocol("mplp_sinusoid")
+    program = mg.compile(mlp(rule.record["network"], rule.record["activation"], rule.record["loss"]), rule)
+    generator, query, rows = torch.Generator().manual_seed(1), torch.linspace(-5.0, 5.0, 100)[:, None], []
+    for i in range(tasks):
+        a, p, *points = torch.rand(2 + 50, generator=generator)
+        x = 10.0 * torch.stack(points).reshape(5, 10, 1) - 5.0
+        state, losses = program.init(2000 + i, batch_size=10), []
+        for t in range(6):
+            wrong = program.predict(state, query) - (0.1 + 0.4 * a) * torch.sin(query + math.pi * p)
+            losses.append(0.5 * wrong.square().mean())
+            if t < 5:
+                state, _ = program.step(state, x[t], (0.1 + 0.4 * a) * torch.sin(x[t] + math.pi * p))
+        rows.append(torch.stack(losses))
+    return torch.stack(rows)
+
+
+def test_five_steps_of_ten_points_fit_a_sinusoid_from_random_weights():
+    """At most 0.003 on average; predicting zero has 0.026, and no SGD or Adam comes below 0.01."""
+    mean = fitted(16).mean(0)
+    assert float(mean[0]) > 0.015  # nothing is known before the first step
+    assert float(mean[5]) < 0.003
+    assert bool((mean[1:] < mean[:-1]).all())
+
+
+def test_the_record_of_the_rule_for_sinusoids_says_how_it_is_meant_to_be_used():
+    record = mg.load_protocol("mplp_sinusoid").record
+    assert record["network"] == [1, 20, 20, 1]
+    assert (record["activation"], record["loss"], record["batch"], record["updates"]) == ("relu", "l2", 10, 5)
+    assert record["settings"]["estimator"]["name"] == "unroll"
+    assert "imitated" in record["teacher"]
