@@ -17,8 +17,9 @@ common teaches nothing. A bias keeps its unit in the middle of its range, which 
 shrinks all errors, at last to `LAST` of what they were, so the first steps are large and later ones average. The mean
 over agents above stands in for their sum, as for `MANY` of them. Each tanh belongs to the learners, whose numbers lie
 in -1..1; of large hidden errors it leaves little more than the sign, which is no harm. Numbers that an agent reads are
-drawn at random, of all sizes that they have in networks; so is its memory. The constants and rates were found by
-examples/mplp/search.py, on images held out from the training sets of MNIST and Fashion-MNIST.
+drawn at random, of all sizes that they have in networks, activities as those of sigmoid, step, tanh and relu units; so
+is its memory. The constants and rates were found by examples/mplp/search.py, on images held out from the training sets
+of MNIST and Fashion-MNIST.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ BELOW, MANY = 70.0, 10.0
 KEPT, SHARP = 0.65, 1.8
 FALL, LAST, TOP = 0.84, 0.13, 0.8
 RATE_INPUT, RATE, RATE_BIAS = 0.22, 1.4, 0.33  # of weights from the input, other weights and biases
+REACH = 3.0  # learners must do the same where networks have learned for long, or have other units
 SMALL = 0.02  # an error of this size counts as much as that of the largest examples
 
 
@@ -48,10 +50,12 @@ class Numbers:
         generator: of all of them.
         count: how many.
         k: numbers in a message.
+        reach: how many times larger sums and activities may be than those by which learners are standardized;
+            beyond 1 activities are also those of tanh and relu units.
     """
 
-    def __init__(self, generator: Generator, count: int, k: int) -> None:
-        self.generator, self.count, self.k = generator, count, k
+    def __init__(self, generator: Generator, count: int, k: int, reach: float = 1.0) -> None:
+        self.generator, self.count, self.k, self.reach = generator, count, k, reach
 
     def uniform(self, columns: int = 1) -> Tensor:
         """Between 0 and 1."""
@@ -65,6 +69,10 @@ class Numbers:
         """Gaussian, of a log-uniform size of its own for each example."""
         drawn = torch.randn(self.count, columns, generator=self.generator)
         return drawn * self.size(low, high)
+
+    def far(self, low: float, high: float, columns: int = 1) -> Tensor:
+        """Gaussian, of sizes that reach further."""
+        return self.normal(low, high * self.reach, columns)
 
     def half(self, one: Tensor, other: Tensor) -> Tensor:
         """Each example from one of the two."""
@@ -86,7 +94,7 @@ class Numbers:
 
     def logits(self) -> Tensor:
         """``(count, MANY)``."""
-        return self.normal(0.1, 3.0, int(MANY))
+        return self.far(0.1, 3.0, int(MANY))
 
 
 class Example(NamedTuple):
@@ -142,12 +150,12 @@ def example(key: str, node: mg.AgentNode, draw: Numbers) -> Example:
             m, shrunk = torch.cat([e, clock, m[:, 2:]], 1), 1.0 - (1.0 - LAST) * clock / TOP
         return Example([m, z[:, :1], shifted[:, :1], exp[:, :1], exp.sum(1, keepdim=True)], e * shrunk)
     if key == "unit":
-        z = draw.normal(0.2, 5.0)
+        z = draw.far(0.2, 5.0)
         slope = function.vjp(torch.ones_like(z), z, function.apply(z))
         ungated = torch.where(slope == 0, torch.ones_like(slope), slope)
         return Example([m, z], torch.tanh(BELOW * slope * e), torch.tanh(BELOW * ungated * e))
     if key == "bias":
-        b, total = draw.normal(0.01, 5.0), draw.normal(0.2, 3.0)
+        b, total = draw.normal(0.01, 5.0), draw.far(0.2, 3.0)
         return Example([m, b, total - b], e)
     if "input_weight" in node.types:
         x = torch.where(draw.uniform() < 0.3, -0.45, draw.normal(0.999, 1.0))
@@ -157,8 +165,12 @@ def example(key: str, node: mg.AgentNode, draw: Numbers) -> Example:
 
 
 def _activities(draw: Numbers) -> Tensor:
-    """Of sigmoids, and every sixth of a step."""
-    return torch.where(draw.uniform() < 1 / 6, draw.uniform().round(), torch.sigmoid(draw.normal(0.2, 1.5)))
+    """Of sigmoids, and every sixth of a step; where they reach further, half are of tanh and relu units."""
+    bounded = torch.where(draw.uniform() < 1 / 6, draw.uniform().round(), torch.sigmoid(draw.normal(0.2, 1.5)))
+    if draw.reach == 1.0:
+        return bounded
+    z = draw.far(0.1, 3.0)
+    return draw.half(bounded, draw.half(z.tanh(), z.relu()))
 
 
 def _loss(loss: Any, draw: Numbers) -> Example:

@@ -31,7 +31,7 @@ from mpgraph.agents.options import option
 from mpgraph.arguments import Arguments
 
 from .agents import role
-from .imitation import Numbers, error, example, kinds, step
+from .imitation import REACH, Numbers, error, example, kinds, step
 from .learned import Learned
 from .learners import LEARNERS
 from .statistics import Measuring, Output, Standardiser
@@ -223,7 +223,7 @@ class MPLP(Protocol):
             ProtocolError: for another than the recurrent learner, with ``gradient``, or for a loss or link that
                 gradient descent does not serve here.
         """
-        draw = Numbers(generator, examples, self.k)
+        draw = Numbers(generator, examples, self.k, REACH)
         found: dict[str, Tensor] = {}
         for name, (what, agent, node) in kinds(graph).items():
             message, update = error(agent, node, example(what, node, draw), draw)

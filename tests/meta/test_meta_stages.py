@@ -94,7 +94,7 @@ class Given(Numbers):
     """The numbers of a network, in the order in which an agent asks for them."""
 
     def __init__(self, message, *drawn):
-        self.first, self.drawn, self.k = message, list(drawn), 1
+        self.first, self.drawn, self.k, self.reach = message, list(drawn), 1, 1.0
 
     def message(self, unit=False):
         return self.first
