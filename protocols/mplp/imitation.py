@@ -8,7 +8,7 @@ is the first number of the memory of a parameter, T a clock, the second number o
     loss      dL/dy, for a softmax below it p - t        T <- `FALL` T + (1 - `FALL`) `TOP`, from 0
     link      m (1 - (1 - `LAST`) T / `TOP`)
     bias      m                                          c <- -tanh(m + z + b)
-    weight    tanh(`MANY` w m), averaged on its way      c <- `KEPT` c - (1 - `KEPT`) m tanh(`SHARP` x)
+    weight    tanh(`MANY` w m), averaged on its way      c <- `KEPT` c - (1 - `KEPT`) (m tanh(`SHARP` x) + `DECAY` w)
     unit      tanh(`BELOW` f'(z) m)
 
 Everything else in a message has no meaning. The update of a parameter is c times the trained scale, so what was there
@@ -36,10 +36,11 @@ from .learned import Learned
 from .learners import Recurrent
 
 BELOW, MANY = 70.0, 10.0
-KEPT, SHARP = 0.65, 1.8
+KEPT, SHARP, DECAY = 0.65, 1.8, 0.006
 FALL, LAST, TOP = 0.84, 0.13, 0.8
 RATE_INPUT, RATE, RATE_BIAS = 0.22, 1.4, 0.33  # of weights from the input, other weights and biases
-REACH = 3.0  # learners must do the same where networks have learned for long, or have other units
+REACH = 4.0  # learners must do the same where networks have learned for long, or have other units
+IDLE = 0.2  # what numbers without a meaning count, where they are not zero
 SMALL = 0.02  # an error of this size counts as much as that of the largest examples
 
 
@@ -73,6 +74,15 @@ class Numbers:
     def far(self, low: float, high: float, columns: int = 1) -> Tensor:
         """Gaussian, of sizes that reach further."""
         return self.normal(low, high * self.reach, columns)
+
+    def weights(self, low: float, high: float) -> Tensor:
+        """Gaussian, of half of the examples as in fresh networks."""
+        return self.half(self.normal(low, high), self.far(low, high))
+
+    def memory(self, columns: int) -> Tensor:
+        """Numbers in -1..1, half of the examples all of one size, half each of its own."""
+        drawn = 2.0 * self.uniform(columns) - 1.0
+        return drawn * self.half(self.size(0.01, 0.5), self.uniform(columns))
 
     def half(self, one: Tensor, other: Tensor) -> Tensor:
         """Each example from one of the two."""
@@ -159,8 +169,8 @@ def example(key: str, node: mg.AgentNode, draw: Numbers) -> Example:
         return Example([m, b, total - b], e)
     if "input_weight" in node.types:
         x = torch.where(draw.uniform() < 0.3, -0.45, draw.normal(0.999, 1.0))
-        return Example([m, draw.normal(0.05, 0.3), x], None)
-    w = draw.normal(0.02, 0.6)
+        return Example([m, draw.weights(0.05, 0.3), x], None)
+    w = draw.weights(0.02, 0.6)
     return Example([m, w, _activities(draw)], torch.tanh(MANY * w * e))
 
 
@@ -194,10 +204,11 @@ def relative(ours: Tensor, theirs: Tensor, kept: Tensor | float = 0.0, size: Ten
     return square.mean() / new.mean() + 0.1 * (square / (small + SMALL**2)).mean()
 
 
-def error(agent: Any, node: mg.AgentNode, given: Example, draw: Numbers) -> tuple[Tensor | None, Tensor | None]:
-    """Relative squared errors of an agent's message and update; other numbers of the message should be small.
+def error(agent: Any, node: mg.AgentNode, given: Example, draw: Numbers) -> tuple[Tensor | None, ...]:
+    """Relative squared errors of an agent's message and update, and `IDLE` of the mean square of its other numbers.
 
-    A loss has its clock in place of an update.
+    These, in messages and memory, mean nothing and should be zero: what grows there disturbs everything else. A loss
+    has its clock in place of an update.
 
     Raises:
         ProtocolError: for another than the recurrent learner, or one that reads the gradient.
@@ -206,7 +217,7 @@ def error(agent: Any, node: mg.AgentNode, given: Example, draw: Numbers) -> tupl
     if not isinstance(learner, Recurrent) or agent.gradient:
         raise mg.ProtocolError('MPLP: only learner="recurrent" without gradient can imitate gradient descent alone')
     inputs = torch.cat(agent.standardiser(given.values), 1)
-    memory = (2.0 * draw.uniform(learner.size) - 1.0) * draw.size(0.01, 0.5)
+    memory = draw.memory(learner.size)
     ticks = node.type == "loss" and learner.k > 1
     if ticks:
         before, _, after = memory.split((learner.size - learner.k + 1, 1, learner.k - 2), 1)
@@ -215,8 +226,6 @@ def error(agent: Any, node: mg.AgentNode, given: Example, draw: Numbers) -> tupl
     sent, message, update = made[:, -learner.k :], None, None
     if given.message is not None:
         message = relative(sent[:, :1], given.message, size=given.ungated)
-        idle = sent[:, 1 + ticks :]
-        message = message + 0.1 * idle.square().mean() if idle.numel() else message
     if ticks:
         kept = FALL * memory[:, 1 - learner.k, None]
         update = relative(sent[:, 1:2], kept + (1.0 - FALL) * TOP, kept)
@@ -224,9 +233,10 @@ def error(agent: Any, node: mg.AgentNode, given: Example, draw: Numbers) -> tupl
         update = relative(made[:, :1], -torch.tanh(sum(given.values[1:], given.values[0][:, :1])))
     elif agent.output is not None:
         kept = KEPT * memory[:, :1]
-        new = given.values[0][:, :1] * torch.tanh(SHARP * inputs[:, -1:])
+        new = given.values[0][:, :1] * torch.tanh(SHARP * inputs[:, -1:]) + DECAY * given.values[1]
         update = relative(made[:, :1], kept - (1.0 - KEPT) * new, kept)
-    return message, update
+    idle = torch.cat([made[:, learner.updates : -learner.k], sent[:, 1 + ticks :]], 1)
+    return message, update, IDLE * idle.square().mean() if idle.numel() else None
 
 
 def step(node: mg.AgentNode) -> float:

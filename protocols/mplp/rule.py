@@ -226,8 +226,8 @@ class MPLP(Protocol):
         draw = Numbers(generator, examples, self.k, REACH)
         found: dict[str, Tensor] = {}
         for name, (what, agent, node) in kinds(graph).items():
-            message, update = error(agent, node, example(what, node, draw), draw)
-            found |= {f"{name}.{end}": e for end, e in (("message", message), ("update", update)) if e is not None}
+            errors = zip(("message", "update", "idle"), error(agent, node, example(what, node, draw), draw), strict=True)
+            found |= {f"{name}.{end}": e for end, e in errors if e is not None}
         return found
 
     def measure_alone(self, graph: Any, generator: Generator, examples: int) -> None:
