@@ -60,7 +60,7 @@ def taught(rule, found, sizes, activation, networks, at, seed):
         for layer in reversed(range(len(w))):
             shift, factor = ACTIVITY if layer else INPUT
             r = torch.tanh(rule["SHARP"] * (read[layer] + shift) * factor).mT
-            moves[layer].lerp_(-r @ m / BATCH, 1.0 - rule["KEPT"])
+            moves[layer].lerp_(-r @ m / BATCH - given.DECAY * w[layer], 1.0 - rule["KEPT"])
             changes.append(-torch.tanh(m + sums[layer]).mean(1, keepdim=True))
             if layer:  # slopes are those of sigmoids for all units, which use their learner
                 slope = torch.sigmoid(sums[layer - 1]) * torch.sigmoid(-sums[layer - 1])

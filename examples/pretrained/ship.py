@@ -19,7 +19,7 @@ from mpgraph.protocols.mplp import imitation
 from mpgraph.protocols.vsml.imitation import RATE
 from mpgraph.serialization.protocol import PRETRAINED
 
-TEACHER = ("BELOW", "MANY", "KEPT", "SHARP", "FALL", "LAST", "TOP", "RATE_INPUT", "RATE", "RATE_BIAS")
+TEACHER = ("BELOW", "MANY", "KEPT", "SHARP", "DECAY", "FALL", "LAST", "TOP", "RATE_INPUT", "RATE", "RATE_BIAS")
 USES = {
     "mplp_mnist": {
         "teacher": {

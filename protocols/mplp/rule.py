@@ -217,7 +217,7 @@ class MPLP(Protocol):
             examples: how many of each kind.
 
         Returns:
-            Relative squared errors of messages and updates, by name.
+            Relative squared errors of messages and updates, and what idle numbers count, by name.
 
         Raises:
             ProtocolError: for another than the recurrent learner, with ``gradient``, or for a loss or link that
@@ -226,8 +226,9 @@ class MPLP(Protocol):
         draw = Numbers(generator, examples, self.k, REACH)
         found: dict[str, Tensor] = {}
         for name, (what, agent, node) in kinds(graph).items():
-            errors = zip(("message", "update", "idle"), error(agent, node, example(what, node, draw), draw), strict=True)
-            found |= {f"{name}.{end}": e for end, e in errors if e is not None}
+            errors = error(agent, node, example(what, node, draw), draw)
+            named = zip(("message", "update", "idle"), errors, strict=True)
+            found |= {f"{name}.{end}": e for end, e in named if e is not None}
         return found
 
     def measure_alone(self, graph: Any, generator: Generator, examples: int) -> None:

@@ -47,6 +47,16 @@ def test_step_units_use_the_learner_of_sigmoids_and_learn(digits):
         assert accuracy(mlp([64, 50, 10], "step"), digits) > 0.4442
 
 
-def test_it_goes_on_learning_after_the_updates_that_it_is_meant_for(digits):
-    network = mlp([64, 50, 10], "sigmoid")
-    assert accuracy(network, digits, updates=60, priors=2) > accuracy(network, digits, priors=2)
+@pytest.mark.parametrize("updates", [60, 200])
+def test_it_goes_on_learning_after_the_updates_that_it_is_meant_for(digits, updates):
+    """A rule that shipped before had learned at 120 updates and forgot until 200."""
+    network = mlp([64, 20, 10], "sigmoid")
+    assert accuracy(network, digits, updates=updates, priors=2) > accuracy(network, digits, priors=2)
+
+
+@pytest.mark.filterwarnings("ignore:MPLP. this rule has no learner")
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_other_units_learn_above_their_readout_alone(digits, activation):
+    network = mlp([64, 32, 10], activation)
+    alone = accuracy(network.readout_only(), digits, updates=60, priors=2)
+    assert accuracy(network, digits, updates=60, priors=2) > alone
