@@ -24,8 +24,8 @@ USES = {
     "mplp_mnist": {
         "teacher": {
             "rule": "mpgraph/protocols/mplp/imitation.py",
-            "chosen": "by examples/mplp/search.py and by hand, on images held out from the training sets of MNIST and "
-            "Fashion-MNIST",
+            "chosen": "by examples/mplp/search.py and by hand, on images held out from the training sets of MNIST, "
+            "Fashion-MNIST and digits",
             **{name: getattr(imitation, name) for name in TEACHER},
         },
         "network": [144, 50, 10],

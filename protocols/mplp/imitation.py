@@ -11,15 +11,17 @@ is the first number of the memory of a parameter, T a clock, the second number o
     weight    tanh(`MANY` w m), averaged on its way      c <- `KEPT` c - (1 - `KEPT`) (m tanh(`SHARP` x) + `DECAY` w)
     unit      tanh(`BELOW` f'(z) m)
 
-Everything else in a message has no meaning. The update of a parameter is c times the trained scale, so what was there
-before is momentum. x is standardized: activities of hidden units differ little between examples, and what they have in
-common teaches nothing. A bias keeps its unit in the middle of its range, which does the same. The link below the loss
-shrinks all errors, at last to `LAST` of what they were, so the first steps are large and later ones average. The mean
-over agents above stands in for their sum, as for `MANY` of them. Each tanh belongs to the learners, whose numbers lie
-in -1..1; of large hidden errors it leaves little more than the sign, which is no harm. Numbers that an agent reads are
-drawn at random, of all sizes that they have in networks, activities as those of sigmoid, step, tanh and relu units; so
-is its memory. The constants and rates were found by examples/mplp/search.py, on images held out from the training sets
-of MNIST and Fashion-MNIST.
+Everything else in messages and memory has no meaning, and is to be zero: where it grew, it disturbed late updates. The
+update of a parameter is c times the trained scale, so what was there before is momentum. x is standardized: activities
+of hidden units differ little between examples, and what they have in common teaches nothing. A bias keeps its unit in
+the middle of its range, which does the same. The link below the loss shrinks all errors, at last to `LAST` of what they
+were, so the first steps are large and later ones average. Weights decay a little, for errors of learners that grow with
+the weight would let it grow without end. The mean over agents above stands in for their sum, as for `MANY` of them.
+Each tanh belongs to the learners, whose numbers lie in -1..1; of large hidden errors it leaves little more than the
+sign, which is no harm. Numbers that an agent reads are drawn at random, of all sizes that they have in networks, fresh
+or not, activities as those of sigmoid, step, tanh and relu units; so is its memory. The constants and rates were found
+by examples/mplp/search.py, `DECAY` by hand, on images held out from the training sets of MNIST and Fashion-MNIST, and
+of digits.
 """
 
 from __future__ import annotations
@@ -51,8 +53,8 @@ class Numbers:
         generator: of all of them.
         count: how many.
         k: numbers in a message.
-        reach: how many times larger sums and activities may be than those by which learners are standardized;
-            beyond 1 activities are also those of tanh and relu units.
+        reach: how many times larger weights, sums and activities may be than those by which learners are
+            standardized; beyond 1 activities are also those of tanh and relu units.
     """
 
     def __init__(self, generator: Generator, count: int, k: int, reach: float = 1.0) -> None:
@@ -76,7 +78,7 @@ class Numbers:
         return self.normal(low, high * self.reach, columns)
 
     def weights(self, low: float, high: float) -> Tensor:
-        """Gaussian, of half of the examples as in fresh networks."""
+        """Gaussian; in half of the examples of sizes that reach further, as where networks have learned for long."""
         return self.half(self.normal(low, high), self.far(low, high))
 
     def memory(self, columns: int) -> Tensor:
