@@ -47,11 +47,10 @@ def test_step_units_use_the_learner_of_sigmoids_and_learn(digits):
         assert accuracy(mlp([64, 50, 10], "step"), digits) > 0.4442
 
 
-@pytest.mark.parametrize("updates", [60, 200])
-def test_it_goes_on_learning_after_the_updates_that_it_is_meant_for(digits, updates):
-    """A rule that shipped before had learned at 120 updates and forgot until 200."""
+def test_it_goes_on_learning_after_the_updates_that_it_is_meant_for(digits):
+    """A rule that learned until 120 updates and forgot until 200 was no better."""
     network = mlp([64, 20, 10], "sigmoid")
-    assert accuracy(network, digits, updates=updates, priors=2) > accuracy(network, digits, priors=2)
+    assert accuracy(network, digits, updates=200, priors=2) > accuracy(network, digits, priors=2)
 
 
 @pytest.mark.filterwarnings("ignore:MPLP. this rule has no learner")
