@@ -22,13 +22,13 @@ from mpgraph.protocols.vsml.imitation import RATE
 from mpgraph.serialization.protocol import PRETRAINED
 from mpgraph.serialization.state import PRIOR_FILE
 
-TEACHER = ("BELOW", "MANY", "KEPT", "SHARP", "FALL", "LAST", "TOP", "RATE_INPUT", "RATE", "RATE_BIAS")
+TEACHER = ("BELOW", "MANY", "KEPT", "SHARP", "DECAY", "FALL", "LAST", "TOP", "RATE_INPUT", "RATE", "RATE_BIAS")
 USES = {
     "mplp_mnist": {
         "teacher": {
             "rule": "mpgraph/protocols/mplp/imitation.py",
-            "chosen": "by examples/mplp/search.py and by hand, on images held out from the training sets of MNIST and "
-            "Fashion-MNIST",
+            "chosen": "by examples/mplp/search.py and by hand, on images held out from the training sets of MNIST, "
+            "Fashion-MNIST and digits",
             **{name: getattr(imitation, name) for name in TEACHER},
         },
         "network": [144, 50, 10],

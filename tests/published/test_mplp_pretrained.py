@@ -52,8 +52,17 @@ def test_step_units_use_the_learner_of_sigmoids_and_learn(digits):
 
 
 def test_it_goes_on_learning_after_the_updates_that_it_is_meant_for(digits):
-    network = mlp([64, 50, 10], "sigmoid")
-    assert accuracy(network, digits, updates=60, priors=2) > accuracy(network, digits, priors=2)
+    """A rule that learned until 120 updates and forgot until 200 was no better."""
+    network = mlp([64, 20, 10], "sigmoid")
+    assert accuracy(network, digits, updates=200, priors=2) > accuracy(network, digits, priors=2)
+
+
+@pytest.mark.filterwarnings("ignore:MPLP. this rule has no learner")
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_other_units_learn_above_their_readout_alone(digits, activation):
+    network = mlp([64, 32, 10], activation)
+    alone = accuracy(network.readout_only(), digits, updates=60, priors=2)
+    assert accuracy(network, digits, updates=60, priors=2) > alone
 
 
 @torch.no_grad()
