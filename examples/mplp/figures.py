@@ -3,7 +3,8 @@
 MPGRAPH_DATA=FOLDER python examples/mplp/figures.py mnist step big fashion --priors 100
 MPGRAPH_DATA=FOLDER python examples/mplp/figures.py baselines --priors 20
 MPGRAPH_DATA=FOLDER python examples/mplp/figures.py networks
-python examples/mplp/figures.py sinusoids --priors 100
+python examples/mplp/figures.py sinusoids --priors 100 --baselines
+python examples/mplp/figures.py prior --priors 100 --maml runs/maml_one/rule runs/maml/rule --out mplp_prior.png
 MPGRAPH_DATA=FOLDER python examples/mplp/figures.py mnist --priors 10 --at 20 60 200
 MPGRAPH_DATA=FOLDER python examples/mplp/figures.py mnist step --priors 10 --rule runs/alone/rule --held-out
 python examples/mplp/figures.py training runs/alone runs/tune runs/grow
@@ -14,7 +15,8 @@ whether what was learned stays. After them accuracy is taken on the whole test s
 authors do it: for each prior the next 100. `--held-out`, for choosing: 2,000 images held out from the training set in
 place of the test set, those of search.py. baselines: SGD and Adam from the same priors, N(0, 0.05) and biases of
 zero, by their best rate. networks: others than the rule was trained on, digits, beside the readout alone. sinusoids
-(4.1): L2 loss, fresh points in every step.
+(4.1.1): L2 loss, 1-20-20-1, fresh points in every step. prior (4.1.2, Figure 3): two steps from initial weights that
+were learned with the rule; and from random ones.
 """
 
 import argparse
@@ -44,7 +46,7 @@ BATCH, BLOCK, DEVIATION, HELD_OUT = 8, 100, 0.05, 2000
 def images(name, side, held_out=False):
     """Flat images of ``side`` pixels, bilinear without smoothing, with one mean and one deviation."""
     found = data.load(name, standardise=False).resized(side).standardised().flat()
-    return found.validation(HELD_OUT / len(found.train_x), seed=0) if held_out else found
+    return found.validation(min(HELD_OUT / len(found.train_x), 0.25), seed=0) if held_out else found
 
 
 def prior(program, seed):
@@ -136,7 +138,7 @@ NETWORKS = {
 @torch.no_grad()
 def networks(options):
     """Networks that the rule never met, on digits, beside the readout alone."""
-    found = data.load("digits").flat()
+    found = images("digits", 8, options.held_out)
     for name, build in NETWORKS.items():
         cells = []
         for network in (build(), build().readout_only()):
@@ -153,27 +155,97 @@ def networks(options):
                     state, _ = program.step(state, part[0][rows], found.train_y[rows])
                 scores.append(100.0 * (program.predict(state, part[1]).argmax(1) == found.test_y).double().mean())
             cells.append(torch.stack(scores))
-        print(
-            f"{name}, after 60 updates of 8: {cells[0].mean():.1f} %, readout alone {cells[1].mean():.1f} %", flush=True
-        )
+        ours, alone = (f"{cell.mean():.1f} +- {cell.std(correction=0):.1f}" for cell in cells)
+        print(f"{name}, {len(cells[0])} seeds, after 60 updates of 8: {ours} %, readout alone {alone} %", flush=True)
 
 
 @torch.no_grad()
-def sinusoids(options):
-    """L2 loss after 0..5 steps of ten points, on 100 points, tasks and priors fresh."""
-    rule = mg.load_protocol(options.rule if options.rule != "mplp_mnist" else "mplp_sinusoid")
-    program = mg.compile(mlp([1, 20, 20, 1], "relu", "l2"), rule)
-    family = make_family("sinusoids", amplitude=(0.1, 0.5), fresh=True, queries=100)
-    tasks, losses = Tasks(family, 0, options.priors, 0, "test"), []
-    for i, task in enumerate(tasks):
-        state, row = program.init(1000 + i, batch_size=10), []
-        for t in range(family.steps + 1):
-            row.append(0.5 * (program.predict(state, task.query_x) - task.query_y).square().mean())
-            if t < family.steps:
-                state, _ = program.step(state, task.x[t], task.y[t])
+def fitted(program, tasks, begin):
+    """L2 losses ``(tasks, 6)`` on 100 points of [-5, 5], before and after each of five steps of ten fresh points."""
+    losses, query = [], torch.linspace(-5.0, 5.0, 100)[:, None]
+    for i in range(tasks):
+        generator = torch.Generator().manual_seed(i)
+        state, row = begin(1000 + i), []
+        a, p = 0.1 + 0.4 * torch.rand((), generator=generator), math.pi * torch.rand((), generator=generator)
+        for t in range(6):
+            row.append(0.5 * (program.predict(state, query) - a * torch.sin(query + p)).square().mean())
+            if t < 5:
+                x = 10.0 * torch.rand(10, 1, generator=generator) - 5.0
+                state, _ = program.step(state, x, a * torch.sin(x + p))
         losses.append(torch.stack(row))
-    found = torch.stack(losses)
-    print("sinusoids, L2 after 0..5 steps:", *(f"{v:.5f}" for v in found.mean(0)), f"({options.priors} tasks)")
+    return torch.stack(losses)
+
+
+def sinusoids(options):
+    """The rule beside SGD and Adam, each by its best rate."""
+    network, rates = mlp([1, 20, 20, 1], "relu", "l2"), (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    shipped = "mplp_sinusoid" if options.rule == "mplp_mnist" else options.rule
+    program = mg.compile(network, mg.load_protocol(shipped))
+    rows = {shipped: fitted(program, options.priors, lambda seed: program.init(seed, batch_size=10))}
+    for optimizer in ("SGD", "Adam") if options.baselines else ():
+        for rate in rates:
+            rule = Backprop(lr=rate) if optimizer == "SGD" else Backprop(optimizer=mg.Adam(rate))
+            other = mg.compile(network, rule)
+            rows[f"{optimizer} {rate:g}"] = fitted(other, options.priors, lambda seed, p=other: prior(p, seed))
+    for name, found in rows.items():
+        line = "  ".join(f"{v:.5f} +- {d:.5f}" for v, d in zip(found.mean(0), found.std(0, correction=0), strict=True))
+        print(f"sinusoids, {name}, {options.priors} tasks, L2 after 0..5 steps: {line}", flush=True)
+
+
+@torch.no_grad()
+def prior_learned(options):
+    """Learned initial weights: losses and curves after 0, 1 and 2 steps of ten fresh points, beside MAML."""
+    network = mlp([1, 20, 20, 1], "relu", "l2")
+    family = make_family("sinusoids", amplitude=(0.1, 0.5), fresh=True, steps=2, queries=100)
+    tasks = Tasks(family, 0, options.priors, 0, "test").batch().to(torch.device("cpu"), torch.float32)
+    named = options.rule if options.rule != "mplp_mnist" else "mplp_sinusoid_prior"
+    curves = {}
+    for place in (named, *options.maml):
+        program = mg.compile(network, mg.load_protocol(place), dtype=torch.float32)
+        begin = {"": lambda seed, p=program, f=place: p.load(f)}
+        if place == named:
+            begin[", random weights"] = lambda seed, p=program: prior(p, 1000 + seed)
+        for words, start in begin.items():
+            losses, curves[place + words] = after_steps(program, tasks, start)
+            cells = ", ".join(f"{m:.5f} +- {d:.5f}" for m, d in zip(losses.mean(0), losses.std(0), strict=True))
+            print(f"{place}{words}, {options.priors} tasks, L2 after 0, 1, 2 steps: {cells}", flush=True)
+    drawn(curves, tasks, options.out or "mplp_prior.png")
+
+
+GRID = torch.linspace(-5.0, 5.0, 200)[:, None]
+
+
+def after_steps(program, tasks, begin):
+    """Losses ``(tasks, 1 + steps)`` on the query, and what the network of the first task says on a grid."""
+    losses, curves = [], []
+    for i in range(len(tasks.seeds)):
+        state, row = begin(i), []
+        for t in range(tasks.steps + 1):
+            said = program.predict(state, tasks.query_x[i])
+            row.append(0.5 * (said - tasks.query_y[i]).square().mean())
+            curves += [] if i else [program.predict(state, GRID)]
+            if t < tasks.steps:
+                state, _ = program.step(state, tasks.x[i, t], tasks.y[i, t])
+        losses.append(torch.stack(row))
+    return torch.stack(losses), curves
+
+
+def drawn(curves, tasks, out):
+    """One task as Figure 3 has it: the network before any step and after each."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    drawing, axes = plt.subplots(1, len(curves), figsize=(3 * len(curves), 2.6), layout="constrained", sharey=True)
+    for axis, (name, steps) in zip(axes, curves.items(), strict=True):
+        axis.plot(tasks.query_x[0], tasks.query_y[0], ".", ms=3, color="0.6", label="target")
+        for t, curve in enumerate(steps):
+            axis.plot(GRID, curve, lw=1, label=f"after {t} steps" if t != 1 else "after 1 step")
+        axis.set_title(name, fontsize="small")
+    axes[0].legend(fontsize="x-small")
+    drawing.savefig(out, dpi=120)
+    print(f"wrote {out}")
 
 
 def training(options):
@@ -190,26 +262,29 @@ def training(options):
             axis.plot([row["step"] for row in rows], [row.get(key) for row in rows], lw=0.7, label=Path(run).name)
             axis.set(xlabel="outer step", ylabel=key)
     axes[0].legend()
-    drawing.savefig(options.out)
-    print(f"wrote {options.out}")
+    out = options.out or "mplp_training.png"
+    drawing.savefig(out)
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "what", nargs="+", help=f"of {', '.join(TASKS)}, baselines, networks, sinusoids; training RUN ..."
+        "what", nargs="+", help=f"of {', '.join(TASKS)}, baselines, networks, sinusoids, prior; training RUN ..."
     )
     parser.add_argument("--rule", default="mplp_mnist", help="folder or name (default: mplp_mnist)")
     parser.add_argument("--priors", type=int, default=100, help="fresh networks, or tasks (default: 100)")
     parser.add_argument("--at", type=int, nargs="+", default=[20], help="updates after which to ask (default: 20)")
+    parser.add_argument("--maml", nargs="+", default=[], metavar="RULE", help="with `prior`: rules of maml.toml")
     parser.add_argument("--held-out", action="store_true", help="of the training set, in place of the test set")
-    parser.add_argument("--out", default="mplp_training.png", help="picture of `training`")
+    parser.add_argument("--baselines", action="store_true", help="of `sinusoids`: SGD and Adam too")
+    parser.add_argument("--out", help="picture of `training` or `prior` (default: mplp_training.png, mplp_prior.png)")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.what[0] == "training":
         training(given)
     else:
-        others = {"baselines": baselines, "networks": networks, "sinusoids": sinusoids}
+        others = {"baselines": baselines, "networks": networks, "sinusoids": sinusoids, "prior": prior_learned}
         for one in given.what:
             if one not in TASKS and one not in others:
                 parser.error(f"unknown: {one}")

@@ -6,7 +6,8 @@ MPGRAPH_DATA=FOLDER python examples/mplp/search.py --generations 0 --at 5 20 60 
 The rule is that of `mpgraph/protocols/mplp/imitation.py`, its numbers are where the search begins; with no generation
 they are only judged. Many networks learn side by side. Every generation draws rules around the best of the last one,
 on new networks and batches. A rule is worth its accuracy after twenty updates of 8 less half its deviation over
-networks, and a quarter of that after 60, on images held out from the *training* sets; test images are not read.
+networks, and on some tasks a quarter of that after 60, on images held out from the *training* sets; test images are not
+read.
 """
 
 import argparse
@@ -23,41 +24,53 @@ TASKS = {  # data, sizes, activation, networks, weight in the search
     "step": ("mnist", (144, 50, 10), "step", 16, 1),
     "fashion": ("fashion_mnist", (144, 50, 10), "sigmoid", 16, 1),
     "big": ("mnist", (784, 100, 10), "sigmoid", 6, 1),
+    "tanh": ("digits", (64, 32, 10), "tanh", 8, 1),
+    "relu": ("digits", (64, 32, 10), "relu", 8, 1),
+    "deep": ("digits", (64, 32, 32, 10), "sigmoid", 8, 1),
 }
+LONGER = ("mnist", "tanh", "relu", "deep")  # 60 updates count too
 NUMBERS = ("BELOW", "SHARP", "KEPT", "FALL", "LAST", "RATE_INPUT", "RATE", "RATE_BIAS")
 INPUT, ACTIVITY = (0.14, 1.16), (-0.5, 4.0)  # shifts and factors by which learners standardise what weights read
+FUNCTIONS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu, "step": lambda z: (z > 0).to(z.dtype)}
+
+
+def forward(w, b, f, x):
+    """Activities of all layers, the input first, and the sums of all units."""
+    read, sums = [x], []
+    for one, bias in zip(w, b, strict=True):
+        sums.append(read[-1] @ one + bias)
+        read.append(f(sums[-1]))
+    return read[:-1], sums
 
 
 @torch.no_grad()
 def taught(rule, found, sizes, activation, networks, at, seed):
     """Accuracies in percent ``(networks,)`` on held-out images after each of the updates ``at``."""
-    generator = torch.Generator().manual_seed(seed)
-    f = torch.sigmoid if activation == "sigmoid" else lambda z: (z > 0).to(z.dtype)
+    generator, f = torch.Generator().manual_seed(seed), FUNCTIONS[activation]
     pairs = list(pairwise(sizes))
     w = [DEVIATION * torch.randn(networks, i, o, generator=generator) for i, o in pairs]
     b = [torch.zeros(networks, 1, o) for _, o in pairs]
-    moves = [torch.zeros_like(t) for t in (*w, *b)]
-    scores = {}
+    moves, scores = [torch.zeros_like(one) for one in w], {}
     for t in range(1, max(at) + 1):
         rows = torch.randint(len(found.train_x), (networks, BATCH), generator=generator)
-        x, target = found.train_x[rows], torch.nn.functional.one_hot(found.train_y[rows], sizes[-1])
-        z = x @ w[0] + b[0]
-        h = f(z)
-        y = h @ w[1] + b[1]
-        m = (torch.softmax(y, -1) - target) * (rule["LAST"] + (1 - rule["LAST"]) * rule["FALL"] ** t)
-        slope = torch.sigmoid(z) * torch.sigmoid(-z)  # of a step too: it uses the learner of sigmoids
-        sent = torch.tanh(given.MANY * w[1][:, None] * m[:, :, None]).mean(-1)
-        below = torch.tanh(rule["BELOW"] * slope * sent)
-        read = [torch.tanh(rule["SHARP"] * (v + s) * k) for v, (s, k) in ((x, INPUT), (h, ACTIVITY))]
-        new = [-read[0].mT @ below / BATCH, -read[1].mT @ m / BATCH]
-        new += [-torch.tanh(v).mean(1, keepdim=True) for v in (below + z, m + y)]
-        rates = (rule["RATE_INPUT"], rule["RATE"], rule["RATE_BIAS"], rule["RATE_BIAS"])
-        kept = (rule["KEPT"], rule["KEPT"], 0.0, 0.0)
-        for parameter, c, one, rate, k in zip((*w, *b), moves, new, rates, kept, strict=True):
-            c.lerp_(one, 1.0 - k)
-            parameter += rate * c
+        target = torch.nn.functional.one_hot(found.train_y[rows], sizes[-1])
+        read, sums = forward(w, b, f, found.train_x[rows])
+        m = (torch.softmax(sums[-1], -1) - target) * (rule["LAST"] + (1 - rule["LAST"]) * rule["FALL"] ** t)
+        changes = []
+        for layer in reversed(range(len(w))):
+            shift, factor = ACTIVITY if layer else INPUT
+            r = torch.tanh(rule["SHARP"] * (read[layer] + shift) * factor).mT
+            moves[layer].lerp_(-r @ m / BATCH - given.DECAY * w[layer], 1.0 - rule["KEPT"])
+            changes.append(-torch.tanh(m + sums[layer]).mean(1, keepdim=True))
+            if layer:  # slopes are those of sigmoids for all units, which use their learner
+                slope = torch.sigmoid(sums[layer - 1]) * torch.sigmoid(-sums[layer - 1])
+                sent = torch.tanh(given.MANY * w[layer][:, None] * m[:, :, None]).mean(-1)
+                m = torch.tanh(rule["BELOW"] * slope * sent)
+        for layer, change in enumerate(reversed(changes)):
+            w[layer] += rule["RATE" if layer else "RATE_INPUT"] * moves[layer]
+            b[layer] += rule["RATE_BIAS"] * change
         if t in at:
-            said = (f(found.test_x @ w[0] + b[0]) @ w[1] + b[1]).argmax(-1)
+            said = forward(w, b, f, found.test_x)[1][-1].argmax(-1)
             scores[t] = 100.0 * (said == found.test_y).float().mean(1)
     return scores
 
@@ -66,7 +79,7 @@ def worth(rule, sets, seed):
     """What a rule is worth: points of accuracy."""
     total = 0.0
     for task, (_, sizes, activation, networks, weight) in TASKS.items():
-        at = (20, 60) if task == "mnist" else (20,)
+        at = (20, 60) if task in LONGER else (20,)
         scores = taught(rule, sets[task], sizes, activation, networks, at, seed)
         total += weight * float(scores[20].mean() - 0.5 * scores[20].std())
         total += weight * 0.25 * float(scores[60].mean()) if 60 in at else 0.0

@@ -4,11 +4,13 @@ python examples/pretrained/ship.py vsml_clone runs/vsml_alone/rule
 python examples/pretrained/ship.py mplp_mnist runs/alone/rule
 python examples/pretrained/ship.py mplp_mnist runs/tuned/rule --between runs/alone/rule --share 0.15
 python examples/pretrained/ship.py mplp_sinusoid runs/sinusoid/rule
+python examples/pretrained/ship.py mplp_sinusoid_prior runs/prior/rule
 
 The records of the stages before it, whose rules it went on with, are kept in `stages`, the first one first.
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 import torch
@@ -18,14 +20,15 @@ from mpgraph.architectures import mlp
 from mpgraph.protocols.mplp import imitation
 from mpgraph.protocols.vsml.imitation import RATE
 from mpgraph.serialization.protocol import PRETRAINED
+from mpgraph.serialization.state import PRIOR_FILE
 
-TEACHER = ("BELOW", "MANY", "KEPT", "SHARP", "FALL", "LAST", "TOP", "RATE_INPUT", "RATE", "RATE_BIAS")
+TEACHER = ("BELOW", "MANY", "KEPT", "SHARP", "DECAY", "FALL", "LAST", "TOP", "RATE_INPUT", "RATE", "RATE_BIAS")
 USES = {
     "mplp_mnist": {
         "teacher": {
             "rule": "mpgraph/protocols/mplp/imitation.py",
-            "chosen": "by examples/mplp/search.py and by hand, on images held out from the training sets of MNIST and "
-            "Fashion-MNIST",
+            "chosen": "by examples/mplp/search.py and by hand, on images held out from the training sets of MNIST, "
+            "Fashion-MNIST and digits",
             **{name: getattr(imitation, name) for name in TEACHER},
         },
         "network": [144, 50, 10],
@@ -43,12 +46,23 @@ USES = {
         },
     },
     "mplp_sinusoid": {
+        "teacher": "imitated before it was tuned: examples/mplp/sine_teacher.safetensors, see sine_imitation.py there",
         "network": [1, 20, 20, 1],
         "activation": "relu",
         "loss": "l2",
         "batch": 10,
         "updates": 5,
         "tasks": "y = a sin(x + p), a in 0.1..0.5, p in 0..pi, x in -5..5, fresh points in every step",
+        "priors": "weights N(0, 0.05), biases of zero, as program.init() makes them",
+    },
+    "mplp_sinusoid_prior": {
+        "network": [1, 20, 20, 1],
+        "activation": "relu",
+        "loss": "l2",
+        "batch": 10,
+        "updates": 2,
+        "tasks": "y = a sin(x + p), a in 0.1..0.5, p in 0..pi, x in -5..5, fresh points in every step",
+        "weights": 'learned with the rule, which serves no others: program.load("mplp_sinusoid_prior")',
     },
     "vsml_clone": {
         "network": [784, 32, 10],
@@ -81,12 +95,14 @@ USES = {
 
 
 def stages(record):
-    """Records of the rules that a training went on with, the first one first."""
-    before = record.get("settings", {}).get("protocol", {}).get("from")
+    """Records of the rules that a training went on with, or from whose prior, the first one first."""
+    given = record.get("settings", {})
+    before = given.get("protocol", {}).get("from") or given.get("network", {}).get("start")
     if before is None:
         return []
-    earlier = mg.load_protocol(before).record
-    return [*stages(earlier), earlier]
+    earlier = dict(mg.load_protocol(before).record)
+    known = earlier.pop("stages", None)  # of one that ships
+    return [*(stages(earlier) if known is None else known), earlier]
 
 
 def between(early, late, share, use):
@@ -113,4 +129,6 @@ if __name__ == "__main__":
         record["mixed"] = {"share": given.share, "rest": "the first stage"}
     trained = {"trained_on": record.pop("network", None), "stages": stages(record)}
     rule.save(PRETRAINED / given.name, {**use, **record, **trained})
+    if (given.rule / PRIOR_FILE).is_file():
+        shutil.copyfile(given.rule / PRIOR_FILE, PRETRAINED / given.name / PRIOR_FILE)
     print(f"wrote {PRETRAINED.name}/{given.name}")

@@ -8,9 +8,9 @@ MPGRAPH_DATA=FOLDER python examples/vsml/figures.py fig9 --budget medium
 fig4: what a cloned synapse sends up, against tanh(x) w. fig5 (7 and 8 in the appendix): a network learns MNIST and
 Fashion-MNIST by its cloned synapses, 784-10 and 784-32-10, beside gradient descent from the same weights; also how its
 changes of weights correlate with those of gradient descent, for each layer. fig6: streams of 200 test images, one at a
-time, beside gradient descent, Adam, the nearest class mean and a Meta RNN (--meta-rnn FOLDER). fig9: the first
-updates of 784-10 by the clone, by the clone refined by CMA-ES, which it trains (or --refined FOLDER), and by gradient
-descent at its best rate. Each writes FIGURE.png and FIGURE.json.
+time, beside gradient descent, Adam, the nearest class mean, and a Meta RNN and fast weights (--told FOLDER ...). fig9:
+the first updates of 784-10 by the clone, by the clone refined by CMA-ES, which it trains (or --refined FOLDER), and by
+gradient descent at its best rate. Each writes FIGURE.png and FIGURE.json.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from torch.nn import functional
 import mpgraph as mg
 from mpgraph import cli, data, experiments
 from mpgraph.architectures import mlp
-from mpgraph.meta import MetaRNN
+from mpgraph.meta.settings import LEARNERS
 from mpgraph.protocols import Backprop
 from mpgraph.protocols.vsml.imitation import RATE, Synapses, weight
 
@@ -279,11 +279,21 @@ def class_means(streams, classes=10):
     return torch.tensor(right).double()
 
 
-def of_meta_rnn(folder, streams):
-    """One LSTM, meta-trained on streams of the same length."""
-    table = MetaRNN.record(folder)["settings"]["protocol"]
-    found = MetaRNN(streams[0][0].shape[1], 10, table["hidden"])
-    own = found.load(folder)
+def told(folder):
+    """A learner without a rule, meta-trained on streams of the same length, and its name in the picture."""
+    learner = next((one for one in LEARNERS.values() if (folder / one.file()).is_file()), None)
+    if learner is None:
+        raise SystemExit(f"--told {folder}: no {' or '.join(one.file() for one in LEARNERS.values())} there")
+    settings = learner.record(folder)["settings"]
+    options = {key: value for key, value in settings["protocol"].items() if key != "name"}
+    name = {"hebb": "fast weights, Hebb", "oja": "fast weights, Oja"}.get(options.get("rule"), "Meta RNN")
+    name += ", labels in any order" if "permuted_labels" in settings["family"] else ""
+    found = learner(settings["family"]["side"] ** 2, 10, **options)
+    return name, found, found.load(folder)
+
+
+def of_told(found, own, streams):
+    """Which predictions were right ``(streams, images)``."""
     return torch.stack([found.predictions(own, x, y).argmax(1) == y for x, y in streams]).double()
 
 
@@ -295,10 +305,9 @@ def descent(kind, rate, inputs):
 
 def fig6(options):
     """Cumulative accuracy over 200 images."""
-    count, table = BUDGETS[options.budget]["streams"], {}
+    count, table = options.streams or BUDGETS[options.budget]["streams"], {}
     rule = mg.load_protocol(options.online)
-    if options.meta_rnn:
-        MetaRNN.record(options.meta_rnn)  # refused now, not after minutes
+    beside = [told(folder) for folder in options.told]  # refused now, not after minutes
     side = rule.record.get("images", {}).get("side", 7)  # one that does not ship yet does not say
     shown = options.online if "/" not in options.online else Path(options.online).parent.name  # of RUN/rule
     for name in options.data:
@@ -311,8 +320,8 @@ def fig6(options):
             best = max(scores, key=scores.__getitem__)
             rows[f"{kind} {best:g}"] = online(descent(kind, best, side * side), test, True)
         rows["nearest class mean"] = class_means(test)
-        if options.meta_rnn:
-            rows["Meta RNN"] = of_meta_rnn(options.meta_rnn, test)
+        for who, learner, own in beside:
+            rows[who] = of_told(learner, own, test)
         table[name] = {}
         for who, right in rows.items():
             curve = 100.0 * right.cumsum(1) / torch.arange(1, LENGTH + 1)
@@ -320,13 +329,16 @@ def fig6(options):
             print(f"{name} at {side}x{side}, {count} streams, {who}: "
                   + ", ".join(f"{curve[:, t - 1].mean():.1f} +- {curve[:, t - 1].std(correction=0):.1f} % at {t}"
                               for t in (50, 100, LENGTH)), flush=True)  # fmt: skip
+        ahead = 100.0 * (rows[shown] - rows["nearest class mean"]).mean(1)
+        print(f"{name}, {shown} minus nearest class mean: {ahead.mean():+.2f} points, standard error "
+              f"{ahead.std() / count**0.5:.2f}, ahead in {int((ahead > 0).sum())} of {count} streams")  # fmt: skip
 
     def draw(axes):
         for axis, (title, rows) in zip(axes, table.items(), strict=True):
             for who, row in rows.items():
                 axis.plot(range(1, LENGTH + 1), row["mean"], label=who)
             axis.set(title=title, xlabel="images", ylabel="cumulative accuracy, %")
-            axis.legend(fontsize="small")
+        axes[-1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
     figure(options, "fig6", draw, table, len(table))
 
@@ -341,8 +353,14 @@ if __name__ == "__main__":
     parser.add_argument("--refined", help="refined rule of fig9, folder or name (default: trained in --out)")
     parser.add_argument("--online", default="vsml_online", help="rule of fig6, RUN/rule or name")
     parser.add_argument(
-        "--meta-rnn", type=Path, metavar="FOLDER", help="RUN/rule of `mpgraph meta-train --settings meta_rnn.toml`"
+        "--told",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="of fig6: RUN/rule of `mpgraph meta-train` with meta_rnn.toml or fast_weights.toml",
     )
+    parser.add_argument("--streams", type=int, help="of each data set in fig6 (default: as many as the budget has)")
     parser.add_argument("--data", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--depths", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--seeds", type=int, nargs="+", help="of networks (default: as many as the budget has)")

@@ -22,8 +22,10 @@ from .families import Mixture as Mixture
 from .families import OnlineStream as OnlineStream
 from .families import PermutedLabels as PermutedLabels
 from .families import Plane as Plane
+from .families import RandomFilter as RandomFilter
 from .families import RandomProjection as RandomProjection
 from .families import Sinusoids as Sinusoids
+from .fast_weights import FastWeights as FastWeights
 from .guard import Guard as Guard
 from .recurrent import MetaRNN as MetaRNN
 from .search import CMAES as CMAES

@@ -22,7 +22,6 @@ from mpgraph.registry import lookup
 from mpgraph.serialization import toml
 from mpgraph.serialization.protocol import load_protocol, pretrained
 
-from . import recurrent
 from . import settings as files
 from .baselines import RATES, nearest_class_mean, tuned
 from .distributed import join, leave
@@ -31,7 +30,7 @@ from .trainer import DivergenceError, evaluate
 
 NUMBERS = ("lr", "tasks", "seed")  # flags whose values are not words
 FLAGS = {  # flag: setting, help
-    "protocol": ("protocol.name", "rule to train, as `mpgraph protocols` lists them, or meta_rnn"),
+    "protocol": ("protocol.name", "rule to train, as `mpgraph protocols` lists them, or meta_rnn, fast_weights"),
     "network": ("network.name", "architecture (default: mlp)"),
     "family": ("family.name", "tasks: " + ", ".join(list_families())),
     "estimator": ("estimator.name", "of the meta-gradient: " + ", ".join(files.ESTIMATORS)),
@@ -167,9 +166,10 @@ def evaluate_rule(options: argparse.Namespace) -> int:
 
 
 def _loaded(name: str) -> tuple[Protocol | None, dict[str, Any]]:
-    """A saved rule and its training record; of a MetaRNN, no rule."""
-    if (Path(name) / recurrent.FILE).is_file():
-        return None, recurrent.MetaRNN.record(Path(name))
+    """A saved rule and its training record; of a learner without a rule, no rule."""
+    for learner in files.LEARNERS.values():
+        if (Path(name) / learner.file()).is_file():
+            return None, learner.record(Path(name))
     rule = load_protocol(name)
     if "settings" not in rule.record:
         raise FileError(f"{name} has no settings in its record: it was not made by `mpgraph meta-train`")

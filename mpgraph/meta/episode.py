@@ -19,11 +19,11 @@ from mpgraph.agents.protocol import Protocol
 from mpgraph.arguments import Arguments
 from mpgraph.errors import InputError, unknown
 from mpgraph.program.program import Program, State
+from mpgraph.serialization.state import PRIOR_FILE, part
 
 from .task import TaskBatch
 
 Parameters = Mapping[str, Tensor]
-PRIOR_FILE = "prior.safetensors"  # in the folder of a rule
 PRIOR = "prior."  # begins the names of meta-parameters that are initial numbers of networks
 TERMS = ("query", "final", "hint", "stream", "l1", "size")
 
@@ -73,9 +73,13 @@ class Episode:
             on such a pool); all different by default.
         prior: patterns of ``node.channel``, such as ``*.w``: what networks begin with there are meta-parameters
             ``prior.node.channel`` as well, the same for all tasks (MAML; Finn et al., 2017).
+        start: a file of a state, or a rule (its folder or name) that was saved with a prior: what these meta-parameters
+            are at first, in place of the numbers of a fresh network. The state may be that of another rule.
 
     Raises:
-        InputError: for an unknown term, a program whose rule has no meta-parameters, a network that does not fit.
+        InputError: for an unknown term, a program whose rule has no meta-parameters, a network that does not fit,
+            ``start`` without ``prior``.
+        FileError: for a ``start`` without these numbers, or with such of another shape.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Episode:
         *,
         pool: int | None = None,
         prior: str | Sequence[str] = (),
+        start: Any = None,
     ) -> None:
         check = Arguments("Episode")
         self.pool = None if pool is None else check.integer("pool", pool, 1)
@@ -102,6 +107,10 @@ class Episode:
         self._loss = drawn.loss
         self._classes = program.graph.nodes[network.outputs[0]].shape[-1]
         self._prior = self._chosen((prior,) if isinstance(prior, str) else tuple(prior))
+        if start is not None:
+            if not self._prior:
+                raise InputError("Episode: start is what the prior begins with; say which numbers it has, prior='*.w'")
+            self._prior = self._started(start)
         if not self.parameters():
             raise InputError(
                 f"Episode: {program.protocol.name} has no meta-parameters; make a number one: lr=mg.learnable(0.1)"
@@ -121,6 +130,11 @@ class Episode:
             found |= matched
         return found
 
+    def _started(self, start: Any) -> dict[str, Tensor]:
+        """The numbers of the prior as a file has them."""
+        found = part(start, {name.removeprefix(PRIOR): tuple(t.shape) for name, t in self._prior.items()})
+        return {name: found[name.removeprefix(PRIOR)].to(t) for name, t in self._prior.items()}
+
     def parameters(self) -> dict[str, Tensor]:
         """The meta-parameters by name, as the program holds them, and the initial numbers of the prior."""
         return {**dict(self.program.protocol.named_parameters()), **self._prior}
@@ -130,6 +144,14 @@ class Episode:
         state = self.program.init([seed])
         state = self.given(parameters, state, torch.ones(1, dtype=torch.bool))
         return {node: {c: t[0].detach() for c, t in channels.items()} for node, channels in state.items()}
+
+    def prior_state(self) -> State:
+        """What the prior's meta-parameters are at first, by node and channel; nothing else of a network."""
+        made: State = {}
+        for name, p in self._prior.items():
+            node, _, channel = name.removeprefix(PRIOR).rpartition(".")
+            made.setdefault(node, {})[channel] = p
+        return made
 
     def prior_of(self, state: State) -> dict[str, Tensor]:
         """The meta-parameters of the prior, as one network has them."""
@@ -156,8 +178,14 @@ class Episode:
 
     def begin(self, batch: TaskBatch) -> State:
         """Fresh networks for the tasks of a batch, stacked."""
-        seeds = batch.seeds if self.pool is None else [seed % self.pool for seed in batch.seeds]
-        return self.program.init(seeds, batch_size=batch.x.shape[2])
+        size = batch.x.shape[2]
+        if self.pool is None:
+            return self.program.init(batch.seeds, batch_size=size)
+        seeds = [seed % self.pool for seed in batch.seeds]
+        drawn = list(dict.fromkeys(seeds))  # each network of the pool once
+        state = self.program.init(drawn, batch_size=size)
+        rows = torch.tensor([drawn.index(seed) for seed in seeds])
+        return {node: {c: t[rows.to(t.device)] for c, t in channels.items()} for node, channels in state.items()}
 
     def run(self, parameters: Parameters, batch: TaskBatch) -> Window:
         """Whole episodes from fresh networks."""
@@ -251,7 +279,7 @@ class Episode:
 
     def load(self, folder: Path) -> dict[str, Tensor]:
         """The meta-parameters: those of the rule as the program has them, those of the prior from the folder."""
-        prior = self.prior_of(self.program.load(folder / PRIOR_FILE)) if self._prior else {}
+        prior = self.prior_of(self.program.load(folder)) if self._prior else {}
         return {name: p.detach() for name, p in {**self.parameters(), **prior}.items()}
 
     # -- one inner step of all tasks ------------------------------------------------------------------------------

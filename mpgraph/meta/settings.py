@@ -20,15 +20,17 @@ from mpgraph.registry import lookup, registered
 from mpgraph.serialization.protocol import load_protocol
 from mpgraph.serialization.toml import read as read
 
-from . import recurrent
 from .distributed import Group
 from .episode import Episode
 from .estimators import Alone, Cloning, Evolution, Growing, LogUniform, NeverEnding, Recomputed, Truncated, Unroll
-from .families import PermutedLabels, RandomProjection
+from .families import PermutedLabels, RandomFilter, RandomProjection
+from .fast_weights import FastWeights
 from .guard import Guard
 from .randomness import generator_of, seed_of
+from .recurrent import MetaRNN
 from .search import CMAES, Synchronised
 from .task import TaskFamily, make_family
+from .told import Told
 from .trainer import MetaTrainer
 
 ESTIMATORS: dict[str, Any] = {
@@ -41,8 +43,9 @@ ESTIMATORS: dict[str, Any] = {
     "cloning": Cloning,
     "synchronised": Synchronised,
 }
+LEARNERS: dict[str, type[Told]] = {cls.name: cls for cls in (MetaRNN, FastWeights)}  # named as protocols are
 LENGTHS: dict[str, Any] = {"growing": Growing, "log_uniform": LogUniform, "never_ending": NeverEnding}
-FRESH = ("pool", "prior")  # settings of [network] that say what fresh networks begin with; those of Episode
+FRESH = ("pool", "prior", "start")  # settings of [network] that say what fresh networks begin with; those of Episode
 SCHEDULES = ("constant", "cosine")
 USUAL: dict[str, Any] = {
     "network": {"name": "mlp"},
@@ -139,18 +142,27 @@ def network_of(table: Mapping[str, Any], family: TaskFamily) -> Network:
 
 
 def family_of(table: Mapping[str, Any], root: Any = None) -> TaskFamily:
-    """A family, in ``projection`` and ``permuted_labels`` if asked for.
+    """A family, in ``filter``, ``projection`` and ``permuted_labels`` if asked for.
 
-    ``projection`` is a size, or a table of arguments of :class:`RandomProjection`.
+    ``filter`` is a table of arguments of :class:`RandomFilter`; ``projection`` is a size, or a table of arguments of
+    :class:`RandomProjection`.
     """
     given = dict(table)
     name, projection, classes = given.pop("name"), given.pop("projection", None), given.pop("permuted_labels", None)
+    look = given.pop("filter", None)
     if root is not None and ("data" in given or name == "online_stream"):
         given["root"] = root
     if "families" in given:
         given["families"] = [family_of(table, root) for table in given["families"]]
     family = make_family(name, **given)
     inputs, outputs = getattr(family, "inputs", None), getattr(family, "outputs", None)
+    if look is not None:
+        if not isinstance(look, Mapping):
+            raise InputError(f"family {name}: filter={look!r} must be a table, such as {{ channels = 8 }}")
+        try:
+            family = RandomFilter(family, **look)
+        except TypeError as error:
+            raise InputError(f"family {name}: filter: {error}") from None
     if projection is not None:
         try:
             wrapped = RandomProjection(
@@ -188,8 +200,8 @@ def estimator_of(table: Mapping[str, Any], episode: Episode, rule: Mapping[str, 
     if name == "cloning":
         if "teacher" not in given:
             raise InputError('estimator cloning: say whom, for example teacher = { name = "backprop", lr = 0.1 }')
-        if isinstance(episode, recurrent.MetaRNN):
-            raise InputError(f"estimator cloning: {recurrent.NAME} has no network that a teacher could have too")
+        if isinstance(episode, Told):
+            raise InputError(f"estimator cloning: {episode.name} has no network that a teacher could have too")
         network = episode.program.graph.network
         given["teacher"] = mg.compile(network, protocol_of(given["teacher"]), dtype=episode.dtype)
     if name == "synchronised":
@@ -212,25 +224,37 @@ def _start(table: Mapping[str, Any]) -> dict[str, Tensor]:
 def episode_of(settings: Mapping[str, Any], family: TaskFamily, rule: Protocol | None = None) -> Episode:
     """The episode of complete settings, with a rule of one's own in place of theirs if given."""
     shared = {"terms": settings["terms"], "penalised": settings["trainer"].get("penalised", "*")}
-    if settings["protocol"].get("name") == recurrent.NAME:
+    learner = settings["protocol"].get("name")
+    if learner in LEARNERS:
         options = {"loss": settings["network"].get("loss", "cross_entropy"), **settings["protocol"]}
         options |= {key: getattr(family, key) for key in ("inputs", "outputs") if hasattr(family, key)}
         del options["name"]
         try:
-            return recurrent.MetaRNN(**options, **shared)
+            return LEARNERS[learner](**options, **shared)
         except TypeError as error:
-            raise InputError(f"protocol {recurrent.NAME}: {error}") from None
+            raise InputError(f"protocol {learner}: {error}") from None
     network = network_of(settings["network"], family)
     made = rule or protocol_of(settings["protocol"])
-    if rule is None and "statistics" in settings:
-        record_statistics(made, network, family, settings["statistics"], settings["trainer"]["seed"])
     fresh = {key: value for key, value in settings["network"].items() if key in FRESH}
+    if rule is not None:  # its prior is that of its own file
+        fresh.pop("start", None)
     backend = settings["trainer"].get("backend", "eager")
     program = mg.compile(network, made, dtype=torch.get_default_dtype(), backend=backend)
-    return Episode(program, **shared, **fresh)
+    episode = Episode(program, **shared, **fresh)
+    if rule is None and "statistics" in settings:
+        prior = episode.prior_state() if "start" in fresh else None
+        record_statistics(made, network, family, settings["statistics"], settings["trainer"]["seed"], prior)
+    return episode
 
 
-def record_statistics(rule: Any, network: Network, family: TaskFamily, table: Mapping[str, Any], seed: int) -> None:
+def record_statistics(
+    rule: Any,
+    network: Network,
+    family: TaskFamily,
+    table: Mapping[str, Any],
+    seed: int,
+    prior: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> None:
     """Have a rule record what its learners read, before it is trained; a function of the seed alone.
 
     Args:
@@ -241,6 +265,7 @@ def record_statistics(rule: Any, network: Network, family: TaskFamily, table: Ma
             the family by default. Or ``alone``, how many random examples of what each agent reads, for
             :class:`Alone`.
         seed: of the run.
+        prior: what every fresh network begins with, by node and channel.
 
     Raises:
         InputError: for a rule that records nothing, or another setting.
@@ -260,8 +285,10 @@ def record_statistics(rule: Any, network: Network, family: TaskFamily, table: Ma
     given = {"rounds": 5, "share": 0.5, "steps": None, **table}
     for i in range(check.integer("rounds", given["rounds"], 1)):
         task = family.draw(generator_of(seed, "statistics", i), given["steps"])
-        batches = list(zip(task.x, task.y, strict=True))
-        rule.measure(network, batches, share=given["share"], seed=seed_of(seed, "statistics", "network", i))
+        x, y = (t.to(torch.get_default_dtype()) if t.is_floating_point() else t for t in (task.x, task.y))
+        batches = list(zip(x, y, strict=True))
+        fresh = seed_of(seed, "statistics", "network", i)
+        rule.measure(network, batches, share=given["share"], seed=fresh, state=prior)
 
 
 def optimizer_of(name: str, lr: float, options: Mapping[str, Any]) -> Callable[..., torch.optim.Optimizer]:

@@ -410,6 +410,10 @@ class Program(nn.Module):
     def load(self, path: Any) -> State:
         """Read a state that :meth:`save` wrote, onto this program's device.
 
+        Args:
+            path: of the file; or the folder or pretrained name of a rule that was trained with a prior
+                (``prior.safetensors`` beside it): the state that a network begins with.
+
         Raises:
             FileError: for a missing or damaged file, or the state of another network.
         """

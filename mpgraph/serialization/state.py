@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor
 from mpgraph.errors import FileError
 
 from .atomic import write
+from .protocol import PRETRAINED, pretrained
 from .tensors import packed, path_of, read
 
 FORMAT = "mpgraph.state"
+PRIOR_FILE = "prior.safetensors"  # in the folder of a rule that was trained with its networks' initial weights
 
 
 def save(state: Mapping[str, Mapping[str, Tensor]], path: Any) -> None:
@@ -48,7 +51,7 @@ def load(
     Raises:
         FileError: for a missing, damaged or newer file, or the state of another network.
     """
-    path = path_of(path, "a state is kept in a file")
+    path = place(path)
     tensors, _ = read(path, FORMAT)
     found = {(name.rpartition(".")[0], name.rpartition(".")[2]): tensor for name, tensor in tensors.items()}
     needed = {**wanted, ("program", "seed"): (), ("program", "step"): ()}
@@ -68,6 +71,35 @@ def load(
             )
         state.setdefault(key[0], {})[key[1]] = tensor.to(device)
     return state
+
+
+def place(path: Any) -> Path:
+    """The file of a state; of the folder or the name of a rule that was saved with a prior, that of the prior."""
+    found = path_of(path, "a state is kept in a file")
+    if not found.exists() and str(found) in pretrained():
+        found = PRETRAINED / found
+    return found / PRIOR_FILE if found.is_dir() else found
+
+
+def part(path: Any, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Some numbers of a state, whatever else the file holds: it may be of another rule.
+
+    Args:
+        path: as :func:`place` takes it.
+        wanted: shapes by ``node.channel``.
+
+    Raises:
+        FileError: for a missing or damaged file, one that lacks such numbers or has them in another shape.
+    """
+    path = place(path)
+    tensors, _ = read(path, FORMAT)
+    for name, shape in wanted.items():
+        if name not in tensors:
+            raise FileError(f"{path} lacks {name}; it holds {', '.join(sorted(tensors))}")
+        if tensors[name].shape != shape:
+            there = tuple(tensors[name].shape)
+            raise FileError(f"{path} is of another network: {name} has shape {there}, this one needs {shape}")
+    return {name: tensors[name] for name in wanted}
 
 
 def _names(keys: list[tuple[str, str]]) -> str:

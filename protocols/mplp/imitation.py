@@ -8,17 +8,20 @@ is the first number of the memory of a parameter, T a clock, the second number o
     loss      dL/dy, for a softmax below it p - t        T <- `FALL` T + (1 - `FALL`) `TOP`, from 0
     link      m (1 - (1 - `LAST`) T / `TOP`)
     bias      m                                          c <- -tanh(m + z + b)
-    weight    tanh(`MANY` w m), averaged on its way      c <- `KEPT` c - (1 - `KEPT`) m tanh(`SHARP` x)
+    weight    tanh(`MANY` w m), averaged on its way      c <- `KEPT` c - (1 - `KEPT`) (m tanh(`SHARP` x) + `DECAY` w)
     unit      tanh(`BELOW` f'(z) m)
 
-Everything else in a message has no meaning. The update of a parameter is c times the trained scale, so what was there
-before is momentum. x is standardized: activities of hidden units differ little between examples, and what they have in
-common teaches nothing. A bias keeps its unit in the middle of its range, which does the same. The link below the loss
-shrinks all errors, at last to `LAST` of what they were, so the first steps are large and later ones average. The mean
-over agents above stands in for their sum, as for `MANY` of them. Each tanh belongs to the learners, whose numbers lie
-in -1..1; of large hidden errors it leaves little more than the sign, which is no harm. Numbers that an agent reads are
-drawn at random, of all sizes that they have in networks; so is its memory. The constants and rates were found by
-examples/mplp/search.py, on images held out from the training sets of MNIST and Fashion-MNIST.
+Everything else in messages and memory has no meaning, and is to be zero: where it grew, it disturbed late updates. The
+update of a parameter is c times the trained scale, so what was there before is momentum. x is standardized: activities
+of hidden units differ little between examples, and what they have in common teaches nothing. A bias keeps its unit in
+the middle of its range, which does the same. The link below the loss shrinks all errors, at last to `LAST` of what they
+were, so the first steps are large and later ones average. Weights decay a little, for errors of learners that grow with
+the weight would let it grow without end. The mean over agents above stands in for their sum, as for `MANY` of them.
+Each tanh belongs to the learners, whose numbers lie in -1..1; of large hidden errors it leaves little more than the
+sign, which is no harm. Numbers that an agent reads are drawn at random, of all sizes that they have in networks, fresh
+or not, activities as those of sigmoid, step, tanh and relu units; so is its memory. The constants and rates were found
+by examples/mplp/search.py, `DECAY` by hand, on images held out from the training sets of MNIST and Fashion-MNIST, and
+of digits.
 """
 
 from __future__ import annotations
@@ -35,9 +38,11 @@ from .learned import Learned
 from .learners import Recurrent
 
 BELOW, MANY = 70.0, 10.0
-KEPT, SHARP = 0.65, 1.8
+KEPT, SHARP, DECAY = 0.65, 1.8, 0.006
 FALL, LAST, TOP = 0.84, 0.13, 0.8
 RATE_INPUT, RATE, RATE_BIAS = 0.22, 1.4, 0.33  # of weights from the input, other weights and biases
+REACH = 4.0  # learners must do the same where networks have learned for long, or have other units
+IDLE = 0.2  # what numbers without a meaning count, where they are not zero
 SMALL = 0.02  # an error of this size counts as much as that of the largest examples
 
 
@@ -48,10 +53,12 @@ class Numbers:
         generator: of all of them.
         count: how many.
         k: numbers in a message.
+        reach: how many times larger weights, sums and activities may be than those by which learners are
+            standardized; beyond 1 activities are also those of tanh and relu units.
     """
 
-    def __init__(self, generator: Generator, count: int, k: int) -> None:
-        self.generator, self.count, self.k = generator, count, k
+    def __init__(self, generator: Generator, count: int, k: int, reach: float = 1.0) -> None:
+        self.generator, self.count, self.k, self.reach = generator, count, k, reach
 
     def uniform(self, columns: int = 1) -> Tensor:
         """Between 0 and 1."""
@@ -65,6 +72,19 @@ class Numbers:
         """Gaussian, of a log-uniform size of its own for each example."""
         drawn = torch.randn(self.count, columns, generator=self.generator)
         return drawn * self.size(low, high)
+
+    def far(self, low: float, high: float, columns: int = 1) -> Tensor:
+        """Gaussian, of sizes that reach further."""
+        return self.normal(low, high * self.reach, columns)
+
+    def weights(self, low: float, high: float) -> Tensor:
+        """Gaussian; in half of the examples of sizes that reach further, as where networks have learned for long."""
+        return self.half(self.normal(low, high), self.far(low, high))
+
+    def memory(self, columns: int) -> Tensor:
+        """Numbers in -1..1, half of the examples all of one size, half each of its own."""
+        drawn = 2.0 * self.uniform(columns) - 1.0
+        return drawn * self.half(self.size(0.01, 0.5), self.uniform(columns))
 
     def half(self, one: Tensor, other: Tensor) -> Tensor:
         """Each example from one of the two."""
@@ -86,7 +106,7 @@ class Numbers:
 
     def logits(self) -> Tensor:
         """``(count, MANY)``."""
-        return self.normal(0.1, 3.0, int(MANY))
+        return self.far(0.1, 3.0, int(MANY))
 
 
 class Example(NamedTuple):
@@ -142,23 +162,27 @@ def example(key: str, node: mg.AgentNode, draw: Numbers) -> Example:
             m, shrunk = torch.cat([e, clock, m[:, 2:]], 1), 1.0 - (1.0 - LAST) * clock / TOP
         return Example([m, z[:, :1], shifted[:, :1], exp[:, :1], exp.sum(1, keepdim=True)], e * shrunk)
     if key == "unit":
-        z = draw.normal(0.2, 5.0)
+        z = draw.far(0.2, 5.0)
         slope = function.vjp(torch.ones_like(z), z, function.apply(z))
         ungated = torch.where(slope == 0, torch.ones_like(slope), slope)
         return Example([m, z], torch.tanh(BELOW * slope * e), torch.tanh(BELOW * ungated * e))
     if key == "bias":
-        b, total = draw.normal(0.01, 5.0), draw.normal(0.2, 3.0)
+        b, total = draw.normal(0.01, 5.0), draw.far(0.2, 3.0)
         return Example([m, b, total - b], e)
     if "input_weight" in node.types:
         x = torch.where(draw.uniform() < 0.3, -0.45, draw.normal(0.999, 1.0))
-        return Example([m, draw.normal(0.05, 0.3), x], None)
-    w = draw.normal(0.02, 0.6)
+        return Example([m, draw.weights(0.05, 0.3), x], None)
+    w = draw.weights(0.02, 0.6)
     return Example([m, w, _activities(draw)], torch.tanh(MANY * w * e))
 
 
 def _activities(draw: Numbers) -> Tensor:
-    """Of sigmoids, and every sixth of a step."""
-    return torch.where(draw.uniform() < 1 / 6, draw.uniform().round(), torch.sigmoid(draw.normal(0.2, 1.5)))
+    """Of sigmoids, and every sixth of a step; where they reach further, half are of tanh and relu units."""
+    bounded = torch.where(draw.uniform() < 1 / 6, draw.uniform().round(), torch.sigmoid(draw.normal(0.2, 1.5)))
+    if draw.reach == 1.0:
+        return bounded
+    z = draw.far(0.1, 3.0)
+    return draw.half(bounded, draw.half(z.tanh(), z.relu()))
 
 
 def _loss(loss: Any, draw: Numbers) -> Example:
@@ -182,10 +206,11 @@ def relative(ours: Tensor, theirs: Tensor, kept: Tensor | float = 0.0, size: Ten
     return square.mean() / new.mean() + 0.1 * (square / (small + SMALL**2)).mean()
 
 
-def error(agent: Any, node: mg.AgentNode, given: Example, draw: Numbers) -> tuple[Tensor | None, Tensor | None]:
-    """Relative squared errors of an agent's message and update; other numbers of the message should be small.
+def error(agent: Any, node: mg.AgentNode, given: Example, draw: Numbers) -> tuple[Tensor | None, ...]:
+    """Relative squared errors of an agent's message and update, and `IDLE` of the mean square of its other numbers.
 
-    A loss has its clock in place of an update.
+    These, in messages and memory, mean nothing and should be zero: what grows there disturbs everything else. A loss
+    has its clock in place of an update.
 
     Raises:
         ProtocolError: for another than the recurrent learner, or one that reads the gradient.
@@ -194,7 +219,7 @@ def error(agent: Any, node: mg.AgentNode, given: Example, draw: Numbers) -> tupl
     if not isinstance(learner, Recurrent) or agent.gradient:
         raise mg.ProtocolError('MPLP: only learner="recurrent" without gradient can imitate gradient descent alone')
     inputs = torch.cat(agent.standardiser(given.values), 1)
-    memory = (2.0 * draw.uniform(learner.size) - 1.0) * draw.size(0.01, 0.5)
+    memory = draw.memory(learner.size)
     ticks = node.type == "loss" and learner.k > 1
     if ticks:
         before, _, after = memory.split((learner.size - learner.k + 1, 1, learner.k - 2), 1)
@@ -203,8 +228,6 @@ def error(agent: Any, node: mg.AgentNode, given: Example, draw: Numbers) -> tupl
     sent, message, update = made[:, -learner.k :], None, None
     if given.message is not None:
         message = relative(sent[:, :1], given.message, size=given.ungated)
-        idle = sent[:, 1 + ticks :]
-        message = message + 0.1 * idle.square().mean() if idle.numel() else message
     if ticks:
         kept = FALL * memory[:, 1 - learner.k, None]
         update = relative(sent[:, 1:2], kept + (1.0 - FALL) * TOP, kept)
@@ -212,9 +235,10 @@ def error(agent: Any, node: mg.AgentNode, given: Example, draw: Numbers) -> tupl
         update = relative(made[:, :1], -torch.tanh(sum(given.values[1:], given.values[0][:, :1])))
     elif agent.output is not None:
         kept = KEPT * memory[:, :1]
-        new = given.values[0][:, :1] * torch.tanh(SHARP * inputs[:, -1:])
+        new = given.values[0][:, :1] * torch.tanh(SHARP * inputs[:, -1:]) + DECAY * given.values[1]
         update = relative(made[:, :1], kept - (1.0 - KEPT) * new, kept)
-    return message, update
+    idle = torch.cat([made[:, learner.updates : -learner.k], sent[:, 1 + ticks :]], 1)
+    return message, update, IDLE * idle.square().mean() if idle.numel() else None
 
 
 def step(node: mg.AgentNode) -> float:

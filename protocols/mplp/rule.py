@@ -31,7 +31,7 @@ from mpgraph.agents.options import option
 from mpgraph.arguments import Arguments
 
 from .agents import role
-from .imitation import Numbers, error, example, kinds, step
+from .imitation import REACH, Numbers, error, example, kinds, step
 from .learned import Learned
 from .learners import LEARNERS
 from .statistics import Measuring, Output, Standardiser
@@ -217,17 +217,18 @@ class MPLP(Protocol):
             examples: how many of each kind.
 
         Returns:
-            Relative squared errors of messages and updates, by name.
+            Relative squared errors of messages and updates, and what idle numbers count, by name.
 
         Raises:
             ProtocolError: for another than the recurrent learner, with ``gradient``, or for a loss or link that
                 gradient descent does not serve here.
         """
-        draw = Numbers(generator, examples, self.k)
+        draw = Numbers(generator, examples, self.k, REACH)
         found: dict[str, Tensor] = {}
         for name, (what, agent, node) in kinds(graph).items():
-            message, update = error(agent, node, example(what, node, draw), draw)
-            found |= {f"{name}.{end}": e for end, e in (("message", message), ("update", update)) if e is not None}
+            errors = error(agent, node, example(what, node, draw), draw)
+            named = zip(("message", "update", "idle"), errors, strict=True)
+            found |= {f"{name}.{end}": e for end, e in named if e is not None}
         return found
 
     def measure_alone(self, graph: Any, generator: Generator, examples: int) -> None:

@@ -1,4 +1,4 @@
-"""Baselines of learned rules: an LSTM of torch, run by hand."""
+"""Baselines of learned rules: an LSTM of torch and a layer with fast weights, run by hand."""
 
 import json
 
@@ -8,7 +8,18 @@ from torch.nn import functional
 
 import mpgraph as mg
 from mpgraph import cli
-from mpgraph.meta import Evolution, MetaRNN, MetaTrainer, Recomputed, Sinusoids, Tasks, Truncated, Unroll, make_family
+from mpgraph.meta import (
+    Evolution,
+    FastWeights,
+    MetaRNN,
+    MetaTrainer,
+    Recomputed,
+    Sinusoids,
+    Tasks,
+    Truncated,
+    Unroll,
+    make_family,
+)
 
 TERMS = {"query": 1.0, "stream": 0.4, "hint": 0.3, "final": 0.2}
 
@@ -73,6 +84,67 @@ def test_the_recurrent_baseline_is_an_lstm_of_torch(told, loss, estimator):
         assert (found.gradient[name] - slope).abs().max() < 1e-11
 
 
+def fast_by_hand(weights, task, rule, loss, classes):
+    """Predictions of a stream, and of its query at the end, synapse by synapse."""
+    slow, coefficient, bias = weights["slow"], weights["coefficient"], weights["bias"]
+    eta = 1.0 / (1.0 + torch.exp(-weights["rate"]))
+    many = slow.shape[1]
+    fast = [[torch.zeros((), dtype=torch.float64) for _ in range(many)] for _ in range(classes)]
+
+    def run(x):
+        return torch.stack([
+            bias[j] + sum((slow[j, i] + coefficient[j, i] * fast[j][i]) * x[i] for i in range(many))
+            for j in range(classes)
+        ])  # fmt: skip
+
+    found, nothing = [], torch.zeros(2 * classes, dtype=torch.float64)
+    for image, y in zip(task.x.double().flatten(0, 1), task.y.flatten(0, 1), strict=True):
+        prediction = run(torch.cat([image, nothing]))
+        found.append(prediction)
+        target = functional.one_hot(y, classes).double() if loss == "cross_entropy" else y.double()
+        error = prediction.softmax(0) - target if loss == "cross_entropy" else prediction - target
+        x = torch.cat([image, error, target])
+        post = run(x).softmax(0) if loss == "cross_entropy" else run(x)
+        for j in range(classes):
+            for i in range(many):
+                decay = fast[j][i] if rule == "hebb" else post[j] ** 2 * fast[j][i]
+                fast[j][i] = fast[j][i] - eta * decay + eta * x[i] * post[j]
+    asked = torch.stack([run(torch.cat([image, nothing])) for image in task.query_x.double()])
+    return torch.stack(found), asked
+
+
+@pytest.mark.parametrize("rule", ["hebb", "oja"])
+@pytest.mark.parametrize("loss", ["l2", "cross_entropy"])
+def test_fast_weights_are_those_of_a_loop_over_synapses(rule, loss):
+    family = Sinusoids(shots=2, queries=3, steps=2)
+    if loss == "cross_entropy":
+        family = make_family("few_shot", data="digits", ways=3, shots=1, queries=1, batch=1)
+    learner = FastWeights(family.inputs, family.outputs, rule, loss, {"query": 1.0, "stream": 0.4}, dtype=torch.float64)
+    begin = {name: p + 0.3 if name == "coefficient" else p for name, p in learner.parameters().items()}
+    begin["rate"] = begin["rate"] + 3.0  # fast enough to be seen in two steps
+    tasks = Tasks(family, 4, 2)
+    found = Unroll().estimate(learner, begin, tasks, torch.Generator())
+    weights = {name: p.clone().requires_grad_() for name, p in begin.items()}
+
+    def mean_loss(predictions, y):
+        if loss == "l2":
+            return 0.5 * (predictions - y.double().reshape(predictions.shape)).square().sum(1).mean()
+        return functional.cross_entropy(predictions, y.flatten())
+
+    wanted = 0.0
+    for task in tasks:
+        stream, asked = fast_by_hand(weights, task, rule, loss, family.outputs)
+        wanted = wanted + 0.4 * mean_loss(stream, task.y) + mean_loss(asked, task.query_y)
+        shown = learner.predictions(begin, task.x.double().flatten(0, 1), task.y.flatten(0, 1))
+        assert (shown - stream).abs().max() < 1e-12
+    wanted = wanted / len(tasks)
+    assert abs(found.loss - wanted) < 1e-12
+    slopes = torch.autograd.grad(wanted, list(weights.values()))
+    for name, slope in zip(weights, slopes, strict=True):
+        assert slope.abs().max() > 1e-9  # every meta-parameter has a part in it
+        assert (found.gradient[name] - slope).abs().max() < 1e-11
+
+
 @pytest.mark.parametrize("told", ["error", "label"])
 def test_what_the_recurrent_baseline_predicts_is_what_its_loss_is_of(told):
     family = make_family("few_shot", data="digits", ways=3, shots=3, queries=1, batch=1)
@@ -97,12 +169,18 @@ def test_the_recurrent_baseline_is_trained_and_resumed_like_a_rule(tmp_path):
         trainer().protocol()
     with pytest.raises(mg.InputError, match="unknown term of the meta-loss 'size'"):
         MetaRNN(1, 1, terms={"size": 1.0})
+    with pytest.raises(mg.InputError, match="rule='hebbian' must be one of 'hebb', 'oja'"):
+        FastWeights(1, 1, "hebbian")
+    with pytest.raises(mg.InputError, match="FastWeights has 1 inputs, the tasks 2"):
+        FastWeights(1, 1).begin(Tasks(make_family("boolean"), 0, 1).batch())
 
 
-def test_the_recurrent_baseline_from_the_command_line_beside_a_rule(tmp_path, capsys):
+@pytest.mark.parametrize("name", ["meta_rnn", "fast_weights"])
+def test_a_baseline_from_the_command_line_beside_a_rule(tmp_path, capsys, name):
     tasks = ["--family", "sinusoids", "--set", "network.loss=l2", "--quiet", "--steps", "2"]
     rnn, rule = str(tmp_path / "rnn"), str(tmp_path / "rate")
-    assert cli.main(["meta-train", "--protocol", "meta_rnn", "--set", "protocol.hidden=4", *tasks, "--out", rnn]) == 0
+    option = {"meta_rnn": "protocol.hidden=4", "fast_weights": "protocol.rule=hebb"}[name]
+    assert cli.main(["meta-train", "--protocol", name, "--set", option, *tasks, "--out", rnn]) == 0
     learn = ["--protocol", "backprop", "--set", "protocol.learn={ lr = 0.01 }", "--set", "network.hidden=[4]"]
     assert cli.main(["meta-train", *learn, *tasks, "--out", rule]) == 0
     capsys.readouterr()

@@ -141,6 +141,10 @@ def test_the_command_line_refuses_in_one_line(settings, tmp_path, capsys):
     run = ["meta-train", "--settings", str(settings), "--steps", "1", "--out", str(tmp_path / "run")]
     assert cli.main([*run, "--set", "lr=3"]) == 2
     assert "--set 'lr=3' must be TABLE.KEY=VALUE" in capsys.readouterr().err
+    assert cli.main([*run, "--set", "family.filter=8"]) == 2
+    assert "filter=8 must be a table, such as { channels = 8 }" in capsys.readouterr().err
+    assert cli.main([*run, "--set", "family.filter={ channel = 8 }"]) == 2
+    assert "filter: RandomFilter.__init__() got an unexpected keyword argument 'channel'" in capsys.readouterr().err
     assert cli.main([*run, "--set", 'trainer.rates={"*": 1.0}']) == 2
     assert '--set: {"*": 1.0} is not a value as TOML has it' in capsys.readouterr().err
     assert cli.main(["meta-train", "--settings", str(tmp_path / "no.toml"), "--steps", "1", "--out", "x"]) == 2

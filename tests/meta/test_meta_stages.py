@@ -78,6 +78,13 @@ def test_statistics_are_recorded_from_tasks_and_are_the_same_every_time(tmp_path
         files.record_statistics(rules[0], mlp([4, 2]), family, {"runds": 2}, 0)
 
 
+def test_statistics_are_recorded_from_tasks_of_numbers_too():
+    family = make_family("sinusoids", steps=2)  # drawn in float64, while networks are of float32
+    rule = MPLP(k=2, n=1, hidden=(4, 3))
+    files.record_statistics(rule, mlp([1, 3, 1], "relu", "l2"), family, {"rounds": 1}, 0)
+    assert bool(rule.standardisers["x->h1"].shift.any())
+
+
 def test_a_rule_to_go_on_with_is_whole(tmp_path):
     with pytest.raises(mg.InputError, match="leave out k"):
         files.protocol_of({"from": str(tmp_path), "k": 3})
@@ -94,12 +101,15 @@ class Given(Numbers):
     """The numbers of a network, in the order in which an agent asks for them."""
 
     def __init__(self, message, *drawn):
-        self.first, self.drawn, self.k = message, list(drawn), 1
+        self.first, self.drawn, self.k, self.reach = message, list(drawn), 1, 1.0
 
     def message(self, unit=False):
         return self.first
 
     def normal(self, low, high, columns=1):
+        return self.drawn.pop(0)
+
+    def weights(self, low, high):
         return self.drawn.pop(0)
 
     def uniform(self, columns=1):
@@ -144,14 +154,15 @@ class Table(torch.nn.Module):
         if self.key == "bias":  # reads the four numbers of m, b, z
             first, sent[:, :1] = -torch.tanh(m + v[:, 4:5] + v[:, 5:]), m
         elif self.key == "weight":  # m, w, x
-            move = m * torch.tanh(imitation.SHARP * v[:, 5:])
+            move = m * torch.tanh(imitation.SHARP * v[:, 5:]) + imitation.DECAY * v[:, 4:5]
             first, sent[:, :1] = imitation.KEPT * first - (1 - imitation.KEPT) * move, torch.tanh(MANY * m * v[:, 4:5])
         elif self.key == "loss":  # its number, p, t, log p; the clock is remembered as it is sent
             clock = imitation.FALL * c[:, -3] + (1 - imitation.FALL) * imitation.TOP
             sent[:, 0], sent[:, 1] = v[:, 1] - v[:, 2], clock
         else:  # the link: m, of which the second number is the clock, and what is nothing to it
             sent[:, 0] = v[:, 0] * (1 - (1 - imitation.LAST) * v[:, 1] / imitation.TOP)
-        return torch.cat([first, c[:, 1:-4], sent], 1)
+        idle = torch.zeros_like(c[:, 1:-4])
+        return torch.cat([first if self.key in ("bias", "weight") else 0.0 * first, idle, sent], 1)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +173,96 @@ def test_an_agent_that_does_as_the_table_says_makes_no_error(key, name):
     node, agent, draw = graph.nodes[name], graph.agents[name], Numbers(torch.Generator().manual_seed(0), 50, 4)
     given = example(key, node, draw)
     errors = [e for e in imitation.error(agent, node, given, draw) if e is not None]
-    assert all(bool(e > 0.1) for e in errors)  # as it comes
+    assert all(bool(e > 0.1) for e in errors[:-1])  # as it comes
+    assert errors[-1] > 0  # of what should be zero
     agent.learner.gru = Table(key)
     made = [e for e in imitation.error(agent, node, given, draw) if e is not None]
     torch.testing.assert_close(made, [torch.zeros(())] * len(errors), rtol=0, atol=1e-9)
+
+
+PRIOR = """
+[protocol]
+name = "mplp"
+learner = "stateless"
+share = "node"
+hidden = [6, 4]
+
+[statistics]
+rounds = 1
+share = 1.0
+
+[network]
+hidden = [4]
+activation = "relu"
+loss = "l2"
+prior = "*.w"
+pool = 1
+
+[family]
+name = "sinusoids"
+fresh = true
+steps = 2
+
+[trainer]
+tasks = 2
+"""
+
+
+@pytest.fixture
+def learned_prior(tmp_path):
+    """A prior that was trained with another rule on the same network."""
+    command = ["meta-train", "--protocol", "backprop", "--family", "sinusoids", "--quiet", "--steps", "2"]
+    command += ["--set", "protocol.learn={ lr = 0.01 }", "--set", "network.loss=l2", "--set", "network.hidden=[4]"]
+    command += ["--set", "network.activation=relu", "--set", "network.prior=*.w", "--out", str(tmp_path / "maml")]
+    assert cli.main(command) == 0
+    return tmp_path / "maml" / "rule"
+
+
+WIRES = ("x->h1", "h1.bias", "h1->y", "y.bias")
+
+
+@pytest.mark.filterwarnings("ignore:meta-parameters without a usable gradient")
+def test_a_prior_goes_on_from_that_of_another_rule(tmp_path, learned_prior, capsys):
+    (tmp_path / "s.toml").write_text(PRIOR)
+    begun = mg.compile(mlp([1, 4, 1], "relu", "l2"), Backprop(lr=0.1)).load(learned_prior)
+    given = files.changed(files.read(tmp_path / "s.toml"), {"network.start": str(learned_prior)})
+    trainer = files.trainer_of(given, steps=2)
+    assert all(torch.equal(trainer.parameters[f"prior.{n}.w"], begun[n]["w"]) for n in WIRES)
+    fresh = files.trainer_of(files.read(tmp_path / "s.toml"), steps=2)
+    recorded = [t.episode.program.protocol.standardisers["h1->y"] for t in (trainer, fresh)]
+    w = begun["h1->y"]["w"]
+    assert recorded[0].shift[1] == pytest.approx(-float(w.mean()), rel=0.1)  # of the prior, not of N(0, 0.05)
+    assert recorded[1].shift[1] != pytest.approx(-float(w.mean()), rel=0.1)
+    trainer.run(2, tmp_path / "two")
+    capsys.readouterr()
+    for path in learned_prior.iterdir():
+        path.unlink()  # what is evaluated has its own
+    command = ["evaluate", str(tmp_path / "two" / "rule"), "--tasks", "2", "--baselines", "", "--json"]
+    record = {**trainer.describe(), "settings": files.complete(given)}
+    trainer.episode.save(trainer.rule(), tmp_path / "two" / "rule", record)
+    assert cli.main(command) == 0
+    found = json.loads(capsys.readouterr().out)["rules"]["rule"]["loss"][0]
+    assert found == pytest.approx(float(trainer.evaluate(2)["loss"].mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ({"prior": ()}, "start is what the prior begins with; say which numbers"),
+        ({"hidden": [5]}, r"is of another network: h1.bias.w has shape \(4,\), this one needs \(5,\)"),
+        ({"hidden": [4, 4]}, "lacks h2.bias.w; it holds h1->y.w, h1.bias.w, "),
+        ({"start": "nowhere"}, "there is no file nowhere"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(tmp_path, learned_prior, network, message):
+    (tmp_path / "s.toml").write_text(PRIOR)
+    changes = {"network.start": str(learned_prior), **{f"network.{key}": value for key, value in network.items()}}
+    with pytest.raises(mg.MPGraphError, match=message):
+        files.trainer_of(files.changed(files.read(tmp_path / "s.toml"), changes), steps=1)
+
+
+def test_networks_of_a_pool_are_those_that_their_seeds_give():
+    program = mg.compile(mlp([1, 4, 1], "relu", "l2"), Backprop(lr=mg.learnable(0.1)))
+    batch = Tasks(make_family("sinusoids"), seed=0, count=5).batch()
+    pooled = Episode(program, pool=2).begin(batch)
+    assert torch.equal(pooled["x->h1"]["w"], program.init([seed % 2 for seed in batch.seeds])["x->h1"]["w"])

@@ -15,6 +15,7 @@ from mpgraph.meta import (
     OnlineStream,
     PermutedLabels,
     Plane,
+    RandomFilter,
     RandomProjection,
     Sinusoids,
     Task,
@@ -242,6 +243,47 @@ def test_a_projection_with_a_spectrum_keeps_the_scale_and_needs_fewer_directions
     assert directions(2.0) < 0.6 * directions(0.0)
     with pytest.raises(mg.ProtocolError, match="decay=-1.0 must be"):
         RandomProjection(Isotropic(), decay=-1.0)
+
+
+def test_a_filtered_image_is_two_sums_over_neighbours():
+    class Images(TaskFamily):
+        def draw(self, generator, steps=None, split="train"):
+            x = torch.randn(5, 2, 16, generator=generator)
+            return Task(x, torch.zeros(5, 2), x[:3, 0], torch.zeros(3))
+
+    class Flat(TaskFamily):
+        def draw(self, generator, steps=None, split="train"):
+            x = torch.randn(5, 2, 15, generator=generator)
+            return Task(x, x, x[:3, 0], x[:3, 0], "odd")
+
+    def around(image, filters):
+        """Sum over the neighbours of each pixel, of all channels; beyond the border is zero."""
+        out = torch.zeros(4, 4, dtype=torch.float64)
+        for channel, weights in zip(image, filters, strict=True):
+            for i in range(4):
+                for j in range(4):
+                    for a in (-1, 0, 1):
+                        for b in (-1, 0, 1):
+                            if 0 <= i + a < 4 and 0 <= j + b < 4:
+                                out[i, j] += weights[a + 1, b + 1] * channel[i + a, j + b]
+        return out
+
+    found, generator = RandomFilter(Images(), channels=2, threshold=0.5).draw(seeded(3)), seeded(3)
+    plain = Images().draw(generator)
+    first, threshold, second = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((2, 3, 3), (2,), (2, 3, 3))
+    )
+    wanted = []
+    for image in plain.x.double().reshape(-1, 1, 4, 4):
+        between = [(around(image, first[c : c + 1]) + 0.5 * threshold[c]).clamp(min=0.0) for c in range(2)]
+        wanted.append(around(between, second))
+    wanted = torch.stack(wanted)
+    wanted = ((wanted - wanted.mean()) / wanted.std(correction=0)).reshape(5, 2, 16)
+    assert (found.x - wanted).abs().max() < 1e-5
+    assert torch.equal(found.query_x, found.x[:3, 0])
+    assert torch.equal(found.y, plain.y)
+    with pytest.raises(mg.InputError, match=r"odd has inputs of shape \(15,\); it needs flat square images"):
+        RandomFilter(Flat()).draw(seeded(3))
 
 
 def test_a_task_depends_on_names_only_and_shards_are_parts():

@@ -74,5 +74,5 @@ def test_the_records_say_how_they_are_meant_to_be_used():
     record = mg.load_protocol("vsml_online").record
     assert (record["network"], record["batch"], record["updates"]) == ([49, 10], 1, 200)
     assert record["images"]["side"] ** 2 == record["network"][0]
-    assert [stage["settings"]["estimator"]["name"] for stage in record["stages"]] == ["unroll"]
+    assert [stage["settings"]["estimator"]["name"] for stage in record["stages"]] == ["unroll"] * 2
     assert record["stages"][0]["settings"]["protocol"]["name"] == "vsml"  # no other rule before

@@ -1,6 +1,7 @@
 """Families of tasks that ship: few shots and streams of images, sinusoids, toys, augmentations, mixtures."""
 
 from .augmentation import PermutedLabels as PermutedLabels
+from .augmentation import RandomFilter as RandomFilter
 from .augmentation import RandomProjection as RandomProjection
 from .few_shot import FewShot as FewShot
 from .few_shot import OnlineStream as OnlineStream
