@@ -29,7 +29,7 @@ import mpgraph as mg
 RATE = 0.1
 BATCH, INPUTS, CLASSES = 16, 32, 10
 STEPS = 3  # in which messages and updates are compared
-BEFORE = 300  # most steps before those, without a gradient
+BEFORE = 60  # most steps before those, without a gradient
 WEIGHTS = 0.02, 1.0  # deviations, from those of 784 inputs on
 ERRORS = 0.003, 0.7  # deviations at hidden units: late in training nearly all are small
 SMALL = 0.01  # weights and errors of this size count as much as larger ones

@@ -597,6 +597,43 @@ def test_rules_that_cannot_imitate_say_why(changes, said):
         program.protocol.alone(program.graph, torch.Generator(), 256)
 
 
+def test_a_scalar_genome_reads_and_sends_one_number():
+    """What other numbers say changes nothing, and they are never said, in a hidden layer too."""
+    rule = VSML(5, genome="scalar", **{**CLONE, "cell": "gru", "width": 3})
+    synapse, generator = rule.cells[0], torch.Generator().manual_seed(0)
+    random = VSML(5, **{**CLONE, "cell": "gru", "width": 3}).cells[0]
+    torch.testing.assert_close(synapse.W, random.W, rtol=0, atol=0)  # the rest is the random genome
+    for read, sent in ((synapse.F, synapse.C), (synapse.G, synapse.U)):
+        message, state = torch.randn(3, generator=generator), torch.randn(5, generator=generator)
+        torch.testing.assert_close(message @ read, message[:1] @ read[:, :1])
+        assert (state @ sent)[0] != 0
+        assert not (state @ sent)[1:].any()
+    program = mg.compile(mlp([3, 4, 2]), rule, **DOUBLE)
+    state = program.init(0, batch_size=2)
+    for x, y in examples((3, 2), 2, steps=2):
+        state, _ = program.step(state, x, y)
+    assert state["h1->y"]["h"].any()
+
+
+def test_errors_of_a_softmax_are_those_of_its_loss():
+    """One class in ten is the target, where p - t is negative; over all classes they would sum to zero."""
+    draw = imitation.Numbers(torch.Generator().manual_seed(0), 2000)
+    e = draw.of_a_softmax()
+    assert bool((e.abs() <= 1).all())
+    wrong = (e < 0).double().mean()
+    assert abs(float(wrong) - 1 / imitation.CLASSES) < 0.01  # 32,000 draws: a deviation of 0.002
+    assert abs(float(e.mean())) < 0.02
+
+
+def test_a_mean_shows_what_a_geometric_mean_hides():
+    """One unit in ten that fails altogether: exp(mean log) is 0.0025, the mean is 0.1."""
+    errors = torch.tensor([1.0] + [1e-3] * 9, **DOUBLE)
+    found = float(imitation.logarithm(errors))
+    geometric, mean = math.log(1.0 + imitation.EXACT), math.log(1e-3 + imitation.EXACT)
+    wanted = 0.5 * (0.1 * geometric + 0.9 * mean) + 0.5 * math.log(0.1009 + imitation.EXACT)
+    assert math.isclose(found, wanted, rel_tol=1e-9)
+
+
 def test_the_genome_that_is_written_down_has_six_numbers():
     with pytest.raises(mg.ProtocolError, match="state=6 and random=0.34"):
         VSML(8, genome="backprop")
