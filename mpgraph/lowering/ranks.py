@@ -37,7 +37,8 @@ class Ranks:
     """
 
     def __init__(self, group: dist.ProcessGroup, *, check: bool = True) -> None:
-        self.group, self.check = group, check
+        self.group: dist.ProcessGroup | None = group  # until Python ends
+        self.check = check
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.add = _named("all_reduce_sum", self._add)
         self.largest = _named("all_reduce_max", self._largest)

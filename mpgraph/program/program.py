@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -60,6 +63,18 @@ class Output(NamedTuple):
         return sum(losses[1:], losses[0]) if losses else None
 
 
+_in_groups: weakref.WeakSet[Program] = weakref.WeakSet()
+
+
+@atexit.register
+def _leave_groups() -> None:
+    """The threads of a group that a program still holds when Python is torn down would end the process by SIGABRT."""
+    for program in list(_in_groups):
+        if program._ranks is not None:
+            program._ranks.group = None
+        program.group, program._execution = None, replace(program._execution, group=None)
+
+
 class Program(nn.Module):
     """A network with a rule, compiled. Holds only the rule's (meta-)parameters; weights live in the state you pass in.
 
@@ -109,6 +124,8 @@ class Program(nn.Module):
         self.agents = build.own_agents(graph)  # after the graph: rules may make agents for its nodes
         build.place_parameters(protocol, self.agents, device, dtype)  # before anything is traced: code has its dtype
         self._ranks = None if self.group is None else Ranks(self.group, check=self.checks != "none")
+        if self.group is not None:
+            _in_groups.add(self)
         self._layout = StateLayout(graph, device, dtype, self._ranks)
         self._batches = Batches(graph, device, dtype, self.checks, self._ranks.size if self._ranks else 1)
         self._rule = RuleParameters(self, protocol)  # from here on no parameter is added

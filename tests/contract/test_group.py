@@ -456,6 +456,7 @@ for _ in range(3):
     x, y = torch.randn(6, 4, generator=generator).double(), torch.randint(0, 3, (6,), generator=generator)
     state, out = program.step(state, x.chunk(size)[rank], y.chunk(size)[rank])
 program.save(state, f"{sys.argv[1]}/{size}-{rank}")
+sys.kept = program  # somebody still holds it when Python ends; the process must end well all the same
 dist.destroy_process_group()
 """
 
