@@ -159,20 +159,29 @@ def networks(options):
         print(f"{name}, {len(cells[0])} seeds, after 60 updates of 8: {ours} %, readout alone {alone} %", flush=True)
 
 
+def along(program, state, batches):
+    """The state before and after each step."""
+    yield state
+    for x, y in batches:
+        state, _ = program.step(state, x, y)
+        yield state
+
+
+def halved(program, state, x, y):
+    """L2 loss: half the mean squared error."""
+    return 0.5 * (program.predict(state, x) - y).square().mean()
+
+
 @torch.no_grad()
 def fitted(program, tasks, begin):
     """L2 losses ``(tasks, 6)`` on 100 points of [-5, 5], before and after each of five steps of ten fresh points."""
     losses, query = [], torch.linspace(-5.0, 5.0, 100)[:, None]
     for i in range(tasks):
         generator = torch.Generator().manual_seed(i)
-        state, row = begin(1000 + i), []
         a, p = 0.1 + 0.4 * torch.rand((), generator=generator), math.pi * torch.rand((), generator=generator)
-        for t in range(6):
-            row.append(0.5 * (program.predict(state, query) - a * torch.sin(query + p)).square().mean())
-            if t < 5:
-                x = 10.0 * torch.rand(10, 1, generator=generator) - 5.0
-                state, _ = program.step(state, x, a * torch.sin(x + p))
-        losses.append(torch.stack(row))
+        points = [10.0 * torch.rand(10, 1, generator=generator) - 5.0 for _ in range(5)]
+        states = along(program, begin(1000 + i), [(x, a * torch.sin(x + p)) for x in points])
+        losses.append(torch.stack([halved(program, state, query, a * torch.sin(query + p)) for state in states]))
     return torch.stack(losses)
 
 
@@ -219,14 +228,9 @@ def after_steps(program, tasks, begin):
     """Losses ``(tasks, 1 + steps)`` on the query, and what the network of the first task says on a grid."""
     losses, curves = [], []
     for i in range(len(tasks.seeds)):
-        state, row = begin(i), []
-        for t in range(tasks.steps + 1):
-            said = program.predict(state, tasks.query_x[i])
-            row.append(0.5 * (said - tasks.query_y[i]).square().mean())
-            curves += [] if i else [program.predict(state, GRID)]
-            if t < tasks.steps:
-                state, _ = program.step(state, tasks.x[i, t], tasks.y[i, t])
-        losses.append(torch.stack(row))
+        states = list(along(program, begin(i), zip(tasks.x[i], tasks.y[i], strict=True)))
+        losses.append(torch.stack([halved(program, state, tasks.query_x[i], tasks.query_y[i]) for state in states]))
+        curves += [] if i else [program.predict(state, GRID) for state in states]
     return torch.stack(losses), curves
 
 

@@ -72,7 +72,7 @@ def _leave_groups() -> None:
     for program in list(_in_groups):
         if program._ranks is not None:
             program._ranks.group = None
-        program.group, program._execution = None, replace(program._execution, group=None)
+        program._execution = replace(program._execution, group=None)
 
 
 class Program(nn.Module):
@@ -113,7 +113,7 @@ class Program(nn.Module):
         super().__init__()
         self._execution = execution
         device, dtype = self.device, self.dtype = execution.device, execution.dtype
-        self.checks, self.backend, self.group = execution.checks, execution.backend, execution.group
+        self.checks, self.backend = execution.checks, execution.backend
         self.threads, self.online, self.sequences = execution.threads, execution.online, execution.sequences
         self._ticks = network.ticks if self.sequences else None  # of which code is written and shown first
         self.memory = Account(bytes_of("mg.compile", execution.memory, device))
@@ -257,6 +257,11 @@ class Program(nn.Module):
                 FlatUnitWarning,
                 stacklevel=4,
             )
+
+    @property
+    def group(self) -> Any:
+        """Of processes that each have a slice of every batch; ``None`` for one process."""
+        return self._execution.group
 
     @property
     def code(self) -> str:
