@@ -22,7 +22,7 @@ from mpgraph.protocols.vsml.imitation import RATE
 from mpgraph.serialization.protocol import PRETRAINED
 from mpgraph.serialization.state import PRIOR_FILE
 
-TEACHER = ("BELOW", "MANY", "KEPT", "SHARP", "DECAY", "FALL", "LAST", "TOP", "RATE_INPUT", "RATE", "RATE_BIAS")
+TEACHER = ("GAIN", "BOUND", "MANY", "KEPT", "SHARP", "FALL", "LAST", "TOP", "RATE_INPUT", "RATE", "RATE_BIAS")
 USES = {
     "mplp_mnist": {
         "teacher": {
