@@ -141,8 +141,8 @@ NETWORKS = {
 def networks(options):
     """Networks that the rule never met, on digits, beside the readout alone."""
     found, at = images("digits", 8, options.held_out), options.at
-    for name, build in NETWORKS.items():
-        cells = []
+    for name in (name for name in NETWORKS if options.only in name):
+        build, cells = NETWORKS[name], []
         for network in (build(), build().readout_only()):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of units that use the learner of sigmoids
@@ -281,6 +281,7 @@ if __name__ == "__main__":
     parser.add_argument("--priors", type=int, default=100, help="fresh networks, or tasks (default: 100)")
     parser.add_argument("--at", type=int, nargs="+", default=[20], help="updates after which to ask (default: 20)")
     parser.add_argument("--maml", nargs="+", default=[], metavar="RULE", help="with `prior`: rules of maml.toml")
+    parser.add_argument("--only", default="", help="with `networks`: those with this in their name")
     parser.add_argument("--held-out", action="store_true", help="of the training set, in place of the test set")
     parser.add_argument("--baselines", action="store_true", help="of `sinusoids`: SGD and Adam too")
     parser.add_argument("--out", help="picture of `training` or `prior` (default: mplp_training.png, mplp_prior.png)")
