@@ -8,7 +8,7 @@ import torch
 
 import mpgraph as mg
 from mpgraph import cli, data
-from mpgraph.architectures import mlp
+from mpgraph.architectures import mlp, random_graph
 from mpgraph.meta import Sinusoids, Tasks
 
 
@@ -63,6 +63,15 @@ def test_other_units_learn_above_their_readout_alone(digits, activation):
     network = mlp([64, 32, 10], activation)
     alone = accuracy(network.readout_only(), digits, updates=60, priors=2)
     assert accuracy(network, digits, updates=60, priors=2) > alone
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:MPLP. this rule has no learner")
+def test_a_deep_random_graph_of_step_neurons_learns_above_its_readout_alone(digits):
+    """Errors that grew from level to level would leave nothing to learn from but noise."""
+    network = random_graph(100, activation="step")  # 86 levels
+    alone = accuracy(network.readout_only(), digits, updates=100, priors=1)
+    assert accuracy(network, digits, updates=100, priors=1) > alone
 
 
 @torch.no_grad()
