@@ -14,10 +14,9 @@ mnist (section 4.2, Figure 4, Table 1): 144-50-10, images of 12x12; step: step u
 whether what was learned stays. After them accuracy is taken on the whole test set, and on 100 test images as the
 authors do it: for each prior the next 100. `--held-out`, for choosing: 2,000 images held out from the training set in
 place of the test set, those of search.py. baselines: SGD and Adam from the same priors, N(0, 0.05) and biases of
-zero, by their best rate. networks: others than the rule was trained on, digits, beside the readout alone, from the
-same weights and by the same batches. sinusoids
-(4.1.1): L2 loss, 1-20-20-1, fresh points in every step. prior (4.1.2, Figure 3): two steps from initial weights that
-were learned with the rule; and from random ones.
+zero, by their best rate. networks: other kinds than 144-50-10, digits, beside the readout alone, from the same weights
+and by the same batches. sinusoids (4.1.1): L2 loss, 1-20-20-1, fresh points in every step. prior (4.1.2, Figure 3): two
+steps from initial weights that were learned with the rule; and from random ones.
 """
 
 import argparse
@@ -139,7 +138,7 @@ NETWORKS = {
 
 @torch.no_grad()
 def networks(options):
-    """Networks that the rule never met, on digits, beside the readout alone."""
+    """Other kinds of networks, on digits, beside the readout alone."""
     found, at = images("digits", 8, options.held_out), options.at
     for name in (name for name in NETWORKS if options.only in name):
         build, cells = NETWORKS[name], []
