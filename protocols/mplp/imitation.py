@@ -17,9 +17,9 @@ of hidden units differ little between examples, and what they have in common tea
 the middle of its range, which does the same. The link below the loss shrinks all errors, at last to `LAST` of what they
 were, so the first steps are large and later ones average. Units receive the mean of messages.
 
-An error goes down times little more than the sign of a weight (sign symmetry). So it does not grow with the weights
-until, in a graph of fifty levels, only signs of errors would be left. Errors of hidden units are smaller than those of
-outputs, so all weights learn at about one rate, and it matters little which weight reads what.
+A weight sends its error down times little more than its own sign (sign symmetry), so errors do not grow with the
+weights; if they did, nothing but their signs would be left at the bottom of a deep graph. Errors of hidden units are
+smaller than those of outputs, so all weights learn at about one rate, and it matters little which weight reads what.
 
 Numbers that an agent reads are drawn at random, of all sizes that they have in networks, fresh or not, activities as
 those of sigmoid, step, tanh and relu units and of inputs; so is its memory. Small errors are drawn as often as large
