@@ -139,9 +139,9 @@ NETWORKS = {
 @torch.no_grad()
 def networks(options):
     """Other kinds of networks, on digits, beside the readout alone."""
-    found, at = images("digits", 8, options.held_out), options.at
-    for name in (name for name in NETWORKS if options.only in name):
-        build, cells = NETWORKS[name], []
+    found = images("digits", 8, options.held_out)
+    for name, build in NETWORKS.items():
+        cells = []
         for network in (build(), build().readout_only()):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of units that use the learner of sigmoids
@@ -150,11 +150,11 @@ def networks(options):
             part = [t.reshape(shape) for t in (found.train_x, found.test_x)]
             shaped = replace(found, train_x=part[0], test_x=part[1])
             whole, _ = learned(
-                program, shaped, options.priors, at, lambda s, p=program: p.init(s - 1000, batch_size=BATCH)
+                program, shaped, options.priors, options.at, lambda s, p=program: p.init(s - 1000, batch_size=BATCH)
             )
             cells.append(whole)
         ours, alone = cells
-        above = {t: ours[t] - alone[t] for t in at}
+        above = {t: ours[t] - alone[t] for t in options.at}
         print(f"{name}, {options.priors} seeds, accuracy in % after updates of 8: {shown(ours)}", flush=True)
         print(f"    readout alone {shown(alone)}; above it {shown(above)}", flush=True)
 
@@ -280,7 +280,6 @@ if __name__ == "__main__":
     parser.add_argument("--priors", type=int, default=100, help="fresh networks, or tasks (default: 100)")
     parser.add_argument("--at", type=int, nargs="+", default=[20], help="updates after which to ask (default: 20)")
     parser.add_argument("--maml", nargs="+", default=[], metavar="RULE", help="with `prior`: rules of maml.toml")
-    parser.add_argument("--only", default="", help="with `networks`: those with this in their name")
     parser.add_argument("--held-out", action="store_true", help="of the training set, in place of the test set")
     parser.add_argument("--baselines", action="store_true", help="of `sinusoids`: SGD and Adam too")
     parser.add_argument("--out", help="picture of `training` or `prior` (default: mplp_training.png, mplp_prior.png)")
